@@ -1,0 +1,47 @@
+# make demo: set up and run the main job on built-in data. make test: set up and pass the tests.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
+.DEFAULT_GOAL := help
+
+.PHONY: help install demo test lint format clean
+
+help:
+	@echo "make demo     install and run cmpl on the built-in data (about 5 minutes)"
+	@echo "make install  .venv with everything development needs"
+	@echo "make test     install and run the tests"
+	@echo "make lint     ruff and mypy"
+	@echo "make format   let ruff format the code"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt pip
+
+# Stamps are made anew when what they depend on changes.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+install: $(VENV)/.dev
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/cmpl demo $(DEMO_FLAGS)
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
