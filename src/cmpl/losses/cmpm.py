@@ -1,0 +1,104 @@
+"""Cross-modal projection matching: the distribution of projections against the distribution of matches."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpl.losses.inputs import check_embeddings, check_labels, computing_dtype, unit_vectors
+
+
+class CMPMTerms(NamedTuple):
+    """The two directions of the matching loss, scalars in nats."""
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+class CMPMLoss(nn.Module):
+    """Cross-modal projection matching loss (Zhang and Lu, ECCV 2018, eq. 1-6): the sum of `cmpm_terms`."""
+
+    def __init__(self, epsilon: float = 1e-8) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        image_labels: Tensor,
+        text_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar loss in nats; arguments and errors as in `cmpm_terms`."""
+        terms = cmpm_terms(image_embeddings, text_embeddings, image_labels, text_labels, self.epsilon)
+        return terms.image_to_text + terms.text_to_image
+
+    def extra_repr(self) -> str:
+        return f"epsilon={self.epsilon:g}"
+
+
+def cmpm_terms(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor | None = None,
+    epsilon: float = 1e-8,
+) -> CMPMTerms:
+    """KL(p || q) from images to texts and from texts to images (Zhang and Lu, ECCV 2018, eq. 1-6).
+
+    p_ij = softmax_j(x_i . z_j / |z_j|) over all texts j of the batch, q_ij is uniform over the texts matching image i,
+    and the image to text term is mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)); the other direction swaps x and z.
+
+    image_embeddings [n, d], text_embeddings [m, d]: any float type, not normalised. Half types are computed in float32,
+        inside autocast too; float64 stays float64.
+    image_labels [n], text_labels [m]: integers, equal means match; text_labels defaults to image_labels, then n = m.
+    epsilon, above 0, bounds log q where nothing matches. The original adds a second one to the ratio inside the
+        logarithm; it changes a term by at most 1e-8 nats and is not kept.
+
+    A NaN or infinite embedding gives a NaN loss. Raises ValueError for wrong shapes or label types, and when an image
+    has no matching text or a text no matching image, naming its row. With text_labels on a GPU this check waits for
+    the device; labels may stay on the CPU, and then it does not.
+    """
+    check_embeddings(image_embeddings, text_embeddings)
+    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
+    if text_labels is None:
+        text_labels = check_labels(image_labels, len(text_embeddings), "text_labels (taken from image_labels)")
+    else:
+        text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
+        _check_every_row_matches(image_labels, text_labels, "image", "text")
+        _check_every_row_matches(text_labels, image_labels, "text", "image")
+    device = image_embeddings.device
+    matches = image_labels.to(device, non_blocking=True)[:, None] == text_labels.to(device, non_blocking=True)
+    dtype = computing_dtype(image_embeddings, text_embeddings)
+    images, texts = image_embeddings.to(dtype), text_embeddings.to(dtype)
+    with torch.autocast(device.type, enabled=False):
+        return CMPMTerms(
+            image_to_text=_matching_divergence(images @ unit_vectors(texts).T, matches, epsilon),
+            text_to_image=_matching_divergence(texts @ unit_vectors(images).T, matches.T, epsilon),
+        )
+
+
+def _matching_divergence(projections: Tensor, matches: Tensor, epsilon: float) -> Tensor:
+    """Mean over rows of sum_j p log(p / (q + epsilon)): p = softmax(projections) [n, m], q uniform over the matches.
+
+    q takes two values in a row, so no [n, m] logarithm of it is needed: p is measured against the value at a match, and
+    the share of p that went astray is charged the difference of the two.
+    """
+    log_p = F.log_softmax(projections, dim=1)
+    p = log_p.exp()
+    log_q_at_match = (1 / matches.sum(dim=1).to(p.dtype) + epsilon).log()
+    against_match = (p * (log_p - log_q_at_match[:, None])).sum(dim=1)
+    astray = p.masked_fill(matches, 0).sum(dim=1)
+    return (against_match + astray * (log_q_at_match - math.log(epsilon))).mean()
+
+
+def _check_every_row_matches(labels: Tensor, other_labels: Tensor, name: str, other_name: str) -> None:
+    matched = torch.isin(labels, other_labels)
+    if not bool(matched.all()):
+        row = int(matched.logical_not().nonzero()[0])
+        raise ValueError(
+            f"{name} row {row} (label {int(labels[row])}) matches no {other_name}; "
+            f"expected at least one {other_name} of that label in the batch"
+        )

@@ -1,0 +1,48 @@
+"""What every loss asks of its inputs, and the one L2 normalisation they share."""
+
+import torch
+from torch import Tensor
+
+_SQUARED_NORM_FLOOR = 1e-12
+
+
+def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
+    """Vectors scaled to length 1 along `dim`; those shorter than 1e-6 are multiplied by 1e6 instead.
+
+    The floor is on the squared norm, as in TensorFlow's l2_normalize: a zero vector stays zero with a finite gradient.
+    torch.nn.functional.normalize bounds the norm itself and differs below that length.
+    """
+    squared_norm = vectors.square().sum(dim, keepdim=True)
+    return vectors * squared_norm.clamp(min=_SQUARED_NORM_FLOOR).rsqrt()
+
+
+def computing_dtype(*tensors: Tensor) -> torch.dtype:
+    """The widest type of `tensors`, and float32 at least: a softmax over a batch needs more than bfloat16 holds."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def check_embeddings(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
+    """Raise ValueError unless both are non-empty floating point matrices [n, d] and [m, d] of one d."""
+    for name, embeddings in (("image_embeddings", image_embeddings), ("text_embeddings", text_embeddings)):
+        if embeddings.ndim != 2 or not embeddings.is_floating_point() or len(embeddings) == 0:
+            raise ValueError(
+                f"{name} are {embeddings.dtype} of shape {tuple(embeddings.shape)}; "
+                "expected at least one row of floating point numbers, [rows, dimension]"
+            )
+    if image_embeddings.shape[1] != text_embeddings.shape[1]:
+        raise ValueError(
+            f"image_embeddings have dimension {image_embeddings.shape[1]} and text_embeddings "
+            f"{text_embeddings.shape[1]}; expected the same"
+        )
+
+
+def check_labels(labels: Tensor, rows: int, name: str) -> Tensor:
+    """Labels as int64 [rows]. Raise ValueError for another shape, and for types that merge or can't hold identities."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} are {labels.dtype}; expected integers, as only these compare exactly (try .long())")
+    if labels.shape != (rows,):
+        raise ValueError(f"{name} have shape {tuple(labels.shape)}; expected one label for each of the {rows} rows")
+    return labels.long()
