@@ -1,0 +1,152 @@
+"""The command line: one parser, one function per command. What a command does is done elsewhere."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cmpl
+from cmpl.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for a user's mistake, 130 or 143 after a signal."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.run is not _train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.run is _train:
+        options.overrides = rest
+    try:
+        code: int = options.run(options) or 0
+    except UserError as error:
+        print(f"cmpl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cmpl: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cmpl", description="Train, evaluate and look at image-text matching models.")
+    parser.add_argument("--version", action="version", version=f"cmpl {cmpl.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", _demo, "train, evaluate and report on built-in drawings")
+    demo.add_argument("--output", type=Path, default=Path("cmpl-demo"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--quick", action="store_true", help="fewer drawings and epochs: done in about a minute")
+
+    prepare = command("prepare", _prepare, "turn annotations and pictures into a DATA directory")
+    prepare.add_argument("format", metavar="FORMAT", help="flickr8k, flickr30k or coco (Karpathy's JSON)")
+    prepare.add_argument("--annotations", type=Path, required=True, metavar="FILE")
+    prepare.add_argument("--images", type=Path, required=True, metavar="DIR", help="where the pictures lie")
+    prepare.add_argument("--output", type=Path, required=True, metavar="DATA")
+    prepare.add_argument(
+        "--size", type=int, default=256, help="shorter side in pixels (default 256), 0 keeps the bytes"
+    )
+    prepare.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a picture that can't be read")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
+
+    train = command("train", _train, "train a recipe; any of its fields can follow, as --stage1.epochs 3")
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a built-in name (cmpl recipes) or a YAML file")
+    train.add_argument("--data", type=Path, metavar="DATA")
+    train.add_argument("--output", type=Path, metavar="RUN")
+    train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
+    train.add_argument("--fields", action="store_true", help="list the recipe's fields with their defaults, and stop")
+
+    evaluate = command("evaluate", _evaluate, "recall, mAP and ranks on a split, in both directions")
+    evaluate.add_argument("model", metavar="RUN", help="a finished RUN, or a model's directory")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DATA")
+    evaluate.add_argument("--split", default="test", help="default: %(default)s")
+    evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
+    evaluate.add_argument(
+        "--metric-definition",
+        choices=("standard", "original"),
+        default="standard",
+        help="original: print the original's mAP too, which counts one hit short",
+    )
+
+    report = command("report", _report, "one self-contained HTML page about a run")
+    report.add_argument("run_directory", type=Path, metavar="RUN")
+    report.add_argument("--data", type=Path, metavar="DATA", help="default: the one RUN was trained on")
+    report.add_argument("--split", default="val", help="default: %(default)s")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+
+    inspect = command("inspect", _inspect, "what is in a DATA or RUN directory, in a screenful")
+    inspect.add_argument("path", type=Path, metavar="DATA|RUN")
+
+    command("recipes", _recipes, "list the built-in recipes")
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from cmpl.demo import run_demo
+
+    run_demo(options.output, quick=options.quick)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from cmpl.data.prepare import prepare_format
+
+    print(
+        prepare_format(
+            options.format,
+            options.annotations,
+            options.images,
+            options.output,
+            size=options.size,
+            workers=options.workers,
+            on_error=options.on_error,
+        )
+    )
+
+
+def _train(options: argparse.Namespace) -> int | None:
+    from cmpl.training.recipe import field_help
+
+    if options.fields:
+        print(field_help())
+        return None
+    missing = [name for name in ("recipe", "data", "output") if getattr(options, name) is None]
+    if missing:
+        raise UserError(f"missing {' and '.join(missing)}; expected cmpl train RECIPE --data DATA --output RUN")
+    from cmpl.commands import train_command
+
+    return train_command(options.recipe, options.overrides, options.data, options.output, options.resume)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from cmpl.commands import evaluate_command
+
+    print(evaluate_command(options.model, options.data, options.split, options.output, options.metric_definition))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from cmpl.commands import report_command
+
+    print(report_command(options.run_directory, options.data, options.split, options.output))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from cmpl.commands import inspect_command
+
+    print(inspect_command(options.path))
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from cmpl.training.recipe import describe_recipes
+
+    print(describe_recipes())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What the commands do: they join data, training and evaluation, and return what is to be printed."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmpl.errors import UserError
+from cmpl.files import write_text
+
+if TYPE_CHECKING:
+    from cmpl.data.dataset import Split
+    from cmpl.models.dual_encoder import DualEncoder
+
+
+def train_command(recipe_name: str, overrides: list[str], data: Path, run: Path, resume: bool) -> int:
+    """Train a recipe; returns the exit code."""
+    from cmpl.training.recipe import load_recipe
+
+    recipe = load_recipe(recipe_name, overrides)
+    from cmpl.data.dataset import open_data
+    from cmpl.training.loop import Interrupted, train
+
+    try:
+        best = train(recipe, open_data(data), run, resume=resume)
+    except Interrupted as stop:
+        print(f"cmpl: {stop}; the same command with --resume goes on from here", file=sys.stderr)
+        return 128 + stop.number
+    report_command(run, data, "val", None)
+    where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
+    print(f"best on val: rsum {best['rsum']:.1f} ({where})")
+    print(f"model: {run / 'model'}\nreport: {run / 'report.html'}")
+    return 0
+
+
+def evaluate_command(name: str, data: Path, split_name: str, output: Path | None, definition: str) -> str:
+    """Evaluate a model on a split; the table, and the numbers as JSON in `output`."""
+    from cmpl.data.dataset import open_data
+    from cmpl.evaluation.metrics import evaluate_retrieval
+    from cmpl.models.dual_encoder import DualEncoder
+    from cmpl.models.embed import embed_split
+
+    directory = model_directory(name)
+    split = open_data(data).split(split_name)
+    seen = embed_split(DualEncoder.from_pretrained(directory), split, progress=True)
+    result = evaluate_retrieval(
+        seen.images, seen.texts, seen.image_labels, seen.text_labels, metric_definition=definition
+    )
+    counts = {"pictures": len(seen.images), "captions": len(seen.texts)}
+    if output is not None:
+        facts = {"model": directory, "data": str(data), "split": split_name, **counts}
+        write_text(output, json.dumps({**facts, **result.to_dict()}, indent=2) + "\n")
+    return f"{split_name}: {counts['pictures']:,} pictures, {counts['captions']:,} captions\n{result.to_table()}"
+
+
+def report_command(run: Path, data: Path | None, split_name: str, output: Path | None) -> str:
+    """Write a run's report; a line that says where."""
+    from cmpl.data.dataset import open_data
+    from cmpl.models.dual_encoder import DualEncoder
+    from cmpl.training.log import read_metrics
+
+    directory = model_directory(str(run))
+    history = read_metrics(run)
+    if not history:
+        raise UserError(f"{run} has no metrics.jsonl; expected a training run as `cmpl train --output RUN` writes it")
+    split = open_data(data or Path(history[0]["data"])).split(split_name)
+    path = output or run / "report.html"
+    write_run_report(path, run, DualEncoder.from_pretrained(directory), split, split_name)
+    return f"report: {path}"
+
+
+def write_run_report(path: Path, run: Path, model: "DualEncoder", split: "Split", split_name: str) -> Any:
+    """Evaluate `model` on a split, write the report of its run, and return the RetrievalResult."""
+    from cmpl.evaluation.metrics import evaluate_retrieval
+    from cmpl.evaluation.report import write_report
+    from cmpl.models.embed import embed_split
+    from cmpl.training.log import read_metrics
+    from cmpl.training.recipe import load_recipe
+
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    seen = embed_split(model, split, progress=True)
+    result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels)
+    facts = {
+        "Recipe": f"{recipe.name}: {recipe.summary}",
+        "Split": f"{split_name}, {len(seen.images):,} pictures with {len(seen.texts):,} captions",
+        "Image encoder": recipe.model.image.name,
+        "Losses": ", ".join(f"{name} {weight:g}" for name, weight in asdict(recipe.loss).items() if weight),
+    }
+    write_report(
+        path,
+        title=f"{recipe.name} on {split_name}",
+        facts=facts,
+        result=result,
+        image_embeddings=seen.images,
+        text_embeddings=seen.texts,
+        image_labels=seen.image_labels,
+        text_labels=seen.text_labels,
+        captions=seen.captions,
+        thumbnail=split.picture,
+        history=read_metrics(run),
+    )
+    return result
+
+
+def inspect_command(path: Path) -> str:
+    """What is in a DATA or RUN directory."""
+    from cmpl.data.dataset import inspect_data
+
+    if (path / "recipe.yaml").is_file():
+        return _inspect_run(path)
+    return inspect_data(path)
+
+
+def model_directory(name: str) -> str:
+    """The model of a finished RUN, or the directory or hub name of a model as it is.
+
+    Raises UserError when the run is half-trained.
+    """
+    run = Path(name)
+    if not (run / "recipe.yaml").is_file():
+        return name
+    from cmpl.training.log import read_metrics
+    from cmpl.training.loop import finished
+
+    if finished(run):
+        return str(run / "model")
+    rows = [row for row in read_metrics(run) if row["kind"] == "val"]
+    reached = f"stage {rows[-1]['stage']}, epoch {rows[-1]['epoch']}" if rows else "before its first epoch's end"
+    best = f", or name {run / 'model'} for the best so far" if rows else ""
+    raise UserError(f"{run} is half-trained ({reached}); finish it with cmpl train ... --resume{best}")
+
+
+def _inspect_run(run: Path) -> str:
+    from cmpl.training.log import read_metrics
+    from cmpl.training.loop import finished
+    from cmpl.training.recipe import load_recipe
+
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    rows = read_metrics(run)
+    validations = [row for row in rows if row["kind"] == "val"]
+    lines = [
+        f"RUN {run}: {'finished' if finished(run) else 'not finished'}, {rows[-1]['step'] if rows else 0:,} steps",
+        f"recipe {recipe.name}: {recipe.summary}",
+        f"image encoder {recipe.model.image.name}, losses CMPM x {recipe.loss.cmpm:g} and CMPC x {recipe.loss.cmpc:g}",
+    ]
+    lines += [f"data {rows[0]['data']}"] if rows else []
+    if validations:
+        lines.append("val                      R@1 i->t   R@1 t->i       rsum")
+        for row in validations:
+            name = f"stage {row['stage']} epoch {row['epoch']:>3} {row['weights']}"
+            recalls = f"{row['image_to_text']['R@1']:10.1f} {row['text_to_image']['R@1']:10.1f}"
+            lines.append(f"{name:<23} {recalls} {row['rsum']:10.1f}")
+    return "\n".join(lines)

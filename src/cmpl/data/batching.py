@@ -1,0 +1,162 @@
+"""What an epoch reads, decided in advance from a seed, and the batches made of it.
+
+A batch holds each of its pictures once with several of its captions: b pictures, m captions. The plan owns all
+randomness (order, captions, mirroring, crops), so batches are the same for any number of workers and after a resume.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmpl.data.text import pad
+from cmpl.data.transforms import PictureInput, random_crop
+
+if TYPE_CHECKING:
+    from cmpl.data.dataset import Split
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which pictures and captions make one batch, and how the pictures are changed."""
+
+    pictures: np.ndarray  # int64 [b], rows of the split
+    captions: list[np.ndarray]  # for each of the b pictures, which of its captions
+    mirrored: np.ndarray  # bool [b]
+    crops: np.ndarray  # float64 [b, 4], in 0..1, decide the crop of a picture
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b pictures (or their features) with m captions."""
+
+    tokens: Tensor  # int64 [m, t]
+    lengths: Tensor  # int64 [m], stays on the CPU
+    image_labels: Tensor  # int64 [b]
+    text_labels: Tensor  # int64 [m]
+    classes: Tensor  # int64 [m], the label's number among the training labels
+    picture_rows: Tensor  # int64 [m], which of the b pictures a caption belongs to
+    pictures: Tensor | None = None  # [b, 3, height, width], values 0..255
+    features: Tensor | None = None  # float32 [b, num_features]
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._map(lambda name, value: value if name == "lengths" else value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self._map(lambda _, value: value.pin_memory())
+
+    def _map(self, change: Callable[[str, Tensor], Tensor]) -> "Batch":
+        present = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Batch(**{name: change(name, value) for name, value in present.items() if value is not None})
+
+
+def plan_epoch(
+    caption_counts: Sequence[int],
+    *,
+    batch_size: int,
+    captions_per_picture: int,
+    covers: Literal["pictures", "captions"],
+    mirror: bool,
+    seed: Sequence[int],
+) -> list[BatchPlan]:
+    """The batches of one epoch.
+
+    caption_counts: captions of each picture. captions_per_picture: 0 takes all. covers: `pictures` draws every picture
+    once with some of its captions, `captions` every caption once, in groups of captions_per_picture that share their
+    picture. A last batch that is not full is left out, unless it is the only one.
+    """
+    random = np.random.default_rng(list(seed))
+    items: list[tuple[int, np.ndarray]] = []
+    for picture, count in enumerate(caption_counts):
+        order = random.permutation(count)
+        group = min(captions_per_picture or count, count)
+        if covers == "pictures":
+            items.append((picture, order[:group]))
+        else:
+            items += [(picture, order[start : start + group]) for start in range(0, count, group)]
+    shuffled = random.permutation(len(items))
+    mirrored = random.random(len(items)) < 0.5 if mirror else np.zeros(len(items), dtype=bool)
+    crops = random.random((len(items), 4))
+    size = min(batch_size, len(items))
+    return [
+        BatchPlan(
+            np.array([items[item][0] for item in shuffled[start : start + size]]),
+            [items[item][1] for item in shuffled[start : start + size]],
+            mirrored[start : start + size],
+            crops[start : start + size],
+        )
+        for start in range(0, len(items) - size + 1, size)
+    ]
+
+
+class BatchSource:
+    """Makes the batches of a split. With `features` [n, 1 or 2, num_features] (plain, mirrored) no picture is read."""
+
+    def __init__(
+        self,
+        split: "Split",
+        tokenize: Callable[[str], list[int]],
+        picture_input: PictureInput,
+        *,
+        features: np.ndarray | None = None,
+        smallest_crop: float = 1.0,
+    ) -> None:
+        self.split = split
+        self.picture_input = picture_input
+        self.features = features
+        self.smallest_crop = smallest_crop
+        self.tokens = [[tokenize(caption) for caption in captions] for captions in split.captions]
+        self.caption_counts = [len(captions) for captions in self.tokens]
+        labels, classes = np.unique(split.labels, return_inverse=True)
+        self.num_classes = len(labels)
+        self._labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+        self._classes = torch.from_numpy(classes.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        """The batch of a plan (named so that a DataLoader with the plans as its sampler can call it)."""
+        rows = torch.from_numpy(plan.pictures)
+        counts = torch.tensor([len(chosen) for chosen in plan.captions])
+        picture_rows = torch.arange(len(rows)).repeat_interleave(counts)
+        chosen = zip(plan.pictures, plan.captions, strict=True)
+        tokens, lengths = pad([self.tokens[picture][caption] for picture, row in chosen for caption in row])
+        labels = self._labels[rows]
+        images: dict[str, Tensor] = {}
+        if self.features is not None:
+            images["features"] = torch.from_numpy(self.features[plan.pictures, plan.mirrored.astype(np.int64)]).float()
+        else:
+            images["pictures"] = torch.stack([self._picture(plan, row) for row in range(len(rows))])
+        return Batch(
+            tokens, lengths, labels, labels[picture_rows], self._classes[rows][picture_rows], picture_rows, **images
+        )
+
+    def _picture(self, plan: BatchPlan, row: int) -> Tensor:
+        from cmpl.data.pictures import decode_picture
+
+        index = int(plan.pictures[row])
+        picture = decode_picture(self.split.picture(index), self.split.image_ids[index])
+        if self.smallest_crop < 1:
+            picture = random_crop(picture, self.smallest_crop, plan.crops[row])
+        resized = self.picture_input.resize(picture)
+        return resized.flip(-1) if plan.mirrored[row] else resized
+
+
+def load_batches(source: BatchSource, plans: list[BatchPlan], workers: int, device: torch.device) -> Iterator[Batch]:
+    """The batches of `plans` in their order, on `device`; pictures are decoded by `workers` processes (0: here)."""
+    from torch.utils.data import DataLoader
+
+    loader: DataLoader[Batch] = DataLoader(
+        source,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=plans,  # type: ignore[arg-type]
+        num_workers=0 if source.features is not None else workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # a loader left to itself would draw from the generator that dropout uses
+    )
+    for batch in loader:
+        yield batch.to(device)

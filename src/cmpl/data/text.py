@@ -1,0 +1,80 @@
+"""Captions into word numbers: one tokenizer for training and for serving, and the published vocabulary."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cmpl.errors import UserError
+
+PADDING = 0
+UNKNOWN = 1
+_FIRST_WORD = 2
+_WORD = re.compile(r"\w+|'\w*")
+
+Markers = Literal["none", "start", "both"]
+_MARKERS: dict[Markers, tuple[list[str], list[str]]] = {
+    "none": ([], []),
+    "start": (["<start>"], []),
+    "both": (["<start>"], ["<end>"]),
+}
+
+
+def tokenize(caption: str) -> list[str]:
+    """Lower-case words of a caption, without punctuation; an apostrophe starts a word of its own ("dog's": dog 's).
+
+    On captions already split in the Penn Treebank way this gives the words of Karpathy's annotations.
+    """
+    return _WORD.findall(caption.lower().replace("\u2019", "'"))
+
+
+class Vocabulary:
+    """Words and their numbers: 0 is padding, 1 an unknown word, 2 and up the words by falling count."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        if len(set(words)) != len(words):
+            raise ValueError("a word stands twice in the vocabulary")
+        self.words = list(words)
+        self._number = {word: number for number, word in enumerate(self.words, start=_FIRST_WORD)}
+
+    @classmethod
+    def from_captions(cls, captions: Iterable[str], min_count: int = 3, markers: Markers = "none") -> "Vocabulary":
+        """Words seen at least `min_count` times, after the markers; words of equal count in alphabetical order."""
+        counts = Counter(word for caption in captions for word in tokenize(caption))
+        kept = [word for word, count in counts.items() if count >= min_count]
+        before, behind = _MARKERS[markers]
+        return cls([*before, *behind, *sorted(kept, key=lambda word: (-counts[word], word))])
+
+    def __len__(self) -> int:
+        """Rows an embedding table needs: all words, padding and the unknown word."""
+        return len(self.words) + _FIRST_WORD
+
+    def encode(self, caption: str, max_words: int | None = None, markers: Markers = "none") -> list[int]:
+        """Word numbers of a caption, cut after `max_words`. A caption without a word is one unknown word."""
+        before, behind = _MARKERS[markers]
+        words = [*before, *tokenize(caption)[:max_words], *behind]
+        return [self._number.get(word, UNKNOWN) for word in words] or [UNKNOWN]
+
+    def save(self, path: Path) -> None:
+        """One word a line, in the order of their numbers."""
+        path.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        try:
+            return cls(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a vocabulary of one word a line ({error}); copy the model again") from error
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Word numbers of m captions as (tokens int64 [m, longest], lengths int64 [m]), padded at the end."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    tokens = torch.full((len(sequences), int(lengths.max())), PADDING)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.as_tensor(sequence)
+    return tokens, lengths

@@ -1,0 +1,79 @@
+"""Writing files and directories so that nothing half-written ever looks whole."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cmpl.errors import UserError
+
+
+@contextmanager
+def full_disk_is_an_error(path: Path) -> Iterator[None]:
+    """Turn "no space left" while writing below `path` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"the disk of {path} is full ({free / 1e6:.0f} MB free); free some space and run again"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or leave the one that was there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with full_disk_is_an_error(path), temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its place when the block ends well and vanishes when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with full_disk_is_an_error(path):
+            yield temporary
+            _flush(temporary)
+        if path.exists():
+            previous = path.with_name(f".{path.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            path.rename(previous)
+            temporary.rename(path)
+            shutil.rmtree(previous)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_occupied(path: Path, what: str) -> None:
+    """An output directory must be new or empty."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; expected a directory to write {what} to, name another --output")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path} exists and is not empty; expected a new directory for {what}, name another --output")
+
+
+def _flush(directory: Path) -> None:
+    """Have the system write what the files hold before the directory gets its name."""
+    for file in directory.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,194 @@
+"""The matcher: an image encoder and a text encoder, each followed by a projection into one space.
+
+model = DualEncoder.from_pretrained("RUN/model")
+scores = model.encode_text(["a dog runs"]) @ model.encode_image(["dog.jpg"]).T
+"""
+
+from collections.abc import Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpl.data.text import Vocabulary, pad
+from cmpl.models.config import ModelConfig
+from cmpl.models.image import create_image_encoder
+from cmpl.models.projection import Projection
+from cmpl.models.text import BiLSTMEncoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cmpl.data.transforms import PictureInput
+
+T = TypeVar("T")
+
+
+class DualEncoder(nn.Module):
+    """Pictures and sentences into one space of `config.projection.dim` dimensions.
+
+    config: what the encoders are made of. vocabulary: the words the text encoder knows.
+    picture_input: what the image encoder expects to see; None takes it from the image encoder's own settings.
+    """
+
+    def __init__(
+        self, config: ModelConfig, vocabulary: Vocabulary, picture_input: "PictureInput | None" = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        size = (config.image.size[0], config.image.size[1]) if config.image.size else None
+        self.image_encoder, expected = create_image_encoder(config.image.name, config.image.weights, size)
+        expected.resample = config.image.resample
+        self.picture_input = picture_input or expected
+        self.feature_dropout = nn.Dropout(config.image.feature_dropout)
+        text = config.text
+        self.text_encoder = BiLSTMEncoder(
+            len(vocabulary), text.word_dim, text.hidden_dim, dropout=text.dropout, pool_padding=text.pool_padding
+        )
+        projection = config.projection
+        norm = {"eps": projection.norm_eps, "momentum": projection.norm_momentum}
+        self.num_image_features: int = self.image_encoder.num_features  # type: ignore[assignment]
+        self.image_projection = Projection(self.num_image_features, projection.dim, **norm)
+        self.text_projection = Projection(self.text_encoder.num_features, projection.dim, **norm)
+        self._image_encoder_mode: bool | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_projection.linear.weight.device
+
+    def freeze_image_encoder(self, *, move_batch_norm: bool = False) -> None:
+        """Keep the image encoder's weights, mode and batch-norm statistics as they are.
+
+        move_batch_norm: leave it in training mode, so that batch norm uses and follows each batch (the original).
+        """
+        self.image_encoder.requires_grad_(False)
+        self._image_encoder_mode = None if move_batch_norm else False
+        self.train(self.training)
+
+    def unfreeze_image_encoder(self, *, fixed_batch_norm: bool = False) -> None:
+        """Train the image encoder; with `fixed_batch_norm` its batch norm keeps evaluation mode and statistics."""
+        self.image_encoder.requires_grad_(True)
+        self._image_encoder_mode = False if fixed_batch_norm else None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        super().train(mode)
+        if self._image_encoder_mode is not None:
+            self.image_encoder.train(self._image_encoder_mode)
+        return self
+
+    def image_features(self, pictures: Tensor) -> Tensor:
+        """Resized pictures [b, 3, height, width], values 0..255 -> the image encoder's features [b, num_features]."""
+        dtype = self.text_projection.linear.weight.dtype
+        return self.image_encoder(self.picture_input.normalize(pictures, dtype))  # type: ignore[no-any-return]
+
+    def embed_image_features(self, features: Tensor) -> Tensor:
+        """Features [b, num_features] -> embeddings [b, dim], not normalised."""
+        return self.image_projection(self.feature_dropout(features))  # type: ignore[no-any-return]
+
+    def embed_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """tokens int64 [m, t], lengths int64 [m] -> embeddings [m, dim], not normalised."""
+        return self.text_projection(self.text_encoder(tokens, lengths))  # type: ignore[no-any-return]
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, *, pictures: Tensor | None = None, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Image embeddings [b, dim] and text embeddings [m, dim], not normalised.
+
+        Give either resized `pictures` [b, 3, height, width] or, for a frozen image encoder, their `features`.
+        """
+        if (pictures is None) == (features is None):
+            raise ValueError("give either pictures or their features")
+        if features is None:
+            assert pictures is not None
+            features = self.image_features(pictures)
+        return self.embed_image_features(features), self.embed_tokens(tokens, lengths)
+
+    def tokenize(self, caption: str) -> list[int]:
+        """Word numbers as the text encoder reads them."""
+        return self.vocabulary.encode(caption, self.config.text.max_words, self.config.text.markers)
+
+    def encode_text(self, captions: Iterable[str], batch_size: int = 256, *, progress: bool = False) -> Tensor:
+        """Sentences -> float32 [n, dim] of unit length, on the CPU."""
+
+        def embed(batch: list[str]) -> Tensor:
+            tokens, lengths = pad([self.tokenize(caption) for caption in batch])
+            return self.embed_tokens(tokens.to(self.device), lengths)
+
+        return self._encode(captions, batch_size, embed, "captions", progress)
+
+    def encode_image(
+        self,
+        pictures: "Iterable[str | Path | bytes | Image | np.ndarray | Tensor]",
+        batch_size: int = 64,
+        *,
+        progress: bool = False,
+    ) -> Tensor:
+        """Pictures -> float32 [n, dim] of unit length, on the CPU.
+
+        pictures: paths, encoded bytes, PIL pictures, arrays uint8 [h, w, 3] or tensors uint8 [3, h, w]; of any number,
+            read batch by batch.
+        Raises UserError naming a picture that can't be read.
+        """
+        from cmpl.data.pictures import load_picture
+
+        with ThreadPoolExecutor() as threads:
+
+            def embed(batch: list[Any]) -> Tensor:
+                resized = threads.map(lambda picture: self.picture_input.resize(load_picture(picture)), batch)
+                pixels = torch.stack(list(resized)).to(self.device)
+                return self.embed_image_features(self.image_features(pixels))
+
+            return self._encode(pictures, batch_size, embed, "pictures", progress)
+
+    def _encode(self, items: Iterable[T], batch_size: int, embed: Any, unit: str, progress: bool) -> Tensor:
+        from tqdm import tqdm
+
+        if isinstance(items, str | bytes | Path):
+            raise TypeError(f"expected a list of {unit}, found one {type(items).__name__}")
+        total = len(items) if isinstance(items, Sized) else None
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode(), tqdm(total=total, unit=f" {unit}", disable=not progress, leave=False) as bar:
+                rows = [torch.empty(0, self.config.projection.dim)]
+                for batch in _batches(items, batch_size):
+                    rows.append(F.normalize(embed(batch).float(), dim=1).cpu())
+                    bar.update(len(batch))
+                return torch.cat(rows).clone()
+        finally:
+            self.train(was_training)
+
+    def save_pretrained(self, directory: str | Path, *, card: str = "") -> None:
+        """Write config.json, model.safetensors, vocabulary.txt and, when given, README.md; all of it or nothing."""
+        from cmpl.models.storage import save_model
+
+        save_model(self, Path(directory), card)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "DualEncoder":
+        """Read a directory written by `save_pretrained`, or a model of that name on the Hugging Face hub.
+
+        Raises UserError when it is neither, or when its weights are not exactly those its configuration asks for.
+        """
+        from cmpl.models.storage import load_model
+
+        return load_model(str(directory))
+
+    def push_to_hub(self, name: str) -> str:
+        """Upload to the Hugging Face hub as `name` (user/model) and return the address."""
+        from cmpl.models.storage import push_model
+
+        return push_model(self, name)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

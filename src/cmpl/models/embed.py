@@ -1,0 +1,65 @@
+"""All embeddings of a split: what validation, evaluation and the report look at."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmpl.models.dual_encoder import DualEncoder
+
+if TYPE_CHECKING:
+    from cmpl.data.dataset import Split
+
+
+@dataclass(frozen=True)
+class SplitEmbeddings:
+    """Unit-length embeddings of a split's n pictures and m captions, captions in the order of their pictures."""
+
+    images: Tensor  # float32 [n, d]
+    texts: Tensor  # float32 [m, d]
+    image_labels: Tensor  # int64 [n]
+    text_labels: Tensor  # int64 [m]
+    captions: list[str]  # m
+
+
+def embed_split(
+    model: DualEncoder, split: "Split", *, features: np.ndarray | None = None, progress: bool = False
+) -> SplitEmbeddings:
+    """Encode a split's pictures and captions. features [n, 1 or 2, num_features]: of the pictures, if at hand."""
+    if features is None:
+        images = model.encode_image(_Pictures(split), progress=progress)
+    else:
+        images = _embed_features(model, features)
+    captions = [caption for row in split.captions for caption in row]
+    counts = torch.tensor([len(row) for row in split.captions])
+    labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+    texts = model.encode_text(captions, progress=progress)
+    return SplitEmbeddings(images, texts, labels, labels.repeat_interleave(counts), captions)
+
+
+class _Pictures:
+    """A split's encoded pictures, read when asked for; their number is known, so that progress can be shown."""
+
+    def __init__(self, split: "Split") -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.split.picture(index) for index in range(len(self)))
+
+
+@torch.inference_mode()
+def _embed_features(model: DualEncoder, features: np.ndarray) -> Tensor:
+    was_training = model.training
+    model.eval()
+    dtype = model.image_projection.linear.weight.dtype
+    plain = torch.from_numpy(np.ascontiguousarray(features[:, 0])).to(model.device, dtype)
+    embeddings = F.normalize(model.embed_image_features(plain).float(), dim=1).cpu()
+    model.train(was_training)
+    return embeddings.clone()

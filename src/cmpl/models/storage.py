@@ -1,0 +1,106 @@
+"""A model as files: config.json, model.safetensors and vocabulary.txt. Reading it never runs code from it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cmpl
+from cmpl.data.text import Vocabulary
+from cmpl.data.transforms import PictureInput
+from cmpl.errors import UserError
+from cmpl.files import whole_directory
+from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from cmpl.models.image import check_state
+
+if TYPE_CHECKING:
+    from cmpl.models.dual_encoder import DualEncoder
+
+FORMAT = 1
+
+
+def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
+    """Write the model's directory whole, in place of one that may be there."""
+    from safetensors.torch import save_file
+
+    config = {
+        "format": FORMAT,
+        "cmpl": cmpl.__version__,
+        "model": asdict(model.config),
+        "picture_input": asdict(model.picture_input),
+    }
+    with whole_directory(directory) as temporary:
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        model.vocabulary.save(temporary / "vocabulary.txt")
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_model(name: str) -> "DualEncoder":
+    """Build the configured model and fill it with exactly the weights of the directory (or hub model) `name`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from cmpl.models.dual_encoder import DualEncoder
+
+    directory = _local(name)
+    config, picture_input = _read_config(directory / "config.json")
+    config.image.weights = "none"  # all weights are in the directory
+    model = DualEncoder(config, Vocabulary.load(directory / "vocabulary.txt"), picture_input)
+    path = directory / "model.safetensors"
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
+    check_state(model, state, str(path))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def push_model(model: "DualEncoder", name: str) -> str:
+    """Upload a model to the Hugging Face hub and return its address."""
+    from tempfile import TemporaryDirectory
+
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    address = api.create_repo(name, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        save_model(model, Path(folder) / "model")
+        api.upload_folder(repo_id=name, folder_path=Path(folder) / "model")
+    return str(address)
+
+
+def _local(name: str) -> Path:
+    directory = Path(name)
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise UserError(f"{directory} is not a model: it has no config.json; name the directory MODEL or RUN/model")
+        return directory
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"there is no directory {name}; expected a model's directory or a hub name as user/model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "vocabulary.txt"]))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} is no directory here, and the hub did not give it ({reason})") from error
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, PictureInput]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] > FORMAT:
+            raise UserError(f"{path} has format {found['format']}, this cmpl reads up to {FORMAT}; update cmpl")
+        model = found["model"]
+        config = ModelConfig(
+            ImageEncoderConfig(**model["image"]),
+            TextEncoderConfig(**model["text"]),
+            ProjectionConfig(**model["projection"]),
+        )
+        return config, PictureInput(**found["picture_input"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a cmpl model's configuration ({error!r}); copy the model again") from error

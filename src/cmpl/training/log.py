@@ -1,0 +1,89 @@
+"""What a run tells: metrics.jsonl and TensorBoard for later, a progress bar for now."""
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from cmpl.files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All rows of a run. A last line that a kill cut short is left out."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+class RunLog:
+    """Appends rows to RUN/metrics.jsonl and to TensorBoard.
+
+    step: where the run goes on; rows of later steps, written before an interruption, are dropped.
+    """
+
+    def __init__(self, run: Path, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [row for row in read_metrics(run) if row["step"] <= step] if step else []
+        write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = (run / METRICS).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A row of plain values with at least "kind" and "step"."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        prefix = row["kind"] + ("/" + row["weights"] if "weights" in row else "")
+        for name, value in _scalars(row):
+            self._board.add_scalar(f"{prefix}/{name}", value, row["step"])
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def memory_mb(device: torch.device) -> float:
+    """Largest memory use so far, in megabytes: of the device, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _scalars(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in {"step", "stage"}:
+            yield prefix + name, value
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep libraries' notices that a user can do nothing about off the screen."""
+    import logging
+    import warnings
+
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        yield

@@ -1,0 +1,369 @@
+"""The training loop: stages, epochs, steps; validation, checkpoints and the best model on the way.
+
+train(load_recipe("flickr8k-lite0"), open_data(Path("DATA")), Path("RUN"))
+"""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cmpl.data.batching import BatchPlan, BatchSource, load_batches, plan_epoch
+from cmpl.data.text import Vocabulary
+from cmpl.errors import UserError
+from cmpl.evaluation.metrics import evaluate_retrieval
+from cmpl.files import refuse_occupied, write_text
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.embed import embed_split
+from cmpl.training.averages import WeightAverages
+from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from cmpl.training.features import picture_features
+from cmpl.training.log import RunLog, memory_mb, quiet_libraries, read_metrics
+from cmpl.training.optimizer import ScheduledAdam
+from cmpl.training.recipe import Recipe, StageConfig, save_recipe
+from cmpl.training.step import MatchingLosses, TrainingStep
+
+if TYPE_CHECKING:
+    from cmpl.data.dataset import Data
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """Training stopped on a signal, after a checkpoint was written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def train(recipe: Recipe, data: "Data", run: Path, *, resume: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Run all stages of a recipe and return the row of the best model on val, which is then in RUN/model.
+
+    resume: go on from RUN's newest whole checkpoint (or start, if there is none yet).
+    Raises UserError for what the user can mend, Interrupted on SIGINT and SIGTERM.
+    """
+    for split in ("train", "val"):
+        data.split(split)
+    if resume:
+        _check_same_run(recipe, data, run)
+    else:
+        refuse_occupied(run, "a training run")
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "recipe.yaml", save_recipe(recipe))
+    with quiet_libraries():
+        return _Training(recipe, data, run, progress).execute(resume)
+
+
+def finished(run: Path) -> bool:
+    """Whether training went through all its stages."""
+    return any(row["kind"] == "end" for row in read_metrics(run)[-1:])
+
+
+class _Training:
+    """A run in progress: the model, what it is trained with, and the position in stage, epoch and batch."""
+
+    def __init__(self, recipe: Recipe, data: "Data", run: Path, progress: bool) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.progress = progress
+        self.source = describe_source(data)
+        self.train_split = data.split("train")
+        self.val_split = data.split("val")
+        torch.manual_seed(recipe.seed)
+        self.fabric = _fabric(recipe)
+        text = recipe.model.text
+        captions = (caption for row in self.train_split.captions for caption in row)
+        vocabulary = Vocabulary.from_captions(captions, text.min_count, text.markers)
+        self.model = DualEncoder(recipe.model, vocabulary).to(self.fabric.device)
+        self.num_classes = len(np.unique(self.train_split.labels))
+        dim = recipe.model.projection.dim
+        self.losses = MatchingLosses(recipe.loss, self.num_classes, dim).to(self.fabric.device)
+        if recipe.precision == "64-true":
+            self.model.double()
+            self.losses.double()
+        self.wrapped = self.fabric.setup_module(self.model)
+        # Embeddings and losses are computed outside of the wrapped forward, in the weights' own precision.
+        self.step = 0  # of all stages together
+        self.best: dict[str, Any] = {}
+        self.position = (0, 0, 0)  # index of the stage, epoch, batch: where training goes on
+        self.last_saved = time.monotonic()
+        self.bar: tqdm[Any] = tqdm(disable=True)
+
+    def execute(self, resume: bool) -> dict[str, Any]:
+        checkpoint = load_checkpoint(self.run / "checkpoints") if resume else None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        first = self.position[0]
+        with RunLog(self.run, self.step) as self.log:
+            if self.step == 0:
+                self.log.write({"kind": "start", "step": 0, **self.source})
+            for index, (number, stage) in enumerate(self.recipe.stages):
+                if index >= first:
+                    self._stage(index, number, stage, checkpoint if index == first else None)
+            self.log.write({"kind": "end", "step": self.step, **{key: self.best[key] for key in ("rsum", "weights")}})
+        return self.best
+
+    def _stage(self, index: int, number: int, stage: StageConfig, checkpoint: Checkpoint | None) -> None:
+        """Train one stage; with a checkpoint, from where it was left."""
+        self._freeze(stage)
+        train_features, self.val_features = self._features(stage)
+        source = BatchSource(
+            self.train_split,
+            self.model.tokenize,
+            self.model.picture_input,
+            features=train_features,
+            smallest_crop=stage.smallest_crop,
+        )
+        batches = len(self._plan(source, stage, number, 0))
+        training = self._training_step(stage, batches * stage.epochs)
+        if checkpoint is not None:
+            _restore_stage(training, checkpoint)
+        epoch, batch = self.position[1:] if checkpoint is not None else (0, 0)
+        self.bar = tqdm(
+            total=batches * stage.epochs,
+            initial=epoch * batches + batch,
+            unit="step",
+            disable=not self.progress,
+            dynamic_ncols=True,
+        )
+        with self.bar, _signals_noted() as noted:
+            while epoch < stage.epochs:
+                self._epoch(training, source, stage, (index, number, epoch, batch), noted)
+                epoch, batch = epoch + 1, 0
+                self._validate(training, number, epoch)
+                last = epoch == stage.epochs
+                self.position = (index + 1, 0, 0) if last else (index, epoch, 0)
+                self._save(None if last else training)
+                noted.raise_if_any()
+
+    def _epoch(
+        self, training: TrainingStep, source: BatchSource, stage: StageConfig, at: tuple[int, int, int, int], noted: Any
+    ) -> None:
+        index, number, epoch, first = at
+        plans = self._plan(source, stage, number, epoch)
+        self.bar.set_description(f"stage {number} epoch {epoch + 1}/{stage.epochs}")
+        self.wrapped.train()
+        started, pairs = time.perf_counter(), 0
+        loaded = load_batches(source, plans[first:], self._workers(), self.fabric.device)
+        for batch_index, batch in enumerate(loaded, start=first):
+            observe = self.step % self.recipe.log_every == 0
+            seen = training(batch, epoch * len(plans) + batch_index, observe=observe)
+            pairs += len(batch.tokens)
+            self._check_finite(seen, number, epoch, batch_index, observe)
+            if observe:
+                rate = pairs / (time.perf_counter() - started)
+                self._log_step(training, seen, number, epoch, rate)
+                started, pairs = time.perf_counter(), 0
+            self.step += 1
+            self.bar.update()
+            self.position = (index, epoch, batch_index + 1)
+            due = time.monotonic() - self.last_saved > 60 * self.recipe.checkpoint_minutes
+            if (due or noted.number) and batch_index + 1 < len(plans):
+                self._check_finite(seen, number, epoch, batch_index, True)
+                self._save(training)
+                noted.raise_if_any()
+
+    def _validate(self, training: TrainingStep, number: int, epoch: int) -> None:
+        """Evaluate raw and averaged weights on val; keep the best model so far in RUN/model."""
+        self.bar.set_postfix_str("validating")
+        for weights in ("raw", "averaged") if training.averages is not None else ("raw",):
+            averaged = training.averages.applied() if weights == "averaged" and training.averages else nullcontext()
+            with averaged:
+                seen = embed_split(self.model, self.val_split, features=self.val_features)
+                result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels).to_dict()
+                row = {"kind": "val", "stage": number, "epoch": epoch, "step": self.step, "weights": weights, **result}
+                self.log.write(row)
+                if not self.best or row["rsum"] > self.best["rsum"]:
+                    self.best = row
+                    self.model.save_pretrained(self.run / "model", card=_model_card(self.recipe, row))
+        scores = f"rsum {row['rsum']:.1f} (best {self.best['rsum']:.1f})"
+        recall = f"R@1 {row['image_to_text']['R@1']:.1f} image to text, {row['text_to_image']['R@1']:.1f} text to image"
+        self.bar.write(f"stage {number} epoch {epoch}: val {recall}, {scores}")
+        self.bar.set_postfix_str("")
+
+    def _freeze(self, stage: StageConfig) -> None:
+        if stage.freeze_image_encoder:
+            self.model.freeze_image_encoder(move_batch_norm=stage.move_batch_norm)
+        else:
+            self.model.unfreeze_image_encoder(fixed_batch_norm=stage.fixed_batch_norm)
+
+    def _features(self, stage: StageConfig) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Features of train and val where the image encoder gives the same ones all through the stage."""
+        if not stage.freeze_image_encoder or stage.move_batch_norm or stage.smallest_crop < 1:
+            return None, None
+        train = picture_features(self.model, self.train_split, mirror=self.recipe.mirror, progress=self.progress)
+        return train, picture_features(self.model, self.val_split, mirror=False, progress=self.progress)
+
+    def _plan(self, source: BatchSource, stage: StageConfig, number: int, epoch: int) -> list[BatchPlan]:
+        return plan_epoch(
+            source.caption_counts,
+            batch_size=stage.batch_size,
+            captions_per_picture=stage.captions_per_picture,
+            covers=stage.epoch_covers,
+            mirror=self.recipe.mirror,
+            seed=(self.recipe.seed, number, epoch),
+        )
+
+    def _training_step(self, stage: StageConfig, steps: int) -> TrainingStep:
+        recipe = self.recipe
+        averages = None
+        if recipe.averages.decay > 0:
+            leave_out = ("text_encoder.",) if recipe.averages.parts == "image" else ()
+            averages = WeightAverages(self.model, recipe.averages.decay, leave_out)
+        optimizer = ScheduledAdam(self.model, self.losses, recipe.optimizer, stage, steps)
+        before, clip = recipe.averages.before_update, recipe.optimizer.clip_norm
+        return TrainingStep(self.fabric, self.wrapped, self.losses, optimizer, averages, before, clip)
+
+    def _workers(self) -> int:
+        import os
+
+        if self.recipe.workers >= 0:
+            return self.recipe.workers
+        return 0 if self.fabric.device.type == "cpu" else (os.cpu_count() or 1)
+
+    def _log_step(self, training: TrainingStep, seen: dict[str, Tensor], number: int, epoch: int, rate: float) -> None:
+        values = {name: float(value) for name, value in seen.items()}
+        row = {
+            "kind": "train",
+            "stage": number,
+            "epoch": epoch + 1,
+            "step": self.step,
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            "learning_rate": training.optimizer.adam.param_groups[0]["lr"],
+            "pairs_per_second": round(rate, 1),
+            "memory_mb": round(memory_mb(self.fabric.device), 1),
+        }
+        self.log.write(row)
+        self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+
+    def _check_finite(self, seen: dict[str, Tensor], number: int, epoch: int, batch: int, always: bool) -> None:
+        """Reading the loss waits for the device, so a GPU is asked only where its metrics are read anyway."""
+        if (always or self.fabric.device.type == "cpu") and not math.isfinite(float(seen["loss"])):
+            raise UserError(
+                f"the loss is {float(seen['loss'])} at step {self.step} (stage {number}, epoch {epoch + 1}, batch "
+                f"{batch + 1}); the last good checkpoint is kept: lower the learning rate or set optimizer.clip_norm, "
+                "and train again"
+            )
+
+    def _save(self, training: TrainingStep | None) -> None:
+        """Write a checkpoint; between two stages (no training step) only what the next one starts from."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "losses": self.losses.state_dict(),
+            "random": {"cpu": torch.get_rng_state()},
+        }
+        if self.fabric.device.type == "cuda":
+            tensors["random"]["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        if training is not None:
+            tensors["optimizer"] = training.optimizer.tensors()
+            tensors["averages"] = training.averages.shadows if training.averages is not None else {}
+        state = {"step": self.step, "position": list(self.position), "best": self.best}
+        save_checkpoint(self.run / "checkpoints", Checkpoint(tensors, state))
+        self.last_saved = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        self.losses.load_state_dict(checkpoint.tensors["losses"])
+        self.step = checkpoint.state["step"]
+        self.position = tuple(checkpoint.state["position"])
+        self.best = checkpoint.state["best"]
+        torch.set_rng_state(checkpoint.tensors["random"]["cpu"])
+        if "cuda" in checkpoint.tensors["random"] and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.fabric.device)
+
+
+def _restore_stage(training: TrainingStep, checkpoint: Checkpoint) -> None:
+    if "optimizer" in checkpoint.tensors:
+        training.optimizer.load(checkpoint.tensors["optimizer"])
+        if training.averages is not None:
+            training.averages.load(checkpoint.tensors["averages"])
+
+
+def _fabric(recipe: Recipe) -> Any:
+    from lightning_fabric import Fabric
+
+    try:
+        fabric = Fabric(accelerator=recipe.device, devices=1, precision=recipe.precision)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"device '{recipe.device}' can't be used ({error}); expected auto, cpu, cuda or mps") from error
+    fabric.launch()
+    return fabric
+
+
+def describe_source(data: "Data") -> dict[str, Any]:
+    """Which DATA a run reads, as the first row of metrics.jsonl keeps it."""
+    fingerprints = {name: data.split(name).fingerprint for name in ("train", "val")}
+    return {"data": str(data.path.resolve()), "fingerprints": fingerprints}
+
+
+def _check_same_run(recipe: Recipe, data: "Data", run: Path) -> None:
+    """Resuming under another recipe or on other data would give a run that nothing describes."""
+    path = run / "recipe.yaml"
+    if not path.exists():
+        raise UserError(f"{run} holds no training run to resume; expected its recipe.yaml, start without --resume")
+    if path.read_text(encoding="utf-8") != save_recipe(recipe):
+        raise UserError(
+            f"{path} differs from the recipe given; resume with the same recipe and overrides, or start another run"
+        )
+    rows = read_metrics(run)
+    if rows and rows[0]["fingerprints"] != describe_source(data)["fingerprints"]:
+        raise UserError(f"{run} was trained on other data than {data.path}; resume with --data {rows[0]['data']}")
+    if finished(run):
+        raise UserError(f"{run} is finished already; start another run with another --output")
+
+
+def _model_card(recipe: Recipe, row: dict[str, Any]) -> str:
+    def line(direction: str) -> str:
+        scores = row[direction.replace(" ", "_")]
+        values = " | ".join(f"{scores[name]:.1f}" for name in ("R@1", "R@5", "R@10", "mAP"))
+        return f"| {direction} | {values} |\n"
+
+    return (
+        "---\nlibrary_name: cmpl\ntags: [image-text-matching]\n---\n\n"
+        f"# Image-text matcher, recipe {recipe.name}\n\n"
+        f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights.\n\n"
+        "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image") + "\n"
+        'Use: `cmpl.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n'
+    )
+
+
+class _Noted:
+    """A signal that came while a step was running."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def raise_if_any(self) -> None:
+        if self.number:
+            raise Interrupted(self.number)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[_Noted]:
+    """SIGINT and SIGTERM are noted, so that the step ends and a checkpoint is written; a second one stops at once."""
+    noted = _Noted()
+    before = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted.number:
+            raise KeyboardInterrupt
+        noted.number = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            before[number] = signal.signal(number, note)
+        except ValueError:  # only the main thread may set handlers; elsewhere the caller handles signals
+            break
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

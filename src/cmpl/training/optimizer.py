@@ -1,0 +1,95 @@
+"""Adam, what it decays, and the learning rate of each step."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.training.recipe import OptimizerConfig, StageConfig
+
+
+class ScheduledAdam:
+    """The optimizer of one stage.
+
+    model, losses: their parameters that require gradients are trained. steps: of the whole stage.
+    """
+
+    def __init__(
+        self, model: DualEncoder, losses: nn.Module, config: OptimizerConfig, stage: StageConfig, steps: int
+    ) -> None:
+        self.config = config
+        self.stage = stage
+        self.steps = steps
+        self.decayed = decayed_parameters(model, losses, config.decay)
+        image_rate = stage.learning_rate if stage.image_learning_rate is None else stage.image_learning_rate
+        groups = _groups(model, losses, {id(value) for value in self.decayed}, image_rate, config, stage.learning_rate)
+        build = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+        self.adam = build(groups, lr=stage.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
+
+    def prepare(self, step: int) -> None:
+        """Set the learning rates (and TensorFlow's epsilon) of a step, counted from 0 within the stage."""
+        share = learning_rate_share(step, self.steps, self.stage)
+        for group in self.adam.param_groups:
+            group["lr"] = group["full_rate"] * share
+            if self.config.name == "tensorflow-adam":
+                # TensorFlow adds epsilon before the bias correction of the second moment, torch after it.
+                group["eps"] = self.config.epsilon / math.sqrt(1 - self.config.beta2 ** (step + 1))
+
+    @torch.no_grad()
+    def regularization(self) -> Tensor:
+        """weight_decay * sum of squares / 2 of all that decays, frozen or not: the original's regularization loss."""
+        total = sum((value.square().sum() for value in self.decayed), torch.zeros(()))
+        return torch.as_tensor(self.config.weight_decay * total / 2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Adam's moments, flat."""
+        state = self.adam.state_dict()["state"]
+        return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take moments as `tensors` gave them."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+def learning_rate_share(step: int, steps: int, stage: StageConfig) -> float:
+    """Share 0..1 of the full learning rate at a step of the stage."""
+    warmup = min(1.0, (step + 1) / (stage.warmup_steps + 1))
+    if stage.schedule == "constant":
+        return warmup
+    progress = max(0, step - stage.warmup_steps) / max(1, steps - stage.warmup_steps)
+    return warmup * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> list[Tensor]:
+    """What weight decay acts on, frozen weights included.
+
+    `weights`: all matrices and kernels but the word embedding. `convolutions`: the image encoder's convolutions
+    (depthwise ones aside) and both projections, the original's choice.
+    """
+    if which == "weights":
+        named = [*model.named_parameters(), *losses.named_parameters()]
+        return [value for name, value in named if value.ndim > 1 and not name.endswith("embedding.weight")]
+    convolutions = [module for module in model.image_encoder.modules() if isinstance(module, nn.Conv2d)]
+    kernels: list[Tensor] = [module.weight for module in convolutions if module.groups == 1]
+    return [*kernels, model.image_projection.linear.weight, model.text_projection.linear.weight]
+
+
+def _groups(
+    model: DualEncoder, losses: nn.Module, decayed: set[int], image_rate: float, config: OptimizerConfig, rate: float
+) -> list[dict[str, object]]:
+    image = {id(value) for value in model.image_encoder.parameters()}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for value in (*model.parameters(), *losses.parameters()):
+        if value.requires_grad:
+            full_rate = image_rate if id(value) in image else rate
+            decay = config.weight_decay if id(value) in decayed else 0.0
+            groups.setdefault((full_rate, decay), []).append(value)
+    return [
+        {"params": values, "full_rate": full_rate, "weight_decay": decay}
+        for (full_rate, decay), values in groups.items()
+    ]

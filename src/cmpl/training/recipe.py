@@ -1,0 +1,265 @@
+"""A training run as nested dataclasses: read from YAML, overridden by dotted fields, written back as resolved."""
+
+import difflib
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cmpl.errors import UserError
+from cmpl.models.config import ModelConfig
+
+
+@dataclass
+class LossConfig:
+    """Which losses, and how they are weighted."""
+
+    cmpm: float = 1.0
+    """Weight of cross-modal projection matching; 0 leaves it out."""
+    cmpc: float = 1.0
+    """Weight of cross-modal projection classification; 0 leaves it out."""
+    label_smoothing: float = 0.0
+    """Of the classification's targets."""
+
+
+@dataclass
+class StageConfig:
+    """One stage of training."""
+
+    epochs: int = 0
+    """Passes over the training pictures; 0 leaves the stage out."""
+    freeze_image_encoder: bool = False
+    """Keep the image encoder's weights, batch-norm statistics and mode; its features are then computed once."""
+    move_batch_norm: bool = False
+    """Let a frozen image encoder's batch norm use and follow each batch, as the original does (no features kept)."""
+    fixed_batch_norm: bool = False
+    """Keep the image encoder's batch norm in evaluation mode while its weights train."""
+    batch_size: int = 32
+    """Pictures in a batch."""
+    captions_per_picture: int = 1
+    """Captions drawn for each picture of a batch; 0 takes all."""
+    epoch_covers: Literal["pictures", "captions"] = "captions"
+    """An epoch draws every picture once, or (as the original's does) as often as it takes to read every caption."""
+    learning_rate: float = 2e-4
+    image_learning_rate: float | None = None
+    """Of the image encoder; null takes learning_rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate over the stage; cosine falls to 0."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    smallest_crop: float = 1.0
+    """Training pictures are cropped to a random share of their area, from this to 1; 1 leaves them whole."""
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam and what goes with it."""
+
+    name: Literal["adam", "adamw", "tensorflow-adam"] = "adam"
+    """adam: weight decay through the gradient; adamw: decoupled; tensorflow-adam: adam with TensorFlow's epsilon."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 4e-5
+    decay: Literal["weights", "convolutions"] = "weights"
+    """What decays: all weight matrices and kernels, or only the original's choice (convolutions and projections)."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together; null does not clip."""
+
+
+@dataclass
+class AveragesConfig:
+    """Exponential moving averages of the weights, evaluated beside them."""
+
+    decay: float = 0.9999
+    """After a warm-up of (1 + step) / (10 + step); 0 keeps no averages."""
+    parts: Literal["model", "image"] = "model"
+    """The whole model, or (the original) all but the text encoder."""
+    before_update: bool = False
+    """Average the weights that a step starts from, as the original does, rather than those it ends with."""
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a training run."""
+
+    name: str = "custom"
+    summary: str = ""
+    """One line for `cmpl recipes`."""
+    aims: str = ""
+    """The published or measured number that the run aims at."""
+    seed: int = 0
+    mirror: bool = True
+    """Mirror each training picture from left to right with probability 1/2."""
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    """Of the encoders; embeddings, losses and weights stay in float32 (or float64)."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    workers: int = -1
+    """Processes that decode pictures; -1 takes one a core on a GPU and none on the CPU."""
+    log_every: int = 10
+    """Steps between two rows of metrics."""
+    checkpoint_minutes: float = 10.0
+    """Time between two checkpoints inside an epoch; one is written after every epoch."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    averages: AveragesConfig = field(default_factory=AveragesConfig)
+    stage1: StageConfig = field(default_factory=lambda: StageConfig(freeze_image_encoder=True))
+    stage2: StageConfig = field(default_factory=StageConfig)
+
+    @property
+    def stages(self) -> list[tuple[int, StageConfig]]:
+        """Number and settings of the stages that have epochs."""
+        return [(number, stage) for number, stage in ((1, self.stage1), (2, self.stage2)) if stage.epochs > 0]
+
+
+def built_in_recipes() -> dict[str, Traversable]:
+    """Name -> file of every recipe that comes with the package."""
+    found: dict[str, Traversable] = {}
+    for entry in sorted(files("cmpl.recipes").iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            prefix = "original/" if entry.name == "original" else ""
+            children = sorted(entry.iterdir(), key=lambda child: child.name)
+            found |= {prefix + child.name[:-5]: child for child in children if child.name.endswith(".yaml")}
+    return found
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """A built-in recipe or a YAML file, with overrides such as ["--stage1.epochs", "3"].
+
+    Raises UserError for an unknown recipe (with the nearest names), an unknown field or a value of the wrong type.
+    """
+    settings = _read_yaml(name)
+    settings.setdefault("name", Path(name).stem)
+    unknown = _unknown_field(settings, Recipe())
+    if unknown:
+        raise UserError(f"recipe {name}: {unknown}")
+    return _check(_parse(settings, overrides or [], name), name)
+
+
+def describe_recipes() -> str:
+    """The built-in recipes: name and summary, and below them what each aims at."""
+    lines = []
+    for name, file in built_in_recipes().items():
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        lines += [f"{name}: {settings['summary']}", f"    aims at {settings['aims']}"]
+    return "\n".join(lines)
+
+
+def save_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every field written out."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True, width=120)
+
+
+def field_help() -> str:
+    """Every field with its default and what it means, a line each."""
+    return "\n".join(_describe(Recipe(), ""))
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    recipes = built_in_recipes()
+    if name in recipes:
+        text = recipes[name].read_text(encoding="utf-8")
+    elif name.endswith((".yaml", ".yml")):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"can't read the recipe {name} ({error}); give a built-in name or a YAML file") from error
+    else:
+        near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.4)
+        hint = f"near: {', '.join(near)}" if near else "`cmpl recipes` lists them"
+        raise UserError(f"unknown recipe '{name}'; expected a built-in name or a .yaml file; {hint}")
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not YAML ({' '.join(str(error).split())}); mend it and run again") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{name} holds a {type(settings).__name__}; expected a recipe's fields as name: value")
+    return settings
+
+
+def _parse(settings: dict[str, Any], overrides: list[str], name: str) -> Recipe:
+    """Let jsonargparse check types and apply the overrides."""
+    from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+    parser = ArgumentParser(prog="cmpl train", exit_on_error=False, add_help=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    known = {action.dest for action in parser._actions}
+    for override in overrides:
+        if override.startswith("--"):
+            dotted = override[2:].split("=")[0]
+            if f"recipe.{dotted}" not in known:
+                near = difflib.get_close_matches(dotted, _leaves(Recipe()), n=3, cutoff=0.5)
+                hint = f"near: {', '.join(near)}" if near else "`cmpl train --fields` lists them"
+                raise UserError(f"unknown field '{dotted}'; {hint}")
+    arguments = [re.sub("^--", "--recipe.", override) for override in overrides]
+    try:
+        defaults = parser.parse_object({"recipe": settings})
+        parsed: Namespace = parser.parse_args(arguments, namespace=defaults)
+        recipe: Recipe = parser.instantiate_classes(parsed).recipe
+    except (ArgumentError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).replace("recipe.", "").split())
+        raise UserError(f"recipe {name}: {reason}") from error
+    return recipe
+
+
+def _check(recipe: Recipe, name: str) -> Recipe:
+    """What types alone don't say."""
+    if not recipe.stages:
+        raise UserError(f"recipe {name} has no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
+    if recipe.loss.cmpm <= 0 and recipe.loss.cmpc <= 0:
+        raise UserError(f"recipe {name} has no loss; set loss.cmpm or loss.cmpc above 0")
+    for number, stage in recipe.stages:
+        if stage.batch_size < 2 or stage.captions_per_picture < 0 or not 0 < stage.smallest_crop <= 1:
+            raise UserError(
+                f"recipe {name}: stage{number} has batch_size {stage.batch_size}, captions_per_picture "
+                f"{stage.captions_per_picture}, smallest_crop {stage.smallest_crop}; expected at least 2, at least 0, "
+                "above 0 and at most 1"
+            )
+    return recipe
+
+
+def _unknown_field(settings: dict[str, Any], known: Any, prefix: str = "") -> str | None:
+    names = {item.name: getattr(known, item.name) for item in fields(known)}
+    for key, value in settings.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = f", did you mean '{prefix}{near[0]}'?" if near else f"; expected one of {', '.join(names)}"
+            return f"unknown field '{prefix}{key}'{hint}"
+        if is_dataclass(names[key]):
+            if not isinstance(value, dict):
+                return f"field '{prefix}{key}' holds {value!r}; expected name: value pairs"
+            problem = _unknown_field(value, names[key], f"{prefix}{key}.")
+            if problem:
+                return problem
+    return None
+
+
+def _leaves(value: Any, prefix: str = "") -> list[str]:
+    found = []
+    for item in fields(value):
+        child = getattr(value, item.name)
+        found += _leaves(child, f"{prefix}{item.name}.") if is_dataclass(child) else [prefix + item.name]
+    return found
+
+
+def _describe(value: Any, prefix: str) -> list[str]:
+    from docstring_parser import parse_from_object
+
+    meaning = {param.arg_name: param.description or "" for param in parse_from_object(type(value)).params}
+    lines = []
+    for item in fields(value):
+        child = getattr(value, item.name)
+        if is_dataclass(child):
+            lines += _describe(child, f"{prefix}{item.name}.")
+        else:
+            text = " ".join(meaning.get(item.name, "").split())
+            lines.append(
+                f"  --{prefix}{item.name} {child!r}\n      {text}" if text else f"  --{prefix}{item.name} {child!r}"
+            )
+    return lines

@@ -1,0 +1,83 @@
+"""One training step: forward, losses, backward, clipping, update, averages."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmpl.data.batching import Batch
+from cmpl.losses import CMPCLoss, cmpc_terms, cmpm_terms, pair_distances
+from cmpl.training.averages import WeightAverages
+from cmpl.training.optimizer import ScheduledAdam
+from cmpl.training.recipe import LossConfig
+
+
+class MatchingLosses(nn.Module):
+    """The weighted sum of a recipe's losses. `cmpc` holds the class weights when classification takes part."""
+
+    def __init__(self, config: LossConfig, num_classes: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.cmpc = CMPCLoss(num_classes, embedding_dim, config.label_smoothing) if config.cmpc > 0 else None
+
+    def forward(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar to minimise, and its terms by the names they have in metrics.jsonl."""
+        terms: dict[str, Tensor] = {}
+        total = image_embeddings.new_zeros(())
+        if self.config.cmpm > 0:
+            matching = cmpm_terms(image_embeddings, text_embeddings, batch.image_labels, batch.text_labels)
+            terms["cmpm_image_to_text"], terms["cmpm_text_to_image"] = matching
+            terms["cmpm"] = matching.image_to_text + matching.text_to_image
+            total = total + self.config.cmpm * terms["cmpm"]
+        if self.cmpc is not None:
+            paired_images = image_embeddings[batch.picture_rows]
+            classification = cmpc_terms(
+                paired_images, text_embeddings, batch.classes, self.cmpc.weight, self.config.label_smoothing
+            )
+            terms["cmpc_image_to_text"], terms["cmpc_text_to_image"] = classification
+            terms["cmpc"] = classification.image_to_text + classification.text_to_image
+            total = total + self.config.cmpc * terms["cmpc"]
+        return total, terms
+
+
+@dataclass
+class TrainingStep:
+    """All that one step touches. Call it with a batch and the step's number within the stage, from 0."""
+
+    fabric: Any
+    model: Any  # the DualEncoder as Fabric wrapped it
+    losses: MatchingLosses
+    optimizer: ScheduledAdam
+    averages: WeightAverages | None
+    average_before: bool = False
+    clip_norm: float | None = None
+
+    def __call__(self, batch: Batch, step: int, *, observe: bool = False) -> dict[str, Tensor]:
+        """Train on a batch. Returns detached scalars on the device, by their names in metrics.jsonl.
+
+        observe: add what is only looked at, namely the distances of pairs and the regularization.
+        """
+        if self.averages is not None and self.average_before:
+            self.averages.update(step)
+        self.optimizer.prepare(step)
+        image_embeddings, text_embeddings = self.model(
+            batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features
+        )
+        total, terms = self.losses(image_embeddings, text_embeddings, batch)
+        seen = {"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}}
+        if observe:
+            distances = pair_distances(image_embeddings, text_embeddings, batch.image_labels, batch.text_labels)
+            seen["positive_distance"], seen["negative_distance"] = distances
+            seen["regularization"] = self.optimizer.regularization()
+        self.optimizer.adam.zero_grad(set_to_none=True)
+        self.fabric.backward(total)
+        if self.clip_norm is not None:
+            trained = [value for group in self.optimizer.adam.param_groups for value in group["params"]]
+            seen["gradient_norm"] = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
+        self.optimizer.adam.step()
+        if self.averages is not None and not self.average_before:
+            self.averages.update(step)
+        return seen

@@ -1,0 +1,41 @@
+"""Fixtures that many tests use: a split that lives in memory."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@dataclass
+class MemorySplit:
+    """What `cmpl.data.dataset.Split` offers, without a directory."""
+
+    captions: list[list[str]]
+    labels: np.ndarray
+    pictures: list[bytes] = field(default_factory=list)
+    fingerprint: str = "memory"
+
+    @property
+    def image_ids(self) -> list[str]:
+        return [f"picture {index}" for index in range(len(self))]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def picture(self, index: int) -> bytes:
+        return self.pictures[index]
+
+
+@pytest.fixture
+def memory_split() -> type[MemorySplit]:
+    return MemorySplit
+
+
+@pytest.fixture
+def shared_oracle() -> Path:
+    """The whole of the reference data, where it is at hand; the tests that need it skip elsewhere and say so."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "oracle"
+    if not path.is_dir():
+        pytest.skip("the full reference data (../shared/oracle) is not here")
+    return path

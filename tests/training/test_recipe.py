@@ -1,0 +1,73 @@
+import pytest
+import yaml
+
+from cmpl.errors import UserError
+from cmpl.training.recipe import built_in_recipes, describe_recipes, load_recipe, save_recipe
+
+
+@pytest.mark.parametrize("name", sorted(built_in_recipes()))
+def test_every_built_in_recipe_loads_and_says_what_it_aims_at(name: str):
+    recipe = load_recipe(name)
+    assert recipe.name == name.split("/")[-1]
+    assert recipe.summary
+    assert recipe.aims
+    assert f"{name}: {recipe.summary}" in describe_recipes()
+
+
+def test_a_resolved_recipe_reads_back_the_same(tmp_path):
+    recipe = load_recipe("flickr8k-lite0", ["--stage1.epochs=3", "--model.image.size", "[384,128]"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(save_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+
+
+def test_a_dotted_override_changes_one_field():
+    plain, changed = load_recipe("flickr8k-lite0"), load_recipe("flickr8k-lite0", ["--stage1.epochs", "3"])
+    assert changed.stage1.epochs == 3
+    changed.stage1.epochs = plain.stage1.epochs
+    assert changed == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("flickr8k-lit", [], "unknown recipe 'flickr8k-lit'.*near: flickr8k-lite0"),
+        ("nothing-like-it", [], "cmpl recipes"),
+        ("missing.yaml", [], "can't read the recipe missing.yaml"),
+        ("flickr8k-lite0", ["--stage1.epoch", "3"], "unknown field 'stage1.epoch'; near: stage1.epochs"),
+        ("flickr8k-lite0", ["--stage1.epochs", "three"], "stage1.epochs.*int.*three"),
+        ("flickr8k-lite0", ["--stage1.epochs=0", "--stage2.epochs=0"], "no stage with epochs"),
+        ("flickr8k-lite0", ["--loss.cmpm=0", "--loss.cmpc=0"], "no loss"),
+        ("flickr8k-lite0", ["--stage1.batch_size=1"], "batch_size 1"),
+        ("flickr8k-lite0", ["--optimizer.name", "sgd"], "optimizer.name"),
+        ("flickr8k-lite0", ["stray"], "stray"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence(name: str, overrides: list[str], message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(name, overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage1": {"epoch": 3}}, "unknown field 'stage1.epoch', did you mean 'stage1.epochs'"),
+        ({"stage1": 3}, "field 'stage1' holds 3"),
+        ({"stage1": {"epochs": "many"}}, "stage1.epochs"),
+        (["a", "list"], "holds a list"),
+    ],
+)
+def test_a_wrong_yaml_file_is_one_sentence(tmp_path, settings: object, message: str):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(path))
+
+
+def test_what_is_not_yaml_is_one_sentence(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: [1\nb: }")
+    with pytest.raises(UserError, match="is not YAML") as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
