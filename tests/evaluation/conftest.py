@@ -1,0 +1,44 @@
+"""The reference cases of evaluation, and a full sort to compare with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Arrays:
+    with np.load(Path(__file__).parents[1] / "oracle" / "evaluation" / "eval_cases.npz") as file:
+        return dict(file)
+
+
+@dataclass
+class FullSort:
+    """One query's numbers by sorting its gallery, the negatives of a tie first."""
+
+    ranks: list[int]  # of the positives, behind every item of equal score
+    first: int
+    average_precision: float
+
+
+def _full_sort(scores: np.ndarray, relevant: np.ndarray) -> FullSort:
+    order = sorted(range(len(scores)), key=lambda item: (-scores[item], relevant[item]))
+    first = 1 + next(place for place, item in enumerate(order) if relevant[item])
+    ranks, precisions = [], []
+    for item in order:
+        if relevant[item]:
+            reaching = [other for other in order if scores[other] >= scores[item]]
+            ranks.append(len(reaching))
+            precisions.append(sum(bool(relevant[other]) for other in reaching) / len(reaching))
+    return FullSort(ranks, first, sum(precisions) / len(precisions))
+
+
+@pytest.fixture(scope="session")
+def full_sort() -> Callable[[Any, Any], FullSort]:
+    """Scores and relevance of one query's gallery to its ranks and average precision."""
+    return _full_sort
