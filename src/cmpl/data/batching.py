@@ -29,12 +29,16 @@ class BatchPlan:
     crops: np.ndarray  # float64 [b, 4], in 0..1, decide the crop of a picture
 
 
+# What is looked at from the CPU: reading it from a GPU would wait for all work under way.
+_ON_CPU = {"lengths", "image_labels", "text_labels"}
+
+
 @dataclass(frozen=True)
 class Batch:
     """b pictures (or their features) with m captions."""
 
     tokens: Tensor  # int64 [m, t]
-    lengths: Tensor  # int64 [m], stays on the CPU
+    lengths: Tensor  # int64 [m]
     image_labels: Tensor  # int64 [b]
     text_labels: Tensor  # int64 [m]
     classes: Tensor  # int64 [m], the label's number among the training labels
@@ -43,7 +47,7 @@ class Batch:
     features: Tensor | None = None  # float32 [b, num_features]
 
     def to(self, device: torch.device) -> "Batch":
-        return self._map(lambda name, value: value if name == "lengths" else value.to(device, non_blocking=True))
+        return self._map(lambda name, value: value if name in _ON_CPU else value.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         return self._map(lambda _, value: value.pin_memory())

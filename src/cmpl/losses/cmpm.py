@@ -45,6 +45,7 @@ def cmpm_terms(
     image_labels: Tensor,
     text_labels: Tensor | None = None,
     epsilon: float = 1e-8,
+    ratio_epsilon: float = 0.0,
 ) -> CMPMTerms:
     """KL(p || q) from images to texts and from texts to images (Zhang and Lu, ECCV 2018, eq. 1-6).
 
@@ -54,8 +55,9 @@ def cmpm_terms(
     image_embeddings [n, d], text_embeddings [m, d]: any float type, not normalised. Half types are computed in float32,
         inside autocast too; float64 stays float64.
     image_labels [n], text_labels [m]: integers, equal means match; text_labels defaults to image_labels, then n = m.
-    epsilon, above 0, bounds log q where nothing matches. The original adds a second one to the ratio inside the
-        logarithm; it changes a term by at most 1e-8 nats and is not kept.
+    epsilon, above 0, bounds log q where nothing matches.
+    ratio_epsilon is added to the ratio inside the logarithm. The original adds 1e-8, which changes a term by at most
+        1e-8 nats; it is not in the paper and not kept by default.
 
     A NaN or infinite embedding gives a NaN loss. Raises ValueError for wrong shapes or label types, and when an image
     has no matching text or a text no matching image, naming its row. With text_labels on a GPU this check waits for
@@ -75,12 +77,12 @@ def cmpm_terms(
     images, texts = image_embeddings.to(dtype), text_embeddings.to(dtype)
     with torch.autocast(device.type, enabled=False):
         return CMPMTerms(
-            image_to_text=_matching_divergence(images @ unit_vectors(texts).T, matches, epsilon),
-            text_to_image=_matching_divergence(texts @ unit_vectors(images).T, matches.T, epsilon),
+            image_to_text=_matching_divergence(images @ unit_vectors(texts).T, matches, epsilon, ratio_epsilon),
+            text_to_image=_matching_divergence(texts @ unit_vectors(images).T, matches.T, epsilon, ratio_epsilon),
         )
 
 
-def _matching_divergence(projections: Tensor, matches: Tensor, epsilon: float) -> Tensor:
+def _matching_divergence(projections: Tensor, matches: Tensor, epsilon: float, ratio_epsilon: float) -> Tensor:
     """Mean over rows of sum_j p log(p / (q + epsilon)): p = softmax(projections) [n, m], q uniform over the matches.
 
     q takes two values in a row, so no [n, m] logarithm of it is needed: p is measured against the value at a match, and
@@ -89,6 +91,10 @@ def _matching_divergence(projections: Tensor, matches: Tensor, epsilon: float) -
     log_p = F.log_softmax(projections, dim=1)
     p = log_p.exp()
     log_q_at_match = (1 / matches.sum(dim=1).to(p.dtype) + epsilon).log()
+    if ratio_epsilon:
+        log_q = torch.where(matches, log_q_at_match[:, None], math.log(epsilon))
+        log_ratio = torch.logaddexp(log_p - log_q, log_p.new_tensor(ratio_epsilon).log())
+        return (p * log_ratio).sum(dim=1).mean()
     against_match = (p * (log_p - log_q_at_match[:, None])).sum(dim=1)
     astray = p.masked_fill(matches, 0).sum(dim=1)
     return (against_match + astray * (log_q_at_match - math.log(epsilon))).mean()

@@ -28,6 +28,9 @@ class BiLSTMEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
         self.lstm = nn.LSTM(word_dim, hidden_dim, batch_first=True, bidirectional=True)
+        # PyTorch's LSTM adds two biases; training both would move their sum twice as far as one bias.
+        self.lstm.bias_hh_l0.requires_grad_(False)
+        self.lstm.bias_hh_l0_reverse.requires_grad_(False)
         self.initial_hidden = nn.Parameter(torch.empty(2, hidden_dim))
         self.initial_cell = nn.Parameter(torch.empty(2, hidden_dim))
         self.dropout = nn.Dropout(dropout)

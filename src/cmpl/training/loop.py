@@ -290,8 +290,10 @@ def _restore_stage(training: TrainingStep, checkpoint: Checkpoint) -> None:
 def _fabric(recipe: Recipe) -> Any:
     from lightning_fabric import Fabric
 
+    # Weights in double precision need no conversions; Fabric's own "64-true" would return float32 embeddings.
+    precision = "32-true" if recipe.precision == "64-true" else recipe.precision
     try:
-        fabric = Fabric(accelerator=recipe.device, devices=1, precision=recipe.precision)
+        fabric = Fabric(accelerator=recipe.device, devices=1, precision=precision)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"device '{recipe.device}' can't be used ({error}); expected auto, cpu, cuda or mps") from error
     fabric.launch()

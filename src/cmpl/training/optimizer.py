@@ -1,12 +1,20 @@
 """Adam, what it decays, and the learning rate of each step."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.training.recipe import OptimizerConfig, StageConfig
+from cmpl.training.tensorflow_adam import TensorFlowAdam
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "tensorflow-adam": TensorFlowAdam,
+}
 
 
 class ScheduledAdam:
@@ -24,17 +32,13 @@ class ScheduledAdam:
         self.decayed = decayed_parameters(model, losses, config.decay)
         image_rate = stage.learning_rate if stage.image_learning_rate is None else stage.image_learning_rate
         groups = _groups(model, losses, {id(value) for value in self.decayed}, image_rate, config, stage.learning_rate)
-        build = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-        self.adam = build(groups, lr=stage.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
+        self.adam = OPTIMIZERS[config.name](groups, lr=stage.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
 
     def prepare(self, step: int) -> None:
-        """Set the learning rates (and TensorFlow's epsilon) of a step, counted from 0 within the stage."""
+        """Set the learning rates of a step, counted from 0 within the stage."""
         share = learning_rate_share(step, self.steps, self.stage)
         for group in self.adam.param_groups:
             group["lr"] = group["full_rate"] * share
-            if self.config.name == "tensorflow-adam":
-                # TensorFlow adds epsilon before the bias correction of the second moment, torch after it.
-                group["eps"] = self.config.epsilon / math.sqrt(1 - self.config.beta2 ** (step + 1))
 
     @torch.no_grad()
     def regularization(self) -> Tensor:

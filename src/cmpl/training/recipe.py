@@ -22,6 +22,8 @@ class LossConfig:
     """Weight of cross-modal projection matching; 0 leaves it out."""
     cmpc: float = 1.0
     """Weight of cross-modal projection classification; 0 leaves it out."""
+    cmpm_ratio_epsilon: float = 0.0
+    """Added to p / q inside the matching's logarithm; the original adds 1e-8."""
     label_smoothing: float = 0.0
     """Of the classification's targets."""
 
@@ -135,7 +137,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     Raises UserError for an unknown recipe (with the nearest names), an unknown field or a value of the wrong type.
     """
     settings = _read_yaml(name)
-    settings.setdefault("name", Path(name).stem)
+    settings.setdefault("name", name if name in built_in_recipes() else Path(name).stem)
     unknown = _unknown_field(settings, Recipe())
     if unknown:
         raise UserError(f"recipe {name}: {unknown}")

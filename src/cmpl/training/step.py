@@ -28,7 +28,13 @@ class MatchingLosses(nn.Module):
         terms: dict[str, Tensor] = {}
         total = image_embeddings.new_zeros(())
         if self.config.cmpm > 0:
-            matching = cmpm_terms(image_embeddings, text_embeddings, batch.image_labels, batch.text_labels)
+            matching = cmpm_terms(
+                image_embeddings,
+                text_embeddings,
+                batch.image_labels,
+                batch.text_labels,
+                ratio_epsilon=self.config.cmpm_ratio_epsilon,
+            )
             terms["cmpm_image_to_text"], terms["cmpm_text_to_image"] = matching
             terms["cmpm"] = matching.image_to_text + matching.text_to_image
             total = total + self.config.cmpm * terms["cmpm"]
