@@ -20,8 +20,8 @@ def oracle_case() -> Callable[[str], dict[str, Any]]:
         case = {key[len(name) + 1 :]: arrays[key] for key in arrays.files if key.startswith(f"{name}_")}
         if "image" not in case:
             size = f"b{case['batch']}_d{case['dim']}"
-            case["image"] = arrays[f"base_image_{size}"] * case["scale"]
-            case["text"] = arrays[f"base_text_{size}"] * case["scale"]
+            case["image"] = files["cmpm"][f"base_image_{size}"] * case["scale"]
+            case["text"] = files["cmpm"][f"base_text_{size}"] * case["scale"]
             if name.startswith("cmpc"):
                 case["W"] = arrays[f"W_{size}"]
         return case

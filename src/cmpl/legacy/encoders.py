@@ -1,6 +1,7 @@
 """The original's image towers by name, and the pixels each was trained on."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -8,8 +9,11 @@ from cmpl.data.transforms import PictureInput
 from cmpl.legacy.slim_mobilenet import slim_mobilenet_v1
 from cmpl.legacy.slim_resnet import slim_resnet_v1_50, slim_resnet_v1_101, slim_resnet_v1_152
 
-SLIM_ENCODERS: dict[str, Callable[..., nn.Module]] = {
+SLIM_ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "slim_mobilenet_v1": slim_mobilenet_v1,
+    "slim_mobilenet_v1_075": partial(slim_mobilenet_v1, 0.75),
+    "slim_mobilenet_v1_050": partial(slim_mobilenet_v1, 0.5),
+    "slim_mobilenet_v1_025": partial(slim_mobilenet_v1, 0.25),
     "slim_resnet_v1_50": slim_resnet_v1_50,
     "slim_resnet_v1_101": slim_resnet_v1_101,
     "slim_resnet_v1_152": slim_resnet_v1_152,

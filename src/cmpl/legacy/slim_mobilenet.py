@@ -17,10 +17,9 @@ class SlimMobileNet(nn.Module):
     """Pixels [b, 3, h, w] in -1..1 to features [b, num_features], the mean over the last map.
 
     depth_multiplier: factor on every layer's channels, at least 8 are kept.
-    feature_dropout: share of pooled features dropped in training (0.001 in the original).
     """
 
-    def __init__(self, depth_multiplier: float = 1.0, feature_dropout: float = 0.0) -> None:
+    def __init__(self, depth_multiplier: float = 1.0) -> None:
         super().__init__()
 
         def channels(full: int) -> int:
@@ -32,7 +31,6 @@ class SlimMobileNet(nn.Module):
             self.layers[f"conv2d_{number}_depthwise"] = _conv_norm(width, width, kernel=3, stride=stride, groups=width)
             self.layers[f"conv2d_{number}_pointwise"] = _conv_norm(width, channels(full), kernel=1)
             width = channels(full)
-        self.dropout = nn.Dropout(feature_dropout)
         self.num_features = width
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -44,7 +42,7 @@ class SlimMobileNet(nn.Module):
             if layer.conv.stride == (2, 2):
                 maps = pad_same(maps, kernel=3, stride=2)
             maps = F.relu6(layer(maps))
-        return self.dropout(torch.mean(maps, dim=(2, 3)))  # type: ignore[no-any-return]
+        return torch.mean(maps, dim=(2, 3))
 
 
 def _conv_norm(inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> ConvNorm:
@@ -62,6 +60,6 @@ def _conv_norm(inputs: int, outputs: int, *, kernel: int, stride: int = 1, group
     )
 
 
-def slim_mobilenet_v1(depth_multiplier: float = 1.0, feature_dropout: float = 0.0) -> SlimMobileNet:
+def slim_mobilenet_v1(depth_multiplier: float = 1.0) -> SlimMobileNet:
     """The original's MobileNet-v1; 1,024 features at the full depth."""
-    return SlimMobileNet(depth_multiplier, feature_dropout)
+    return SlimMobileNet(depth_multiplier)

@@ -1,0 +1,171 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cmpl.errors import UserError
+from cmpl.legacy.import_checkpoint import import_checkpoint, load_slim_checkpoint, read_word_counts
+from cmpl.legacy.slim_mobilenet import slim_mobilenet_v1
+from cmpl.legacy.slim_resnet import SlimResNet, Unit
+from cmpl.legacy.variables import tf_sources
+from cmpl.models.dual_encoder import DualEncoder
+
+Arrays = dict[str, np.ndarray]
+Writer = Callable[[Path, Arrays], None]
+
+WORD_COUNTS = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr" / "word_counts.txt"
+AVERAGE = "/ExponentialMovingAverage"
+
+
+@pytest.fixture
+def trained(oracle: Callable[[str], Arrays]) -> Arrays:
+    """The averages of the original's run, beside plain values and optimizer slots that must not be taken."""
+    variables = dict(oracle("checkpoint/averages"))
+    for name in list(variables):
+        if name.endswith(AVERAGE):
+            plain = name.removesuffix(AVERAGE)
+            variables[plain] = variables[name] + 1
+            variables[f"{plain}/Adam"] = variables[f"{plain}/Adam_1"] = np.zeros(3, dtype=np.float32)
+    return {**variables, "global_step": np.array(39), "Wfc": np.zeros((32, 12), dtype=np.float32)}
+
+
+@pytest.fixture
+def model(trained: Arrays, tmp_path: Path, write_v2: Writer) -> DualEncoder:
+    write_v2(tmp_path / "model.ckpt-39", trained)
+    return import_checkpoint(tmp_path / "model.ckpt-39", WORD_COUNTS)
+
+
+def pictures(expected: Arrays) -> list[np.ndarray]:
+    return [expected[f"image{row}_uint8"] for row in range(4)]
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def captions(expected: Arrays) -> list[str]:
+    """The words of the records, whose numbers are lines of the vocabulary file."""
+    words = [line.split()[0] for line in WORD_COUNTS.read_text().splitlines()[2:]]
+    return [" ".join(words[number] for number in expected[f"caption{row}_ids"][1:-1]) for row in range(4)]
+
+
+def test_pictures_have_the_original_embeddings(model: DualEncoder, oracle: Callable[[str], Arrays]) -> None:
+    expected = oracle("checkpoint/embeddings")
+    original = expected["ema_one_at_a_time_image_embeddings"]
+    np.testing.assert_allclose(model.encode_image(pictures(expected)), unit(original), rtol=0, atol=1e-4)
+
+
+def test_captions_have_the_original_embeddings(model: DualEncoder, oracle: Callable[[str], Arrays]) -> None:
+    expected = oracle("checkpoint/embeddings")
+    sentences = captions(expected)
+    assert [len(model.tokenize(sentence)) for sentence in sentences] == expected["input_mask"].sum(1).tolist()
+    single, padded = (expected[f"ema_{way}_text_embeddings"] for way in ("one_at_a_time", "padded_batch"))
+    np.testing.assert_allclose(model.encode_text(sentences), unit(single), rtol=0, atol=1e-4)
+    model.text_encoder.pool_padding = True
+    np.testing.assert_allclose(model.encode_text(sentences), unit(padded), rtol=0, atol=1e-4)
+
+
+def test_a_saved_and_loaded_model_gives_the_same_embeddings(
+    model: DualEncoder, tmp_path: Path, oracle: Callable[[str], Arrays]
+) -> None:
+    expected = oracle("checkpoint/embeddings")
+    model.save_pretrained(tmp_path / "MODEL")
+    again = DualEncoder.from_pretrained(tmp_path / "MODEL")
+    assert torch.equal(again.encode_image(pictures(expected)), model.encode_image(pictures(expected)))
+    assert torch.equal(again.encode_text(captions(expected)), model.encode_text(captions(expected)))
+
+
+def test_without_averages_the_plain_variables_are_taken(trained: Arrays, tmp_path: Path, write_v2: Writer) -> None:
+    write_v2(tmp_path / "model.ckpt-39", trained)
+    path = tmp_path / "model.ckpt-39"
+    averaged, plain = import_checkpoint(path, WORD_COUNTS), import_checkpoint(path, WORD_COUNTS, averages=False)
+    before, after = averaged.image_projection.linear.weight, plain.image_projection.linear.weight
+    torch.testing.assert_close(after, before + 1)
+    assert torch.equal(averaged.text_encoder.embedding.weight, plain.text_encoder.embedding.weight)
+
+
+def test_the_unknown_word_keeps_its_own_vector(model: DualEncoder, trained: Arrays) -> None:
+    original = trained["BiLSTM/token_embedding_weights"]
+    embedding = model.text_encoder.embedding.weight.detach().numpy()
+    start, unknown, word = model.tokenize("zebra dog")
+    np.testing.assert_array_equal(embedding[unknown], original[27])
+    np.testing.assert_array_equal(embedding[start], original[1])
+    np.testing.assert_array_equal(embedding[word], original[4])
+
+
+def test_a_vocabulary_of_another_size_is_refused(trained: Arrays, tmp_path: Path, write_v2: Writer) -> None:
+    write_v2(tmp_path / "model.ckpt-39", trained)
+    other = tmp_path / "word_counts.txt"
+    other.write_text("Total words: 2 \nWords in vocabulary: 2 \na 126\ndog 4")
+    with pytest.raises(UserError, match=r"has 2 words and the checkpoint's word embedding \[28, 16\]; expected 3 rows"):
+        import_checkpoint(tmp_path / "model.ckpt-39", other)
+
+
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("a\nb\nc\n")
+    with pytest.raises(UserError, match=r"expected the word_counts\.txt"):
+        read_word_counts(tmp_path / "words.txt")
+    with pytest.raises(UserError, match=r"expected the word_counts\.txt"):
+        read_word_counts(tmp_path / "missing.txt")
+
+
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, write_v2: Writer) -> None:
+    write_v2(tmp_path / "bert", {"bert/pooler/dense/bias": np.zeros(4, dtype=np.float32)})
+    with pytest.raises(UserError, match="no known image tower; expected one of MobilenetV1"):
+        import_checkpoint(tmp_path / "bert", WORD_COUNTS)
+
+
+def small_resnet() -> nn.Module:
+    return SlimResNet([[Unit(32, 8, 1), Unit(32, 8, 2)], [Unit(48, 12, 1)]])
+
+
+def small_mobilenet() -> nn.Module:
+    return slim_mobilenet_v1(0.25)
+
+
+def imagenet_variables(scope: str, tower: nn.Module) -> Arrays:
+    """Variables as TF-slim's ImageNet checkpoint of a tower has them, with its classifier, values by a seed."""
+    random = np.random.default_rng(0)
+    kernels = {"weights": (2, 3, 1, 0), "depthwise_weights": (2, 3, 0, 1)}
+    state, variables = tower.state_dict(), {}
+    for tensor, source in tf_sources(tower).items():
+        shape = tuple(state[tensor].shape)
+        axes = kernels.get(source.variables[0].split("/")[-1], (0,))
+        variables[f"{scope}/{source.variables[0]}"] = random.standard_normal([shape[axis] for axis in axes])
+    extra = {f"{scope}/logits/weights": np.zeros((1, 1, 8, 1000)), f"{scope}/mean_rgb": np.zeros(3)}
+    every = {name: value.astype(np.float32) for name, value in {**variables, **extra}.items()}
+    return {**every, "global_step": np.array(7)}
+
+
+@pytest.mark.parametrize(
+    ("scope", "build", "original", "ours"),
+    [
+        ("resnet_v1_152", small_resnet, "block1/unit_2/bottleneck_v1/conv2", "blocks.block1.unit_2.conv2"),
+        ("MobilenetV1", small_mobilenet, "Conv2d_3_pointwise", "layers.conv2d_3_pointwise"),
+    ],
+)
+def test_imagenet_checkpoints_of_tf_slim_load_in_both_formats(
+    scope: str,
+    build: Callable[[], nn.Module],
+    original: str,
+    ours: str,
+    tmp_path: Path,
+    write_v1: Writer,
+    write_v2: Writer,
+) -> None:
+    variables = imagenet_variables(scope, build())
+    kernel = variables[f"{scope}/{original}/weights"].transpose(3, 2, 0, 1)
+    for write, path in ((write_v1, tmp_path / "v1.ckpt"), (write_v2, tmp_path / "v2.ckpt")):
+        write(path, variables)
+        tower = build()
+        load_slim_checkpoint(tower, path)
+        np.testing.assert_array_equal(tower.state_dict()[f"{ours}.conv.weight"], kernel)
+
+
+def test_an_imagenet_checkpoint_of_another_width_is_refused(tmp_path: Path, write_v2: Writer) -> None:
+    write_v2(tmp_path / "mobilenet.ckpt", imagenet_variables("MobilenetV1", small_mobilenet()))
+    with pytest.raises(UserError, match=r"mis-shaped below 'MobilenetV1': Conv2d_0/weights \[3, 3, 3, 8\]"):
+        load_slim_checkpoint(slim_mobilenet_v1(), tmp_path / "mobilenet.ckpt")
