@@ -1,0 +1,124 @@
+"""Pictures to the bytes that are stored, in parallel: results come in the order of the input, a few at a time."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from cmpl.data.pictures import (
+    PictureError,
+    decode_picture,
+    encode_jpeg,
+    jpeg_header,
+    read_picture_bytes,
+    resize_shorter_side,
+)
+from cmpl.data.records import Record
+from cmpl.errors import UserError
+
+QUALITY = 92  # of 1..100
+CHUNK = 16
+CHUNKS_WAITING = 4  # a worker
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A picture ready to be stored, or why there is none."""
+
+    data: bytes
+    source_bytes: int
+    problem: str | None = None
+
+
+def convert_picture(picture: Path | bytes, size: int, name: str = "") -> Converted:
+    """Read, check and, where needed, resize and encode one picture.
+
+    size: shorter side in pixels, 0 keeps the bytes. A picture that is small enough keeps its bytes too when every
+    reader shows them alike: a plain upright JPEG or an RGB PNG.
+    """
+    data = b""
+    try:
+        data = picture if isinstance(picture, bytes) else read_picture_bytes(picture)
+        pixels = decode_picture(data, name)
+    except PictureError as error:
+        return Converted(b"", len(data), error.reason)
+    resized = resize_shorter_side(pixels, size) if size else pixels
+    if size and (resized.shape != pixels.shape or not _is_plain(data)):
+        return Converted(encode_jpeg(resized, QUALITY), len(data))
+    return Converted(data, len(data))
+
+
+def _is_plain(data: bytes) -> bool:
+    header = jpeg_header(data)
+    if header is not None:
+        return header.upright
+    # 8 bits of RGB in the PNG's header, and no colour that stands for transparency
+    return data.startswith(b"\x89PNG") and data[24:26] == b"\x08\x02" and b"tRNS" not in data[: data.find(b"IDAT")]
+
+
+def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iterator[tuple[Record, Converted]]:
+    """Every record with its picture, in the order of the records.
+
+    workers: processes; 1 converts in this one. No more than a few chunks a worker are in memory at once. Leaving the
+    loop early, by an error or Ctrl-C, ends the processes.
+    """
+    records = iter(records)
+    if workers == 1:
+        for record in records:
+            yield record, convert_picture(record.picture, size, record.image_id)
+        return
+    # fork starts in milliseconds what spawn needs seconds for (torch is imported already), and is safe here because
+    # the workers run no threads of torch's; elsewhere than on Linux it is not.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    waiting: deque[tuple[list[Record], Future[list[Converted]]]] = deque()
+    try:
+        while True:
+            while len(waiting) < workers * CHUNKS_WAITING and (chunk := list(islice(records, CHUNK))):
+                waiting.append((chunk, pool.submit(_convert_chunk, [record.picture for record in chunk], size)))
+            if not waiting:
+                return
+            chunk, result = waiting.popleft()
+            yield from zip(chunk, _finished(chunk, result), strict=True)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _convert_chunk(pictures: list[Path | bytes], size: int) -> list[Converted]:
+    return [convert_picture(picture, size) for picture in pictures]
+
+
+def _finished(chunk: list[Record], result: "Future[list[Converted]]") -> list[Converted]:
+    try:
+        return result.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process was killed while it read one of the pictures from {chunk[0].image_id} on "
+            "(the system does so when memory runs out); run again with fewer --workers"
+        ) from error
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

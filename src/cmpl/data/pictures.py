@@ -1,0 +1,212 @@
+"""Encoded pictures to pixels and back: the one decoder of the project, for preparing, training and serving alike.
+
+Every picture comes out as uint8 [3, h, w], RGB, upright (EXIF orientation applied), transparency over white.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import encode_jpeg as _encode_jpeg
+from torchvision.transforms.v2 import functional as F
+
+from cmpl.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Pillow's own limit: 0.5 GB of pixels, more than any camera makes, less than what stops a machine.
+MAX_PIXELS = 178_956_970
+_ORIENTATION = 0x0112
+
+
+class PictureError(UserError):
+    """A picture that can't be read. `reason` is the sentence without the picture's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name or 'the picture'} {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["PictureError"], tuple[str, str]]:
+        return type(self), (self.name, self.reason)  # so that it comes whole out of a worker process
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """A JPEG that torchvision decodes right: 8 bits, Huffman coded, grey or three colours."""
+
+    width: int
+    height: int
+    upright: bool  # no EXIF orientation, or the one that changes nothing
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """The picture of a file: uint8 [3, h, w]. Raises PictureError."""
+    return decode_picture(read_picture_bytes(Path(path)), str(path))
+
+
+def read_picture_bytes(path: Path) -> bytes:
+    """The bytes of a picture's file. Raises PictureError when there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError(str(path), "is missing") from None
+    except OSError as error:
+        raise PictureError(str(path), f"can't be read ({error.strerror})") from error
+
+
+def load_picture(picture: "str | Path | bytes | Image | np.ndarray | Tensor") -> Tensor:
+    """A path, encoded bytes, PIL picture, array uint8 [h, w] or [h, w, 3 or 4] or tensor uint8 [3, h, w] -> the last.
+
+    Raises PictureError when it can't be read, UserError when a tensor or an array has another shape.
+    """
+    from PIL import Image
+
+    if isinstance(picture, str | Path):
+        return read_picture(picture)
+    if isinstance(picture, bytes):
+        return decode_picture(picture)
+    if isinstance(picture, Image.Image):
+        return _from_pillow(picture, "")
+    if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
+        return picture
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
+        is_picture = picture.ndim in (2, 3) and picture.shape[2:] in [(), (3,), (4,)]
+        if is_picture:
+            return _from_pillow(Image.fromarray(picture), "")
+    found = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, Tensor | np.ndarray) else type(picture)
+    raise UserError(
+        f"found {found} as a picture; expected a path, bytes, a PIL picture, an array uint8 [h, w, 3] "
+        "or a tensor uint8 [3, h, w]"
+    )
+
+
+def decode_picture(data: bytes, name: str = "") -> Tensor:
+    """Encoded bytes -> uint8 [3, h, w]; of an animation the first frame. Raises PictureError with `name`."""
+    header = jpeg_header(data)
+    if header is not None:
+        _check_size(header.width, header.height, name)
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        try:
+            pixels: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)  # type: ignore[assignment]
+            return pixels
+        except RuntimeError:
+            pass  # broken, most likely: Pillow decides, and says why in words a user can read
+    return _decode_with_pillow(data, name)
+
+
+def picture_format(data: bytes, name: str = "") -> tuple[int, int, str]:
+    """Width and height as stored and the format ("jpeg", "png"), without decoding. Raises PictureError."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return *image.size, str(image.format).lower()
+    except Exception as error:
+        raise PictureError(name, f"is broken ({error})") from error
+
+
+def encode_jpeg(picture: Tensor, quality: int) -> bytes:
+    """uint8 [3, h, w] -> a JPEG. quality: 1..100."""
+    encoded: Tensor = _encode_jpeg(picture.contiguous(), quality)  # type: ignore[assignment]
+    return encoded.numpy().tobytes()
+
+
+def resize_shorter_side(picture: Tensor, size: int) -> Tensor:
+    """[3, h, w] with the shorter side `size` pixels long, antialiased; a smaller picture stays as it is."""
+    if min(picture.shape[-2:]) <= size:
+        return picture
+    return F.resize(picture, [size], antialias=True)
+
+
+def jpeg_header(data: bytes) -> JpegHeader | None:
+    """What the segments before the pixels of a JPEG say; None for any other picture, and for rarer kinds of JPEG."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    position, frame, upright = 2, None, True
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0xDA:  # the pixels begin
+            return JpegHeader(*frame, upright) if frame else None
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        segment = data[position + 4 : end]
+        if marker in (0xC0, 0xC1, 0xC2):
+            frame = _frame_size(segment)
+        elif 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return None  # lossless or arithmetic coding
+        elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+            upright = upright and _is_upright(segment)
+        position = end
+    return None
+
+
+def _frame_size(segment: bytes) -> tuple[int, int] | None:
+    """(width, height) of a frame header with 8 bits and 1 or 3 components."""
+    if len(segment) < 6 or segment[0] != 8 or segment[5] not in (1, 3):
+        return None
+    height, width = int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5])
+    return (width, height) if width and height else None
+
+
+def _is_upright(exif_segment: bytes) -> bool:
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(exif_segment)
+        return bool(exif.get(_ORIENTATION, 1) == 1)
+    except Exception:  # damaged EXIF raises anything; the picture is then encoded anew, without it
+        return False
+
+
+def _decode_with_pillow(data: bytes, name: str) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise PictureError(name, "is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(*image.size, name)
+            return _from_pillow(image, name)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(name, f"is too large ({error}); at most {MAX_PIXELS:,} pixels are read") from None
+    except UnidentifiedImageError:
+        raise PictureError(name, "is not a picture in a known format") from None
+    except Exception as error:  # Pillow's decoders raise whatever their input makes them stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PictureError(name, f"is broken or cut off ({reason})") from error
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise PictureError(name, f"is too large ({width} x {height}); at most {MAX_PIXELS:,} pixels are read")
+
+
+def _from_pillow(image: "Image", name: str) -> Tensor:
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        pixels = np.repeat(grey[:, :, None], 3, axis=2)
+    elif image.mode in ("I", "F"):
+        raise PictureError(name, "has 32 bits a pixel, which say not how bright white is; save it with 8 or 16 bits")
+    else:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

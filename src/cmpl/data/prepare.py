@@ -1,0 +1,160 @@
+"""Pictures and captions of any source to a DATA directory: each picture decoded once and stored once."""
+
+import operator
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from cmpl.data.conversion import convert_pictures
+from cmpl.data.layout import Skipped, SplitFacts, describe_skipped
+from cmpl.data.readers import READERS
+from cmpl.data.records import Record, caption_problem, label_fits
+from cmpl.data.writer import DataWriter
+from cmpl.errors import UserError
+from cmpl.files import refuse_occupied, whole_directory
+
+DEFAULT_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `prepare` did."""
+
+    output: Path
+    splits: dict[str, SplitFacts]
+    skipped: list[Skipped]
+    source_bytes: int  # of the pictures that are in
+    picture_bytes: int  # stored for them
+    seconds: float
+
+
+def prepare_format(
+    name: str,
+    annotations: Path,
+    images: Path,
+    output: Path,
+    *,
+    size: int = DEFAULT_SIZE,
+    workers: int | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+) -> str:
+    """Prepare a data set in one of the known annotation formats; the closing summary. Raises UserError."""
+    if name not in READERS:
+        raise UserError(f"there is no format '{name}'; expected one of {', '.join(sorted(READERS))}")
+    refuse_occupied(output, "the data")  # before a large annotation file is read
+    source = {"format": name, "annotations": str(annotations), "images": str(images)}
+    records = READERS[name](annotations, images)
+    return describe(prepare(records, output, source=source, size=size, workers=workers, on_error=on_error))
+
+
+def prepare(
+    records: Iterable[Record],
+    output: Path,
+    *,
+    source: dict[str, Any],
+    size: int = DEFAULT_SIZE,
+    workers: int | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    progress: bool = True,
+) -> Summary:
+    """Write a DATA directory; it appears under its name when it is whole. Rows are in the order of the records.
+
+    source: where the records come from, kept in `cmpl.json`. size: pixels of the shorter side, larger pictures are
+    brought to it; 0 keeps their bytes. workers: processes, default one a core; the result is the same for any number.
+    on_error: `skip` leaves out a picture that can't be used, with a line in `cmpl.json` and in the summary.
+    Raises UserError naming the picture that can't be used, and for records that contradict each other.
+    """
+    if size < 0:
+        raise UserError(f"found --size {size}; expected pixels of the shorter side, or 0 to keep the pictures' bytes")
+    workers = _worker_count(workers)
+    output = output.absolute()
+    refuse_occupied(output, "the data")
+    start = time.monotonic()
+    skipped: list[Skipped] = []
+    total = operator.length_hint(records) or None
+    source_bytes = picture_bytes = 0
+    with whole_directory(output) as directory, DataWriter(directory) as writer:
+        usable = _usable(_consistent(records), skipped, on_error)
+        pictures = convert_pictures(usable, size, workers)
+        with tqdm(total=total, desc="prepare", unit=" pictures", disable=not progress) as bar:
+            for record, converted in pictures:
+                bar.update()
+                if converted.problem:
+                    _skip_or_stop(record, converted.problem, skipped, on_error)
+                    continue
+                writer.add(record, converted.data)
+                source_bytes += converted.source_bytes
+                picture_bytes += len(converted.data)
+        if not picture_bytes:
+            raise _nothing_left(skipped)
+        manifest = writer.finish(source, size, skipped)
+    seconds = time.monotonic() - start
+    return Summary(output, manifest.splits, skipped, source_bytes, picture_bytes, seconds)
+
+
+def describe(summary: Summary) -> str:
+    """The closing summary of `cmpl prepare`."""
+    pictures = sum(facts.pictures for facts in summary.splits.values())
+    ratio = summary.picture_bytes / summary.source_bytes
+    lines = [f"{'split':<10}{'pictures':>10}{'captions':>11}{'labels':>9}"]
+    for name, facts in summary.splits.items():
+        lines.append(f"{name:<10}{facts.pictures:>10,}{facts.captions:>11,}{facts.labels:>9,}")
+    lines.append(
+        f"{pictures:,} pictures in {summary.seconds:.1f} s ({pictures / summary.seconds:,.0f} a second), "
+        f"{summary.picture_bytes / 1e6:,.1f} MB, {ratio:.2f} of the {summary.source_bytes / 1e6:,.1f} MB read"
+    )
+    lines += describe_skipped(summary.skipped)
+    lines.append(f"data: {summary.output}")
+    return "\n".join(lines)
+
+
+def _worker_count(workers: int | None) -> int:
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise UserError(f"found --workers {workers}; expected at least 1")
+    return workers
+
+
+def _consistent(records: Iterable[Record]) -> Iterator[Record]:
+    """The records, as long as no two share their name and every label can be stored."""
+    seen: set[str] = set()
+    for record in records:
+        if record.image_id in seen:
+            raise UserError(f"{record.image_id} comes twice; expected every picture once, with all its captions")
+        seen.add(record.image_id)
+        if not label_fits(record.label):
+            raise UserError(f"{record.image_id} has label {record.label}; expected a number that fits 64 bits")
+        yield record
+
+
+def _usable(records: Iterable[Record], skipped: list[Skipped], on_error: str) -> Iterator[Record]:
+    """The records with captions to learn from."""
+    for record in records:
+        problem = caption_problem(record)
+        if problem:
+            _skip_or_stop(record, problem, skipped, on_error)
+        else:
+            yield record
+
+
+def _skip_or_stop(record: Record, problem: str, skipped: list[Skipped], on_error: str) -> None:
+    if on_error == "stop":
+        name = record.picture if isinstance(record.picture, Path) else record.image_id
+        raise UserError(f"{name} {problem}; mend it, or leave such pictures out with --on-error skip")
+    skipped.append(Skipped(record.image_id, record.split, problem))
+
+
+def _nothing_left(skipped: list[Skipped]) -> UserError:
+    if not skipped:
+        return UserError("the source has no pictures; expected at least one")
+    first = skipped[0]
+    return UserError(
+        f"all {len(skipped):,} pictures had to be skipped (the first: {first.image_id} {first.reason}); "
+        "check that --images names the folder they lie in"
+    )
