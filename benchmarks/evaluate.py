@@ -3,8 +3,8 @@
     python benchmarks/evaluate.py [--images 5000] [--captions 5] [--dimension 512] [--rounds 5] [--threads 2]
 
 The bare product of all scores and `evaluate_retrieval` (R@K, mAP and ranks in both directions) run in turn, so that
-both see the same machine; each round's ratio is printed, and that of the fastest of each. The textbook way sorts the whole gallery for every query
-and walks down the ranking; it runs on --sample queries a direction and is scaled up to all of them.
+both see the same machine; each round's ratio is printed, and the ratio of the fastest of each. The textbook way sorts
+the whole gallery for every query and walks down the ranking; it runs on --sample queries a direction and is scaled up.
 """
 
 import argparse

@@ -7,7 +7,9 @@ counted: another way to compute the same dot product differs in the last bit and
 are sorted by label, which gathers all positives in the few tiles along the diagonal, and these are computed twice.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -31,7 +33,7 @@ _LARGEST_TILE = (255, 8 * 255)
 _GRAIN = 24
 # One comparison of a tile for each positive, or one sort of it for all: measured to break even near 120.
 _SORT_FROM = 120
-_CHUNK = 4096
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -167,18 +169,19 @@ class _Side:
 
 
 class _Product:
-    """Tiles of the score matrix, each into the same memory."""
+    """Tiles of the score matrix, those of a thread each into the same memory."""
 
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
         self.rows, self.columns = rows, columns
-        self.memory = rows.new_empty(0)
+        self.local = threading.local()
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Scores of a tile [rows, columns], both padded to the grain with minus infinity."""
         height, width = _padded(rows.stop - rows.start), _padded(columns.stop - columns.start)
-        if len(self.memory) < height * width:
-            self.memory = self.rows.new_empty(height * width)
-        scores = self.memory[: height * width].view(height, width)
+        memory: Tensor | None = getattr(self.local, "memory", None)
+        if memory is None or len(memory) < height * width:
+            memory = self.local.memory = self.rows.new_empty(height * width)
+        scores = memory[: height * width].view(height, width)
         torch.mm(self.rows[rows.start :][:height], self.columns[columns.start :][:width].T, out=scores)
         scores[rows.stop - rows.start :] = -torch.inf
         scores[:, columns.stop - columns.start :] = -torch.inf
@@ -199,7 +202,8 @@ def _vectors(
     """
     dimension = embeddings.shape[1]
     vectors = torch.zeros(_padded(len(order)), dimension + 2 * (metric == "euclidean"), dtype=dtype)
-    for start in range(0, len(order), _CHUNK):
+
+    def fill(start: int) -> None:
         rows = torch.from_numpy(embeddings[order[start : start + _CHUNK]]).to(dtype)
         out = vectors[start : start + len(rows)]
         if metric == "cosine":
@@ -215,42 +219,75 @@ def _vectors(
                     f"embeddings up to {rows.abs().max():.3g} have distances beyond {dtype}; "
                     "expected smaller numbers, scale them or give float64"
                 )
+
+    _in_threads(fill, [(start,) for start in range(0, len(order), _CHUNK)])
     return vectors
 
 
 def _read_positives(product: _Product, rows: _Side, columns: _Side) -> None:
     """Fill in the scores of all positives, from the tiles that hold them."""
-    for row_tile in rows.tiles:
-        first, positives = rows.first[row_tile], rows.positives[row_tile]
-        last = first + positives
-        for column_tile in columns.tiles:
-            if column_tile.stop <= first[0] or column_tile.start >= last[-1]:
-                continue
-            scores = product.tile(row_tile, column_tile)
-            start = first.clamp(min=column_tile.start)
-            count = (last.clamp(max=column_tile.stop) - start).clamp(min=0)
-            row = torch.repeat_interleave(count)
-            column = start[row] + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-            values = scores[row, column - column_tile.start]
-            row += row_tile.start
-            rows.scores[rows.offsets[row] + column - rows.first[row]] = values
-            columns.scores[columns.offsets[column] + row - columns.first[column]] = values
+
+    def read(row_tile: slice, column_tile: slice) -> None:
+        first = rows.first[row_tile]
+        last = first + rows.positives[row_tile]
+        if column_tile.stop <= first[0] or column_tile.start >= last[-1]:
+            return
+        scores = product.tile(row_tile, column_tile)
+        start = first.clamp(min=column_tile.start)
+        count = (last.clamp(max=column_tile.stop) - start).clamp(min=0)
+        row = torch.repeat_interleave(count)
+        column = start[row] + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        values = scores[row, column - column_tile.start]
+        row += row_tile.start
+        rows.scores[rows.offsets[row] + column - rows.first[row]] = values
+        columns.scores[columns.offsets[column] + row - columns.first[column]] = values
+
+    _in_threads(read, _pairs(rows, columns))
 
 
 def _count(product: _Product, rows: _Side, columns: _Side) -> None:
     """Fill in the ranks: for each positive the number of scores at least as high as its own."""
-    column_thresholds = [columns.thresholds(tile).T.contiguous() for tile in columns.tiles]
-    column_counts = [torch.zeros(thresholds.shape, dtype=torch.int64) for thresholds in column_thresholds]
-    for row_tile in rows.tiles:
-        thresholds = rows.thresholds(row_tile)
-        counts = torch.zeros(thresholds.shape, dtype=torch.int64)
-        for index, column_tile in enumerate(columns.tiles):
-            scores = product.tile(row_tile, column_tile)
-            counts += _count_along_rows(scores, thresholds)
-            column_counts[index] += _count_along_columns(scores, column_thresholds[index])
-        rows.store(row_tile, counts)
-    for tile, counts in zip(columns.tiles, column_counts, strict=True):
-        columns.store(tile, counts.T)
+    row_thresholds = {tile.start: rows.thresholds(tile) for tile in rows.tiles}
+    column_thresholds = {tile.start: columns.thresholds(tile).T.contiguous() for tile in columns.tiles}
+    row_counts = {start: torch.zeros(t.shape, dtype=torch.int64) for start, t in row_thresholds.items()}
+    column_counts = {start: torch.zeros(t.shape, dtype=torch.int64) for start, t in column_thresholds.items()}
+    adding = threading.Lock()
+
+    def count(row_tile: slice, column_tile: slice) -> None:
+        scores = product.tile(row_tile, column_tile)
+        along_rows = _count_along_rows(scores, row_thresholds[row_tile.start])
+        along_columns = _count_along_columns(scores, column_thresholds[column_tile.start])
+        with adding:
+            row_counts[row_tile.start] += along_rows
+            column_counts[column_tile.start] += along_columns
+
+    _in_threads(count, _pairs(rows, columns))
+    for tile in rows.tiles:
+        rows.store(tile, row_counts[tile.start])
+    for tile in columns.tiles:
+        columns.store(tile, column_counts[tile.start].T)
+
+
+def _pairs(rows: _Side, columns: _Side) -> list[tuple[slice, slice]]:
+    return [(row_tile, column_tile) for column_tile in columns.tiles for row_tile in rows.tiles]
+
+
+def _in_threads(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Do each piece of work on one of as many threads as torch is set to use.
+
+    All threads on one piece would wait for each other after every operation, which costs ten times the work itself
+    when other processes use the cores too.
+    """
+    threads = torch.get_num_threads()
+    if min(threads, len(arguments)) == 1:
+        for each in arguments:
+            work(*each)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(lambda each: work(*each), arguments))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _count_along_rows(scores: Tensor, thresholds: Tensor) -> Tensor:
