@@ -25,9 +25,10 @@ from cmpl.data.pictures import (
 from cmpl.data.records import Record
 from cmpl.errors import UserError
 
-QUALITY = 92  # of 1..100
-CHUNK = 16
-CHUNKS_WAITING = 4  # a worker
+# At 224 pixels the loss of this quality (42.4 dB) is below that of resizing twice instead of once (41.7 dB).
+QUALITY = 92
+CHUNK = 8  # pictures a task
+TASKS_WAITING = 4  # for each worker
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Converted:
     problem: str | None = None
 
 
-def convert_picture(picture: Path | bytes, size: int, name: str = "") -> Converted:
+def convert_picture(picture: Path | bytes, size: int) -> Converted:
     """Read, check and, where needed, resize and encode one picture.
 
     size: shorter side in pixels, 0 keeps the bytes. A picture that is small enough keeps its bytes too when every
@@ -48,7 +49,7 @@ def convert_picture(picture: Path | bytes, size: int, name: str = "") -> Convert
     data = b""
     try:
         data = picture if isinstance(picture, bytes) else read_picture_bytes(picture)
-        pixels = decode_picture(data, name)
+        pixels = decode_picture(data)
     except PictureError as error:
         return Converted(b"", len(data), error.reason)
     resized = resize_shorter_side(pixels, size) if size else pixels
@@ -61,8 +62,9 @@ def _is_plain(data: bytes) -> bool:
     header = jpeg_header(data)
     if header is not None:
         return header.upright
-    # 8 bits of RGB in the PNG's header, and no colour that stands for transparency
-    return data.startswith(b"\x89PNG") and data[24:26] == b"\x08\x02" and b"tRNS" not in data[: data.find(b"IDAT")]
+    # a PNG of 8 bits in RGB, with no transparent colour, orientation or animation
+    is_rgb_png = data.startswith(b"\x89PNG") and data[24:26] == b"\x08\x02"
+    return is_rgb_png and not any(chunk in data for chunk in (b"tRNS", b"eXIf", b"acTL"))
 
 
 def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iterator[tuple[Record, Converted]]:
@@ -74,7 +76,7 @@ def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iter
     records = iter(records)
     if workers == 1:
         for record in records:
-            yield record, convert_picture(record.picture, size, record.image_id)
+            yield record, convert_picture(record.picture, size)
         return
     # fork starts in milliseconds what spawn needs seconds for (torch is imported already), and is safe here because
     # the workers run no threads of torch's; elsewhere than on Linux it is not.
@@ -83,7 +85,7 @@ def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iter
     waiting: deque[tuple[list[Record], Future[list[Converted]]]] = deque()
     try:
         while True:
-            while len(waiting) < workers * CHUNKS_WAITING and (chunk := list(islice(records, CHUNK))):
+            while len(waiting) < workers * TASKS_WAITING and (chunk := list(islice(records, CHUNK))):
                 waiting.append((chunk, pool.submit(_convert_chunk, [record.picture for record in chunk], size)))
             if not waiting:
                 return

@@ -79,7 +79,7 @@ def read_manifest(directory: Path) -> Manifest:
         fields["splits"] = {name: SplitFacts(**facts) for name, facts in fields["splits"].items()}
         fields["skipped"] = [Skipped(**item) for item in fields["skipped"]]
         return Manifest(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r:.100}); prepare the data again or copy it again") from error
 
 

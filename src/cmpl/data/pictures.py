@@ -4,6 +4,8 @@ Every picture comes out as uint8 [3, h, w], RGB, upright (EXIF orientation appli
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.io import encode_jpeg as _encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
+from cmpl.data.records import printable
 from cmpl.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class PictureError(UserError):
     """A picture that can't be read. `reason` is the sentence without the picture's name."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name or 'the picture'} {reason}")
+        super().__init__(f"{printable(name) or 'the picture'} {reason}")
         self.name = name
         self.reason = reason
 
@@ -73,7 +76,8 @@ def load_picture(picture: "str | Path | bytes | Image | np.ndarray | Tensor") ->
     if isinstance(picture, bytes):
         return decode_picture(picture)
     if isinstance(picture, Image.Image):
-        return _from_pillow(picture, "")
+        with _pillow_errors(""):
+            return _from_pillow(picture, "")
     if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
         return picture
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
@@ -105,11 +109,8 @@ def picture_format(data: bytes, name: str = "") -> tuple[int, int, str]:
     """Width and height as stored and the format ("jpeg", "png"), without decoding. Raises PictureError."""
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return *image.size, str(image.format).lower()
-    except Exception as error:
-        raise PictureError(name, f"is broken ({error})") from error
+    with _pillow_errors(name), Image.open(io.BytesIO(data)) as image:
+        return *image.size, str(image.format).lower()
 
 
 def encode_jpeg(picture: Tensor, quality: int) -> bytes:
@@ -169,21 +170,29 @@ def _is_upright(exif_segment: bytes) -> bool:
 
 
 def _decode_with_pillow(data: bytes, name: str) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if not data:
         raise PictureError(name, "is empty")
+    with _pillow_errors(name), Image.open(io.BytesIO(data)) as image:
+        _check_size(*image.size, name)
+        return _from_pillow(image, name)
+
+
+@contextmanager
+def _pillow_errors(name: str) -> Iterator[None]:
+    """Whatever Pillow stumbles over as a PictureError."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_size(*image.size, name)
-            return _from_pillow(image, name)
+        yield
     except PictureError:
         raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(name, f"is too large ({error}); at most {MAX_PIXELS:,} pixels are read") from None
+    except Image.DecompressionBombError:
+        raise PictureError(name, f"is too large; at most {MAX_PIXELS:,} pixels are read") from None
     except UnidentifiedImageError:
         raise PictureError(name, "is not a picture in a known format") from None
-    except Exception as error:  # Pillow's decoders raise whatever their input makes them stumble over
+    except Exception as error:  # its decoders raise many kinds: OSError, SyntaxError, struct.error, ValueError, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PictureError(name, f"is broken or cut off ({reason})") from error
 

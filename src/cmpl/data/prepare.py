@@ -2,6 +2,7 @@
 
 import operator
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from cmpl.data.conversion import convert_pictures
 from cmpl.data.layout import Skipped, SplitFacts, describe_skipped
 from cmpl.data.readers import READERS
-from cmpl.data.records import Record, caption_problem, label_fits
+from cmpl.data.records import Record, caption_problem, is_unicode, printable
 from cmpl.data.writer import DataWriter
 from cmpl.errors import UserError
 from cmpl.files import refuse_occupied, whole_directory
@@ -71,6 +72,8 @@ def prepare(
     """
     if size < 0:
         raise UserError(f"found --size {size}; expected pixels of the shorter side, or 0 to keep the pictures' bytes")
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"found --on-error {on_error}; expected stop or skip")
     workers = _worker_count(workers)
     output = output.absolute()
     refuse_occupied(output, "the data")
@@ -79,13 +82,15 @@ def prepare(
     total = operator.length_hint(records) or None
     source_bytes = picture_bytes = 0
     with whole_directory(output) as directory, DataWriter(directory) as writer:
-        usable = _usable(_consistent(records), skipped, on_error)
-        pictures = convert_pictures(usable, size, workers)
+        pictures = convert_pictures(_consistent(records), size, workers)
         with tqdm(total=total, desc="prepare", unit=" pictures", disable=not progress) as bar:
             for record, converted in pictures:
                 bar.update()
-                if converted.problem:
-                    _skip_or_stop(record, converted.problem, skipped, on_error)
+                problem = caption_problem(record) or converted.problem
+                if problem:
+                    if on_error == "stop":
+                        raise _unusable(record, problem)
+                    skipped.append(Skipped(record.image_id, record.split, problem))
                     continue
                 writer.add(record, converted.data)
                 source_bytes += converted.source_bytes
@@ -122,39 +127,32 @@ def _worker_count(workers: int | None) -> int:
 
 
 def _consistent(records: Iterable[Record]) -> Iterator[Record]:
-    """The records, as long as no two share their name and every label can be stored."""
+    """The records, as long as no two share their name and what names and numbers them can be stored."""
     seen: set[str] = set()
     for record in records:
+        name = printable(record.image_id)
         if record.image_id in seen:
-            raise UserError(f"{record.image_id} comes twice; expected every picture once, with all its captions")
+            raise UserError(f"{name} comes twice; expected every picture once, with all its captions")
         seen.add(record.image_id)
-        if not label_fits(record.label):
-            raise UserError(f"{record.image_id} has label {record.label}; expected a number that fits 64 bits")
+        if not is_unicode(record.image_id):
+            raise UserError(f"the picture {name} has a name that is not Unicode; rename it")
+        if not -(2**63) <= record.label < 2**63:
+            raise UserError(f"{name} has label {record.label}; expected a number of at most 64 bits")
+        if not re.fullmatch(r"\w+", record.split):
+            raise UserError(f"{name} is in split {record.split!r}; expected a name of letters, digits and _")
         yield record
 
 
-def _usable(records: Iterable[Record], skipped: list[Skipped], on_error: str) -> Iterator[Record]:
-    """The records with captions to learn from."""
-    for record in records:
-        problem = caption_problem(record)
-        if problem:
-            _skip_or_stop(record, problem, skipped, on_error)
-        else:
-            yield record
-
-
-def _skip_or_stop(record: Record, problem: str, skipped: list[Skipped], on_error: str) -> None:
-    if on_error == "stop":
-        name = record.picture if isinstance(record.picture, Path) else record.image_id
-        raise UserError(f"{name} {problem}; mend it, or leave such pictures out with --on-error skip")
-    skipped.append(Skipped(record.image_id, record.split, problem))
+def _unusable(record: Record, problem: str) -> UserError:
+    name = printable(str(record.picture) if isinstance(record.picture, Path) else record.image_id)
+    return UserError(f"{name} {problem}; repair the source, or leave such pictures out with --on-error skip")
 
 
 def _nothing_left(skipped: list[Skipped]) -> UserError:
     if not skipped:
         return UserError("the source has no pictures; expected at least one")
-    first = skipped[0]
+    first = f"{printable(skipped[0].image_id)} {skipped[0].reason}"
     return UserError(
-        f"all {len(skipped):,} pictures had to be skipped (the first: {first.image_id} {first.reason}); "
+        f"all {len(skipped):,} pictures had to be skipped (the first: {first}); "
         "check that --images names the folder they lie in"
     )

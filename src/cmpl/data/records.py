@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _WORD = re.compile(r"\w")
-_INT64 = range(-(2**63), 2**63)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,21 @@ def caption_problem(record: Record) -> str | None:
     if not record.captions:
         return "has no caption"
     for number, caption in enumerate(record.captions, start=1):
+        which = f"number {number} of {len(record.captions)}"
         if not _WORD.search(caption):
-            return f"has an empty caption (number {number} of {len(record.captions)}: {caption!r:.40})"
-        if any("\ud800" <= character <= "\udfff" for character in caption):
-            return f"has a caption that is not Unicode (number {number} of {len(record.captions)})"
+            return f"has an empty caption ({which}: {caption[:20]!r})"
+        if not is_unicode(caption):
+            return f"has a caption that is not Unicode ({which}: {caption[:20]!a})"
+    if not all(is_unicode(word) for words in record.tokens or () for word in words):
+        return "has tokens that are not Unicode"
     return None
 
 
-def label_fits(label: int) -> bool:
-    """Whether a label can be stored."""
-    return label in _INT64
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: JSON can hold halves of characters, which no file can."""
+    return not _SURROGATE.search(text)
+
+
+def printable(name: str) -> str:
+    """A name as it fits a sentence: quoted and escaped when it holds a newline or half a character."""
+    return name if name.isprintable() else ascii(name)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cmpl.data.records import Record
+from cmpl.data.records import Record, printable
 from cmpl.errors import UserError
 
 SPLITS = ("train", "val", "test", "restval")
@@ -84,23 +84,26 @@ def _load(path: Path) -> list[Any]:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{path} is not JSON ({reason}); {_FIX}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        found = f"an object with {', '.join(list(content)[:5]) or 'nothing'}" if isinstance(content, dict) else None
-        found = found or _kind(content)
+        found = f"an object with {_keys(content)}" if isinstance(content, dict) else _kind(content)
         raise UserError(f"{path} is not Karpathy's JSON: found {found}, not an object with a list of images; {_FIX}")
     entries: list[Any] = content["images"]
     return entries
 
 
+def _keys(fields: dict[str, Any]) -> str:
+    return ", ".join(printable(key[:40]) for key in list(fields)[:5]) or "nothing"
+
+
 def _numbered(entries: list[Any]) -> Iterator[_Entry]:
     for number, fields in enumerate(entries):
         named = isinstance(fields, dict) and isinstance(fields.get("filename"), str)
-        yield _Entry(fields, f"image {number}" + (f" ({fields['filename']!r})" if named else ""))
+        yield _Entry(fields, f"image {number}" + (f" ({fields['filename'][:80]!r})" if named else ""))
 
 
 def _record(entry: _Entry, images: Path) -> Record:
     split = entry.get("split", str)
     if split not in SPLITS:
-        raise _SchemaError(f"{entry.name} is in split '{split}', not in one of {', '.join(SPLITS)}")
+        raise _SchemaError(f"{entry.name} is in split {split[:40]!r}, not in one of {', '.join(SPLITS)}")
     image_id = _image_id(entry)
     captions: list[str] = []
     tokens: list[tuple[str, ...]] = []
@@ -120,7 +123,7 @@ def _image_id(entry: _Entry) -> str:
     folder = entry.get("filepath", str) if "filepath" in entry.fields else ""
     for part in (filename, folder):
         if PurePosixPath(part).is_absolute() or ".." in PurePosixPath(part).parts or "\\" in part or "\0" in part:
-            raise _SchemaError(f"{entry.name} leads out of the folder of pictures ('{part}')")
+            raise _SchemaError(f"{entry.name} leads out of the folder of pictures ({part[:80]!r})")
     if not filename or PurePosixPath(filename).name in ("", "."):
         raise _SchemaError(f"{entry.name} has an empty 'filename'")
     return str(PurePosixPath(folder, filename))

@@ -1,0 +1,143 @@
+"""An opened DATA directory gives back what was prepared, in any process; another or a damaged one says so."""
+
+import json
+import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmpl.cli import main
+from cmpl.data.dataset import Split, inspect_data, open_data
+from cmpl.data.prepare import prepare
+from cmpl.data.records import Record
+from cmpl.errors import UserError
+
+ARROW = "data-00000-of-00001.arrow"
+
+
+@pytest.fixture
+def records(encode) -> list[Record]:
+    def one(number: int) -> Record:
+        picture = encode(np.full((8 + number, 10, 3), number, np.uint8), "PNG")
+        captions = tuple(f"caption {word}" for word in range(1 + number % 3))
+        return Record(f"{number}.png", picture, number // 2, captions, "val" if number % 4 == 0 else "train")
+
+    return [one(number) for number in range(20)]
+
+
+@pytest.fixture
+def directory(records, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr("cmpl.data.writer.BATCH_ROWS", 4)
+    output = tmp_path / "data"
+    prepare(
+        [*records, Record("x", b"", 0, ("a dog",), "val")],
+        output,
+        source={"format": "test"},
+        workers=1,
+        on_error="skip",
+        progress=False,
+    )
+    return output
+
+
+def read_pictures(split: Split) -> list[bytes]:
+    return [split.picture(index) for index in range(len(split))]
+
+
+def test_a_split_gives_back_what_was_prepared(directory, records):
+    split = open_data(directory).split("train")
+    train = [record for record in records if record.split == "train"]
+    assert len(split) == len(train) == 15
+    assert split.labels.dtype == np.int64
+    assert split.labels.tolist() == [record.label for record in train]
+    assert split.image_ids == [record.image_id for record in train]
+    assert split.captions == [list(record.captions) for record in train]
+    assert read_pictures(split) == [record.picture for record in train]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same_pictures(directory, method):
+    split = open_data(directory).split("train")
+    with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
+        assert pool.submit(read_pictures, split).result() == read_pictures(split)
+
+
+def test_a_split_travels_as_its_path(directory):
+    split = open_data(directory).split("train")
+    assert len(pickle.dumps(split)) < 1000
+    assert pickle.loads(pickle.dumps(split)).image_ids == split.image_ids
+
+
+@pytest.mark.parametrize("index", [-1, 15, 100])
+def test_a_row_that_is_not_there_is_an_index_error(directory, index):
+    with pytest.raises(IndexError, match=f"picture {index} of 15"):
+        open_data(directory).split("train").picture(index)
+
+
+def test_a_split_that_is_not_there_names_those_that_are(directory):
+    with pytest.raises(UserError, match=r"data has no split 'test'; it has train, val$"):
+        open_data(directory).split("test")
+
+
+class TestWhatIsNoData:
+    def test_a_path_without_data_says_what_to_name(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=r"none does not exist; expected a DATA directory, name .*cmpl prepare"):
+            open_data(tmp_path / "none")
+        with pytest.raises(UserError, match=r"is not a DATA directory \(it has no cmpl\.json\)"):
+            open_data(tmp_path)
+        with pytest.raises(UserError, match=r"is not a DATA directory \(it is a file\)"):
+            open_data(tmp_path / "file")
+
+    @pytest.mark.parametrize(
+        "content",
+        ["", "{", "[]", "5", "{}", '{"format": 1}', '{"format": 1, "splits": 5}', '{"format": 1, "splits": {"a": {}}}'],
+    )
+    def test_a_damaged_manifest_says_so(self, directory, content):
+        (directory / "cmpl.json").write_text(content)
+        with pytest.raises(UserError, match=r"cmpl\.json is damaged .*prepare the data again") as caught:
+            open_data(directory)
+        assert "\n" not in str(caught.value)
+
+    def test_a_newer_format_asks_for_a_newer_cmpl(self, directory):
+        manifest = json.loads((directory / "cmpl.json").read_text())
+        (directory / "cmpl.json").write_text(json.dumps({"format": 2, "cmpl": "3.0", "unknown": manifest}))
+        with pytest.raises(UserError, match=r"has format 2, this cmpl reads formats up to 1; upgrade cmpl .*3\.0"):
+            open_data(directory)
+
+    def test_a_split_cut_off_or_gone_says_so(self, directory):
+        file = directory / "train" / ARROW
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(UserError, match=r"arrow is damaged \([\d,]+ bytes, expected [\d,]+\); copy or prepare"):
+            open_data(directory).split("train")
+        shutil.rmtree(directory / "train")
+        with pytest.raises(UserError, match=r"arrow is damaged \(0 bytes"):
+            open_data(directory).split("train")
+
+    @pytest.mark.parametrize("start", [0, 100])
+    def test_a_split_overwritten_says_so(self, directory, start):
+        file = directory / "train" / ARROW
+        data = bytearray(file.read_bytes())
+        data[start : start + 300] = b"\x7f" * 300
+        file.write_bytes(data)
+        with pytest.raises(UserError, match="is damaged"):
+            open_data(directory).split("train")
+
+    def test_the_command_line_shows_one_sentence(self, tmp_path, capsys):
+        assert main(["inspect", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith(f"cmpl: {tmp_path} is not a DATA directory")
+
+
+def test_inspect_shows_counts_lengths_sizes_and_what_was_skipped(directory):
+    text = inspect_data(directory)
+    assert "format test" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("train", "val"))}
+    assert rows["train"] == ["15", "30", "10", "1..3", "2..2", "10..10", "x", "9..27", "png"]
+    assert rows["val"][0] == "5"
+    assert "skipped: 1 pictures" in text
+    assert "val: x is empty" in text
+    assert len(text.splitlines()) < 25
