@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WIDTH, _HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 12, 40
 _MOST_POINTS = 300
 _DASHES = ("", "6 3", "2 3")
 
@@ -53,8 +53,10 @@ def histogram(title: str, samples: dict[str, NDArray[np.floating]], x_label: str
             path += f"L{scale.x(left):.1f} {scale.y(height):.1f}H{scale.x(right):.1f}"
         path += f"V{scale.y(0):.1f}Z"
         drawn.append(f'<path class="area series-{index + 1}" stroke-dasharray="{_DASHES[index]}" d="{path}"/>')
-    summary = "; ".join(f"{name}: mean {v.mean():.3f}" for name, v in zip(samples, values, strict=True))
-    return _figure(title, summary, list(samples), scale.axes(x_label, "% of pairs") + "".join(drawn))
+    means = (round(float(v.mean()), 2) + 0.0 for v in values)  # the sum turns -0.0 into 0.0
+    summary = "Mean of " + ", of ".join(f"{name} {mean:.2f}" for name, mean in zip(samples, means, strict=True))
+    drawing = scale.axes(x_label, "% of pairs") + "".join(drawn)
+    return _figure(title, summary, list(samples), drawing, note=f"{summary}.")
 
 
 class _Scale:
@@ -88,9 +90,8 @@ class _Scale:
         parts.append(
             f'<text class="label" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{escape(x_label)}</text>'
         )
-        parts.append(
-            f'<text class="label" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-        )
+        turned = f'transform="translate(11 {middle}) rotate(-90)" text-anchor="middle"'
+        parts.append(f'<text class="label" {turned}>{escape(y_label)}</text>')
         return "".join(parts)
 
 
@@ -125,16 +126,17 @@ def _line(series: Series, index: int, scale: _Scale) -> str:
     return drawn
 
 
-def _figure(title: str, summary: str, names: Sequence[str], drawing: str) -> str:
+def _figure(title: str, summary: str, names: Sequence[str], drawing: str, note: str = "") -> str:
     keys = "".join(
         f'<span class="key"><svg viewBox="0 0 26 8" aria-hidden="true"><line class="line series-{index + 1}" '
         f'stroke-dasharray="{_DASHES[index % 3]}" x1="1" x2="25" y1="4" y2="4"/></svg>{escape(name)}</span>'
         for index, name in enumerate(names)
     )
+    below = f'<p class="quiet small">{escape(note)}</p>' if note else ""
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b><span class="legend">{keys}</span></figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}. {escape(summary)}">'
-        f"{drawing}</svg></figure>"
+        f"{drawing}</svg>{below}</figure>"
     )
 
 

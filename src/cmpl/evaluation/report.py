@@ -25,6 +25,7 @@ from cmpl.evaluation.metrics import RetrievalResult
 from cmpl.files import write_text
 
 _THUMBNAIL = 200  # pixels of the longer side; shown at half of that or less
+_PAIRS = {"matching": "positive", "other": "negative"}
 _RIGHT = '<span class="mark-right">✓ right</span>'
 
 
@@ -146,8 +147,8 @@ def _table(result: RetrievalResult) -> str:
     return (
         '<section class="card"><table><caption>Retrieval</caption><thead><tr><th scope="col"><span class="hidden">'
         'Metric</span></th><th scope="col">Image to text</th><th scope="col">Text to image</th></tr></thead>'
-        f'<tbody>{rows}</tbody><tfoot><tr><th scope="row">Sum of recalls</th><td colspan="2">{result.rsum:.1f}</td></tr>'
-        f'</tfoot></table><p class="quiet small">Recall and mAP in per cent; ranks of the first right item among '
+        f'<tbody>{rows}</tbody><tfoot><tr><th scope="row">Sum of recalls</th><td colspan="2">{result.rsum:.1f}</td>'
+        f'</tr></tfoot></table><p class="quiet small">Recall and mAP in per cent; ranks of the first right item among '
         f"{texts:,} texts and {images:,} pictures.</p></section>"
     )
 
@@ -185,8 +186,8 @@ def _training(history: list[dict[str, Any]]) -> str:
             "nats",
         ),
         line_chart(
-            "Sum of recalls on val",
-            [_series(f"{kind} weights", rows, "rsum", marks=True) for kind, rows in weights.items()],
+            "Sum of recalls on val, by weights",
+            [_series(kind, rows, "rsum", marks=True) for kind, rows in weights.items()],
             "step",
             "rsum",
         ),
@@ -198,6 +199,12 @@ def _training(history: list[dict[str, Any]]) -> str:
             ],
             "step",
             "%",
+        ),
+        line_chart(
+            "Cosine distance in training",
+            [_series(f"{kind} pairs", train, f"{key}_distance") for kind, key in _PAIRS.items()],
+            "step",
+            "distance",
         ),
     ]
     drawn = "".join(charts)
@@ -226,13 +233,14 @@ def _text_queries(
 ) -> str:
     def card(query: Query) -> str:
         items = "".join(
-            f'<li{_class(right)}>{pictures.show(item)}<span class="note"><span>{place}</span>'
-            f"{_RIGHT if right else f'<span>{score:.2f}</span>'}</span></li>"
+            f'<li{_class(right)}>{pictures.show(item)}<span class="note"><span>{place} · {score:.2f}</span>'
+            f"{_RIGHT if right else ''}</span></li>"
             for place, (item, score, right) in enumerate(zip(query.items, query.scores, query.right, strict=True), 1)
         )
         if not any(query.right):
             sought = int(np.flatnonzero(image_ids == text_ids[query.query])[0])
-            items += f'<li class="sought">{pictures.show(sought)}<span class="note"><span>not found</span>{_RIGHT}</span></li>'
+            note = f'<span class="note"><span>sought</span>{_RIGHT}</span>'
+            items += f'<li class="sought is-right">{pictures.show(sought)}{note}</li>'
         return (
             f'<article class="card query"><p class="sentence">“{escape(captions[query.query])}”</p>'
             f'{_verdict(query, "picture", result.text_to_image.ranks.gallery_size)}<ol class="pictures">{items}</ol>'
