@@ -10,7 +10,10 @@ from cmpl.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for a user's mistake, 130 or 143 after a signal."""
+    """Run a command and return its exit code.
+
+    0, 2 for a user's mistake, 130 or 143 after a signal.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.run is not _train:
@@ -46,9 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="fewer drawings and epochs: done in about a minute")
 
     prepare = command("prepare", _prepare, "turn annotations and pictures into a DATA directory")
-    prepare.add_argument("format", metavar="FORMAT", help="flickr8k, flickr30k or coco (Karpathy's JSON)")
-    prepare.add_argument("--annotations", type=Path, required=True, metavar="FILE")
-    prepare.add_argument("--images", type=Path, required=True, metavar="DIR", help="where the pictures lie")
+    prepare.add_argument("format", metavar="FORMAT", help="flickr8k, flickr30k or coco (Karpathy's JSON), or tfrecord")
+    prepare.add_argument(
+        "--annotations", type=Path, required=True, metavar="FILE", help="for tfrecord the directory with the shards"
+    )
+    prepare.add_argument("--images", type=Path, metavar="DIR", help="where the pictures lie; tfrecord holds its own")
     prepare.add_argument("--output", type=Path, required=True, metavar="DATA")
     prepare.add_argument(
         "--size", type=int, default=256, help="shorter side in pixels (default 256), 0 keeps the bytes"
@@ -70,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
     evaluate.add_argument(
         "--metric-definition",
-        choices=("standard", "original"),
-        default="standard",
+        choices=("exact", "original"),
+        default="exact",
         help="original: print the original's mAP too, which counts one hit short",
     )
 
@@ -80,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--data", type=Path, metavar="DATA", help="default: the one RUN was trained on")
     report.add_argument("--split", default="val", help="default: %(default)s")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+
+    importing = command("import", _import, "turn the original's TensorFlow checkpoint into a model")
+    importing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its prefix, such as model.ckpt-39")
+    importing.add_argument(
+        "--word-counts", type=Path, required=True, metavar="FILE", help="word_counts.txt beside its TFRecords"
+    )
+    importing.add_argument("--output", type=Path, required=True, metavar="MODEL")
 
     inspect = command("inspect", _inspect, "what is in a DATA or RUN directory, in a screenful")
     inspect.add_argument("path", type=Path, metavar="DATA|RUN")
@@ -134,6 +146,12 @@ def _report(options: argparse.Namespace) -> None:
     from cmpl.commands import report_command
 
     print(report_command(options.run_directory, options.data, options.split, options.output))
+
+
+def _import(options: argparse.Namespace) -> None:
+    from cmpl.commands import import_command
+
+    print(import_command(options.checkpoint, options.word_counts, options.output))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmpl.errors import UserError
-from cmpl.files import write_text
+from cmpl.files import refuse_occupied, write_text
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
@@ -101,6 +101,20 @@ def write_run_report(path: Path, run: Path, model: "DualEncoder", split: "Split"
         history=read_metrics(run),
     )
     return result
+
+
+def import_command(checkpoint: Path, word_counts: Path, output: Path) -> str:
+    """Turn the original's checkpoint into a model's directory; lines that say what it is and where."""
+    from cmpl.legacy.import_checkpoint import import_checkpoint
+
+    refuse_occupied(output, "the model")
+    model = import_checkpoint(checkpoint, word_counts)
+    model.save_pretrained(output)
+    config = model.config
+    return (
+        f"{config.image.name}, BiLSTM of {config.text.hidden_dim} units a direction, {len(model.vocabulary.words):,} "
+        f"words, {config.projection.dim} dimensions\nmodel: {output}"
+    )
 
 
 def inspect_command(path: Path) -> str:

@@ -12,6 +12,8 @@ from cmpl.legacy.crc32c import masked_crc32c
 
 Arrays = dict[str, np.ndarray]
 
+AVERAGE = "/ExponentialMovingAverage"
+
 
 @pytest.fixture(scope="session")
 def oracle() -> Callable[[str], Arrays]:
@@ -28,6 +30,18 @@ def oracle() -> Callable[[str], Arrays]:
 def oracle_weights(oracle: Callable[[str], Arrays]) -> Callable[[str], Arrays]:
     """File name without suffix to the weights in it, under their TensorFlow names."""
     return lambda name: {key[2:]: value for key, value in oracle(name).items() if key.startswith("w:")}
+
+
+@pytest.fixture
+def trained(oracle: Callable[[str], Arrays]) -> Arrays:
+    """The averages of the original's run, beside plain values and optimizer slots that must not be taken."""
+    variables = dict(oracle("checkpoint/averages"))
+    for name in list(variables):
+        if name.endswith(AVERAGE):
+            plain = name.removesuffix(AVERAGE)
+            variables[plain] = variables[name] + 1
+            variables[f"{plain}/Adam"] = variables[f"{plain}/Adam_1"] = np.zeros(3, dtype=np.float32)
+    return {**variables, "global_step": np.array(39), "Wfc": np.zeros((32, 12), dtype=np.float32)}
 
 
 def varint(number: int) -> bytes:

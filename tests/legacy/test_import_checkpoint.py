@@ -12,24 +12,12 @@ from cmpl.legacy.slim_mobilenet import slim_mobilenet_v1
 from cmpl.legacy.slim_resnet import SlimResNet, Unit
 from cmpl.legacy.variables import tf_sources
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.image import create_image_encoder
 
 Arrays = dict[str, np.ndarray]
 Writer = Callable[[Path, Arrays], None]
 
 WORD_COUNTS = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr" / "word_counts.txt"
-AVERAGE = "/ExponentialMovingAverage"
-
-
-@pytest.fixture
-def trained(oracle: Callable[[str], Arrays]) -> Arrays:
-    """The averages of the original's run, beside plain values and optimizer slots that must not be taken."""
-    variables = dict(oracle("checkpoint/averages"))
-    for name in list(variables):
-        if name.endswith(AVERAGE):
-            plain = name.removesuffix(AVERAGE)
-            variables[plain] = variables[name] + 1
-            variables[f"{plain}/Adam"] = variables[f"{plain}/Adam_1"] = np.zeros(3, dtype=np.float32)
-    return {**variables, "global_step": np.array(39), "Wfc": np.zeros((32, 12), dtype=np.float32)}
 
 
 @pytest.fixture
@@ -169,3 +157,25 @@ def test_an_imagenet_checkpoint_of_another_width_is_refused(tmp_path: Path, writ
     write_v2(tmp_path / "mobilenet.ckpt", imagenet_variables("MobilenetV1", small_mobilenet()))
     with pytest.raises(UserError, match=r"mis-shaped below 'MobilenetV1': Conv2d_0/weights \[3, 3, 3, 8\]"):
         load_slim_checkpoint(slim_mobilenet_v1(), tmp_path / "mobilenet.ckpt")
+
+
+def test_an_encoders_weights_may_be_a_checkpoint_of_tf_slim(tmp_path: Path, write_v1: Writer, write_v2: Writer) -> None:
+    variables = imagenet_variables("MobilenetV1", small_mobilenet())
+    kernel = variables["MobilenetV1/Conv2d_0/weights"].transpose(3, 2, 0, 1)
+    for write, name in ((write_v1, "v1.ckpt"), (write_v2, "mobilenet_v1_0.25_224.ckpt")):
+        write(tmp_path / name, variables)
+        encoder, _ = create_image_encoder("slim_mobilenet_v1_025", str(tmp_path / name))
+        np.testing.assert_array_equal(encoder.state_dict()["layers.conv2d_0.conv.weight"], kernel)
+
+
+def test_weights_that_are_not_the_encoders_are_refused(tmp_path: Path, write_v2: Writer) -> None:
+    path = tmp_path / "mobilenet.ckpt"
+    with pytest.raises(UserError, match=r"there is no checkpoint .*mobilenet\.ckpt with weights of slim_mobilenet_v1;"):
+        create_image_encoder("slim_mobilenet_v1", str(path))
+    with pytest.raises(UserError, match=r"set model\.image\.weights to TF-slim's checkpoint"):
+        create_image_encoder("slim_mobilenet_v1", "hub")
+    write_v2(path, imagenet_variables("MobilenetV1", small_mobilenet()))
+    with pytest.raises(UserError, match="mis-shaped below 'MobilenetV1'"):
+        create_image_encoder("slim_mobilenet_v1", str(path))
+    with pytest.raises(UserError, match=r"weights '.*' are not usable; expected hub, package, none"):
+        create_image_encoder("tf_efficientnet_lite0", str(path))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cmpl.data.conversion import convert_pictures
 from cmpl.data.layout import Skipped, SplitFacts, describe_skipped
-from cmpl.data.readers import READERS
+from cmpl.data.readers import PICTURES_INSIDE, READERS
 from cmpl.data.records import Record, caption_problem, is_unicode, printable
 from cmpl.data.writer import DataWriter
 from cmpl.errors import UserError
@@ -37,19 +37,26 @@ class Summary:
 def prepare_format(
     name: str,
     annotations: Path,
-    images: Path,
+    images: Path | None,
     output: Path,
     *,
     size: int = DEFAULT_SIZE,
     workers: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> str:
-    """Prepare a data set in one of the known annotation formats; the closing summary. Raises UserError."""
+    """Prepare a data set in one of the known annotation formats; the closing summary. Raises UserError.
+
+    images: where the pictures lie; None for a format that holds them in its annotations.
+    """
     if name not in READERS:
         raise UserError(f"there is no format '{name}'; expected one of {', '.join(sorted(READERS))}")
+    if images is None and name not in PICTURES_INSIDE:
+        raise UserError(f"the annotations of {name} hold no pictures; give --images DIR, the folder they lie in")
     refuse_occupied(output, "the data")  # before a large annotation file is read
-    source = {"format": name, "annotations": str(annotations), "images": str(images)}
-    records = READERS[name](annotations, images)
+    source = {"format": name, "annotations": str(annotations)}
+    if images is not None:
+        source["images"] = str(images)
+    records = READERS[name](annotations, images or annotations)
     return describe(prepare(records, output, source=source, size=size, workers=workers, on_error=on_error))
 
 

