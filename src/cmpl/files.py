@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
     """Turn "no space left" while writing below `path` into one sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    except Exception as error:
+        if _error_number(error) not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         free = shutil.disk_usage(path.parent).free
         raise UserError(
@@ -24,8 +25,17 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _error_number(error: Exception) -> int | None:
+    """The system's number of an error; safetensors gives it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or leave the one that was there."""
+    """Write a whole file, with the directory it is in, or leave the one that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with full_disk_is_an_error(path), temporary.open("w", encoding="utf-8") as file:
@@ -40,6 +50,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path` that takes its place when the block ends well and vanishes when it fails."""
+    path = path.resolve()  # "." has no name, and a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

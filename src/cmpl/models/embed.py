@@ -54,12 +54,12 @@ class _Pictures:
         return (self.split.picture(index) for index in range(len(self)))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _embed_features(model: DualEncoder, features: np.ndarray) -> Tensor:
     was_training = model.training
     model.eval()
-    dtype = model.image_projection.linear.weight.dtype
-    plain = torch.from_numpy(np.ascontiguousarray(features[:, 0])).to(model.device, dtype)
-    embeddings = F.normalize(model.embed_image_features(plain).float(), dim=1).cpu()
-    model.train(was_training)
-    return embeddings.clone()
+    try:
+        plain = torch.from_numpy(np.ascontiguousarray(features[:, 0])).to(model.device)
+        return F.normalize(model.embed_image_features(plain).float(), dim=1).cpu()
+    finally:
+        model.train(was_training)

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from cmpl.models.dual_encoder import DualEncoder
 
 FORMAT = 1
+FILES = {"config.json", "model.safetensors", "vocabulary.txt", "README.md"}
 
 
 def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
-    """Write the model's directory whole, in place of one that may be there."""
+    """Write the model's directory whole, in place of a model that may be there.
+
+    Raises UserError, and touches nothing, when the directory holds anything else.
+    """
     from safetensors.torch import save_file
 
+    _refuse_other_files(directory)
     config = {
         "format": FORMAT,
         "cmpl": cmpl.__version__,
@@ -36,6 +41,16 @@ def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def _refuse_other_files(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; expected a directory to write the model to, name another")
+    others = sorted({path.name for path in directory.iterdir()} - FILES) if directory.is_dir() else []
+    if others:
+        raise UserError(
+            f"{directory} holds what is no model's ({', '.join(others[:3])}); name a new directory, or one of a model"
+        )
 
 
 def load_model(name: str) -> "DualEncoder":
@@ -86,7 +101,7 @@ def _local(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "vocabulary.txt"]))
     except Exception as error:  # the hub's client raises errors of several libraries
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} is no directory here, and the hub did not give it ({reason})") from error
 
 

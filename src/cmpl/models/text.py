@@ -71,4 +71,5 @@ class BiLSTMEncoder(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)
             padding = positions >= lengths.to(tokens.device, non_blocking=True)[:, None]
             states = states.masked_fill(padding[..., None], -torch.inf)
-        return states.amax(dim=1)
+        features: Tensor = states.amax(dim=1)
+        return features

@@ -16,7 +16,7 @@ class WeightAverages:
 
     def __init__(self, model: nn.Module, decay: float, leave_out: tuple[str, ...] = ()) -> None:
         self.decay = decay
-        moving = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        moving: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
         moving |= {name: value for name, value in model.named_buffers() if value.is_floating_point()}
         self._values = {name: value for name, value in moving.items() if not name.startswith(leave_out or ("\0",))}
         self.shadows = {name: value.detach().clone() for name, value in self._values.items()}

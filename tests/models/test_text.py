@@ -1,0 +1,137 @@
+import pytest
+import torch
+from torch import Tensor
+
+from cmpl.data.text import PADDING, pad
+from cmpl.models.text import BiLSTMEncoder
+
+CAPTIONS = [[2, 3, 4, 5], [6], [7, 3]]
+
+
+def encoder(**options) -> BiLSTMEncoder:
+    torch.manual_seed(1)
+    return BiLSTMEncoder(10, word_dim=5, hidden_dim=4, **{"dropout": 0.0, **options}).double()
+
+
+def one_direction(net: BiLSTMEncoder, words: Tensor, suffix: str, direction: int) -> list[Tensor]:
+    """Hidden states [hidden] of one caption's words [t, word], step by step from the textbook's equations."""
+    kernels = dict(net.lstm.named_parameters())
+    hidden, cell = net.initial_hidden[direction], net.initial_cell[direction]
+    states = []
+    for word in words:
+        gates = (
+            kernels[f"weight_ih_l0{suffix}"] @ word
+            + kernels[f"weight_hh_l0{suffix}"] @ hidden
+            + kernels[f"bias_ih_l0{suffix}"]
+        )
+        entering, forget, candidate, leaving = gates.chunk(4)
+        cell = forget.sigmoid() * cell + entering.sigmoid() * candidate.tanh()
+        hidden = leaving.sigmoid() * cell.tanh()
+        states.append(hidden)
+    return states
+
+
+def naive_features(net: BiLSTMEncoder, caption: list[int]) -> Tensor:
+    words = net.embedding.weight[torch.tensor(caption)]
+    forward = one_direction(net, words, "", 0)
+    backward = one_direction(net, words.flip(0), "_reverse", 1)[::-1]
+    return torch.stack([torch.cat(pair) for pair in zip(forward, backward, strict=True)]).amax(0)
+
+
+def test_features_are_the_maximum_of_a_step_by_step_lstm_over_the_words():
+    net = encoder()
+    with torch.no_grad():  # away from the start, where biases are alike
+        for parameter in (net.lstm.bias_ih_l0, net.lstm.bias_ih_l0_reverse):
+            parameter.normal_()
+    expected = torch.stack([naive_features(net, caption) for caption in CAPTIONS])
+    torch.testing.assert_close(net(*pad(CAPTIONS)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_features_of_a_caption_do_not_depend_on_its_batch():
+    net = encoder()
+    together = net(*pad(CAPTIONS))
+    for caption, features in zip(CAPTIONS, together, strict=True):
+        torch.testing.assert_close(net(*pad([caption]))[0], features, rtol=1e-12, atol=1e-12)
+
+
+def test_with_pool_padding_the_zeros_behind_a_caption_take_part():
+    net = encoder(pool_padding=True)
+    alone, together = net(*pad([[6]]))[0], net(*pad(CAPTIONS))[1]
+    torch.testing.assert_close(together, alone.clamp(min=0), rtol=1e-12, atol=1e-12)
+    assert (alone < 0).any()
+
+
+def test_the_padding_number_is_never_looked_at():
+    net = encoder()
+    tokens, lengths = pad(CAPTIONS)
+    changed = tokens.where(tokens != PADDING, torch.tensor(9))
+    assert torch.equal(net(tokens, lengths), net(changed, lengths))
+
+
+def test_gradients_are_those_of_finite_differences():
+    net = encoder()
+    names, values = zip(*[(n, v) for n, v in net.named_parameters() if v.requires_grad], strict=True)
+    tokens, lengths = pad(CAPTIONS)
+
+    def features(*parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (tokens, lengths))
+
+    assert torch.autograd.gradcheck(features, tuple(value.detach().requires_grad_() for value in values))
+
+
+def test_initial_states_learn_and_the_second_bias_does_not():
+    net = encoder()
+    net(*pad(CAPTIONS)).sum().backward()
+    for learned in (net.initial_hidden, net.initial_cell, net.lstm.bias_ih_l0, net.lstm.bias_ih_l0_reverse):
+        assert learned.grad.abs().sum() > 0
+    for second in (net.lstm.bias_hh_l0, net.lstm.bias_hh_l0_reverse):
+        assert second.grad is None
+        assert not second.any()
+
+
+def test_the_start_is_xavier_with_an_open_forget_gate():
+    net = BiLSTMEncoder(10, word_dim=30, hidden_dim=20)
+    for suffix in ("", "_reverse"):
+        bias = getattr(net.lstm, f"bias_ih_l0{suffix}").view(4, 20)
+        assert bias[1].eq(1).all()
+        assert not bias[[0, 2, 3]].any()
+        for kernel in (getattr(net.lstm, f"weight_{kind}_l0{suffix}") for kind in ("ih", "hh")):
+            bound = (6 / (30 + 20 + 80)) ** 0.5  # the original's one kernel [word + hidden, 4 hidden]
+            assert bound * 0.95 < kernel.abs().max() <= bound
+    assert not net.embedding.weight[PADDING].any()
+
+
+def test_dropout_acts_in_training_only():
+    net = encoder(dropout=0.5)
+    batch = pad(CAPTIONS)
+    assert not torch.equal(net(*batch), net(*batch))
+    net.eval()
+    assert torch.equal(net(*batch), net(*batch))
+    torch.testing.assert_close(net(*batch), encoder().eval()(*batch))
+
+
+def test_dropout_acts_on_words_and_on_states():
+    net = encoder(dropout=0.5)
+    shares = {}
+
+    def note(module, inputs, output):
+        shares[len(shares)] = (output == 0).double().mean().item()
+
+    net.dropout.register_forward_hook(note)
+    net(torch.full((200, 6), 3), torch.full((200,), 6))
+    assert [pytest.approx(0.5, abs=0.05)] * 2 == list(shares.values())
+
+
+def test_a_caption_without_a_word_is_refused():
+    with pytest.raises(RuntimeError, match="greater than 0"):
+        encoder()(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0]))
+
+
+def test_features_keep_the_precision_of_the_weights_and_run_under_autocast():
+    net = encoder().float()
+    plain = net(*pad(CAPTIONS))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = net(*pad(CAPTIONS))
+    assert plain.dtype == torch.float32
+    assert rough.isfinite().all()
+    torch.testing.assert_close(rough.float(), plain, atol=0.03, rtol=0.1)
