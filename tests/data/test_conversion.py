@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cmpl.data import conversion
@@ -112,6 +113,11 @@ class TestWorkers:
         assert multiprocessing.active_children()
         results.close()
         assert not multiprocessing.active_children()
+
+    def test_the_workers_compute_with_one_thread_each(self, encode, monkeypatch):
+        monkeypatch.setattr(conversion, "encode_jpeg", lambda *_: str(torch.get_num_threads()).encode())
+        large = encode(np.zeros((300, 300, 3), np.uint8))
+        assert [converted.data for _, converted in convert_pictures(records([large]), 256, 1)] == [b"1"]
 
     def test_a_worker_that_is_killed_is_an_error_and_no_hang(self, encode, monkeypatch):
         monkeypatch.setattr(conversion, "decode_picture", lambda data: os.kill(os.getpid(), signal.SIGKILL))

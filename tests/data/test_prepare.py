@@ -51,6 +51,10 @@ def files(directory: Path) -> dict[str, str]:
     }
 
 
+def checksum(directory: Path) -> str:
+    return open_data(directory).split("train").fingerprint
+
+
 class TestResult:
     def test_datasets_opens_it(self, karpathy, tmp_path):
         annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "val"), ("c.jpg", "train")])
@@ -117,9 +121,13 @@ class TestResult:
     def test_the_checksum_changes_with_the_contents(self, record, tmp_path, change):
         run([record(0), record(1)], tmp_path / "a")
         run([record(0), record(1, **change)], tmp_path / "b")
-        run([record(0), record(1, picture=record(2).picture)], tmp_path / "c")
-        checksums = {open_data(tmp_path / name).split("train").fingerprint for name in "abc"}
-        assert len(checksums) == 3
+        assert checksum(tmp_path / "a") != checksum(tmp_path / "b")
+
+    def test_the_checksum_changes_with_the_pixels(self, record, encode, tmp_path):
+        for shade in (1, 2):
+            picture = encode(np.full((8, 8, 3), shade, np.uint8), "BMP")  # the same number of bytes
+            run([record(picture=picture)], tmp_path / str(shade), size=0)
+        assert checksum(tmp_path / "1") != checksum(tmp_path / "2")
 
     def test_many_batches_are_one_split(self, record, tmp_path, monkeypatch):
         monkeypatch.setattr("cmpl.data.writer.BATCH_ROWS", 4)

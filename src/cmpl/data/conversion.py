@@ -70,14 +70,10 @@ def _is_plain(data: bytes) -> bool:
 def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iterator[tuple[Record, Converted]]:
     """Every record with its picture, in the order of the records.
 
-    workers: processes; 1 converts in this one. No more than a few chunks a worker are in memory at once. Leaving the
-    loop early, by an error or Ctrl-C, ends the processes.
+    workers: processes. No more than a few chunks a worker are in memory at once. Leaving the loop early, by an error or
+    Ctrl-C, ends the processes.
     """
     records = iter(records)
-    if workers == 1:
-        for record in records:
-            yield record, convert_picture(record.picture, size)
-        return
     # fork starts in milliseconds what spawn needs seconds for (torch is imported already), and is safe here because
     # the workers run no threads of torch's; elsewhere than on Linux it is not.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

@@ -106,9 +106,11 @@ def inspect_data(path: str | Path) -> str:
     source = ", ".join(f"{key} {value}" for key, value in manifest.source.items())
     stored = f"shorter side at most {manifest.size} pixels" if manifest.size else "bytes as they were"
     lines = [f"{data.path}: {source}", f"prepared by cmpl {manifest.cmpl}, {stored}"]
-    lines.append(f"{'split':<10}{'pictures':>10}{'captions':>11}{'labels':>9}   a picture   {'words':<14}sizes")
+    lines.append(
+        f"{'split':<10}{'pictures':>10}{'captions':>11}{'labels':>9}  {'captions each':<15}{'words each':<12}sizes"
+    )
     lines += [_describe_split(name, data.split(name)) for name in data.split_names]
-    lines.append("(fewest..most of captions a picture and of words a caption; sizes of up to 200 pictures a split)")
+    lines.append("(captions of a picture, words of a caption, sizes of up to 200 pictures: fewest to most)")
     return "\n".join(lines + describe_skipped(manifest.skipped))
 
 
@@ -117,7 +119,7 @@ def _describe_split(name: str, split: Split) -> str:
     captions = _range([len(captions) for captions in split.captions])
     words = _range([len(tokenize(caption)) for captions in split.captions for caption in captions])
     counts = f"{name:<10}{facts.pictures:>10,}{facts.captions:>11,}{facts.labels:>9,}"
-    return f"{counts}   {captions:<12}{words:<14}{_sizes(split)}"
+    return f"{counts}  {captions:<15}{words:<12}{_sizes(split)}"
 
 
 def _range(values: Sequence[int]) -> str:

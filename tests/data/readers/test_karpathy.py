@@ -48,7 +48,7 @@ in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixt
 
 def read(folder: Path, content: Any) -> list[Record]:
     annotations = folder / "dataset.json"
-    annotations.write_text(content if isinstance(content, str) else json.dumps(content))
+    annotations.write_text(json.dumps(content))
     return list(read_karpathy(annotations, folder))
 
 
@@ -124,8 +124,6 @@ def test_any_other_json_is_one_sentence(tmp_path, content, where):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("no json", r"is not JSON \(Expecting value"),
-        ("[" * 100_000, r"is not JSON \(too deeply nested"),
         ([], "found a list, not an object with a list of images"),
         ({"annotations": [], "info": {}}, "found an object with annotations, info, not"),
         ({"images": {}}, "not an object with a list of images"),
@@ -147,6 +145,22 @@ def test_any_other_json_is_one_sentence(tmp_path, content, where):
 def test_another_schema_says_where_it_differs(tmp_path, content, problem):
     with pytest.raises(UserError, match=problem):
         read(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"no json", "Expecting value"),
+        (b'{"images": [', "Expecting value"),
+        (b"\xff\xfe", "can't decode byte"),
+        (b"[" * 100_000, "too deeply nested"),
+        (b"[" + b"9" * 5000 + b"]", "Exceeds the limit"),
+    ],
+)
+def test_a_file_that_is_no_json_says_so(tmp_path, text, problem):
+    (tmp_path / "dataset.json").write_bytes(text)
+    with pytest.raises(UserError, match=rf"dataset\.json is not JSON \(.*{problem}.*\); expected Karpathy's"):
+        read_karpathy(tmp_path / "dataset.json", tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "..\\x.jpg", "a\0b.jpg"])
