@@ -1,0 +1,84 @@
+"""The whole path on built-in data: prepare, train, evaluate, look. What `cmpl demo` runs."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cmpl.commands import write_run_report
+from cmpl.data.dataset import Data, open_data
+from cmpl.data.openmoji import openmoji_records
+from cmpl.data.prepare import prepare
+from cmpl.errors import UserError
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.embed import embed_split
+from cmpl.training.loop import finished, train
+from cmpl.training.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from cmpl.data.dataset import Split
+
+QUERIES = 4  # examples in words
+
+
+def run_demo(output: Path, *, quick: bool) -> None:
+    """Prepare OUTPUT/data, train in OUTPUT/run (or OUTPUT/run-quick), and print what came of it.
+
+    What an earlier demo left in OUTPUT is gone on from. Raises UserError when OUTPUT holds something else.
+    """
+    started = time.monotonic()
+    recipe = load_recipe("demo-quick" if quick else "demo")
+    run = output / ("run-quick" if quick else "run")
+    _refuse_foreign(output)
+    data = _data(output / "data")
+    counts = ", ".join(f"{len(data.split(name)):,} {name}" for name in data.split_names)
+    print(f"data: {counts} drawings of emoji (OpenMoji, CC BY-SA 4.0) with their names, in {data.path}")
+    if finished(run):
+        print(f"training: {run} is there already")
+    else:
+        print(f"training: recipe {recipe.name}, {recipe.summary}")
+        train(recipe, data, run, resume=(run / "recipe.yaml").is_file())
+    model = DualEncoder.from_pretrained(run / "model")
+    split = data.split("test")
+    result = write_run_report(run / "report.html", run, model, split, "test")
+    print("\ntest: emoji that training never saw, so this measures known words on new drawings\n")
+    print(result.to_table())
+    print(_examples(model, split))
+    print(f"done in {time.monotonic() - started:.0f} s\nmodel: {run / 'model'}\nreport: {run / 'report.html'}")
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.is_file():
+        raise UserError(f"{output} is a file; expected a directory for the demo, name another --output")
+    foreign = [path.name for path in output.iterdir() if not _ours(path)] if output.is_dir() else []
+    if foreign:
+        raise UserError(f"{output} holds {foreign[0]}, which no demo wrote; name another --output")
+
+
+def _ours(path: Path) -> bool:
+    return path.name in {"data", "run", "run-quick"} or path.name.startswith(".data.")
+
+
+def _data(path: Path) -> Data:
+    if not path.exists():
+        print("drawing the emoji ...", file=sys.stderr)
+        prepare(openmoji_records(), path, source={"format": "openmoji"})
+    return open_data(path)
+
+
+def _examples(model: DualEncoder, split: "Split") -> str:
+    """For a few names, evenly spread over the split, the drawings found for them by their own names."""
+    seen = embed_split(model, split)
+    names = [captions[0].removeprefix("a drawing of ") for captions in split.captions]
+    first_caption = torch.tensor([0, *[len(captions) for captions in split.captions]]).cumsum(0)[:-1]
+    lines = ["the three best drawings for a few names (right one in [brackets])"]
+    for row in range(len(split) // (2 * QUERIES), len(split), len(split) // QUERIES):
+        scores = seen.images @ seen.texts[first_caption[row]]
+        found = [
+            f"[{names[index]}]" if seen.image_labels[index] == seen.image_labels[row] else names[index]
+            for index in scores.topk(3).indices.tolist()
+        ]
+        lines.append(f'  "{seen.captions[int(first_caption[row])]}": {", ".join(found)}')
+    return "\n".join([*lines, ""])
