@@ -12,7 +12,7 @@ from cmpl.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0, 2 for a user's mistake, 130 or 143 after a signal.
+    0, 1 when `verify` finds a difference, 2 for a user's mistake, 130 or 143 after a signal.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     importing.add_argument("--output", type=Path, required=True, metavar="MODEL")
 
+    command("verify", _verify, "compare losses, encoders, metrics and training with the original's numbers")
+
     inspect = command("inspect", _inspect, "what is in a DATA or RUN directory, in a screenful")
     inspect.add_argument("path", type=Path, metavar="DATA|RUN")
 
@@ -152,6 +154,14 @@ def _import(options: argparse.Namespace) -> None:
     from cmpl.commands import import_command
 
     print(import_command(options.checkpoint, options.word_counts, options.output))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from cmpl.commands import verify_command
+
+    table, passed = verify_command()
+    print(table)
+    return 0 if passed else 1
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from cmpl.files import refuse_occupied, write_text
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
+    from cmpl.evaluation.metrics import MetricDefinition
     from cmpl.models.dual_encoder import DualEncoder
 
 
@@ -34,7 +35,9 @@ def train_command(recipe_name: str, overrides: list[str], data: Path, run: Path,
     return 0
 
 
-def evaluate_command(name: str, data: Path, split_name: str, output: Path | None, definition: str) -> str:
+def evaluate_command(
+    name: str, data: Path, split_name: str, output: Path | None, definition: "MetricDefinition"
+) -> str:
     """Evaluate a model on a split; the table, and the numbers as JSON in `output`."""
     from cmpl.data.dataset import open_data
     from cmpl.evaluation.metrics import evaluate_retrieval
@@ -115,6 +118,14 @@ def import_command(checkpoint: Path, word_counts: Path, output: Path) -> str:
         f"{config.image.name}, BiLSTM of {config.text.hidden_dim} units a direction, {len(model.vocabulary.words):,} "
         f"words, {config.projection.dim} dimensions\nmodel: {output}"
     )
+
+
+def verify_command() -> tuple[str, bool]:
+    """Run the fidelity checks; their table, and whether all passed."""
+    from cmpl.verify.run import verify
+
+    report = verify(progress=True)
+    return report.to_table(), report.passed
 
 
 def inspect_command(path: Path) -> str:
