@@ -71,6 +71,16 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed process left half-written, from a directory that no other process writes to."""
+    for path in directory.glob(".*"):
+        if re.fullmatch(r"\..+\.(\d+|previous)", path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def refuse_occupied(path: Path, what: str) -> None:
     """An output directory must be new or empty."""
     if path.exists() and not path.is_dir():

@@ -116,7 +116,7 @@ class BatchSource:
         self.caption_counts = [len(captions) for captions in self.tokens]
         labels, classes = np.unique(split.labels, return_inverse=True)
         self.num_classes = len(labels)
-        self._labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+        self._labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
         self._classes = torch.from_numpy(classes.astype(np.int64))
 
     def __len__(self) -> int:

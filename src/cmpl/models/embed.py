@@ -36,7 +36,7 @@ def embed_split(
         images = _embed_features(model, features)
     captions = [caption for row in split.captions for caption in row]
     counts = torch.tensor([len(row) for row in split.captions])
-    labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+    labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
     texts = model.encode_text(captions, progress=progress)
     return SplitEmbeddings(images, texts, labels, labels.repeat_interleave(counts), captions)
 
@@ -59,7 +59,7 @@ def _embed_features(model: DualEncoder, features: np.ndarray) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        plain = torch.from_numpy(np.ascontiguousarray(features[:, 0])).to(model.device)
+        plain = torch.from_numpy(np.array(features[:, 0])).to(model.device)
         return F.normalize(model.embed_image_features(plain).float(), dim=1).cpu()
     finally:
         model.train(was_training)

@@ -54,7 +54,7 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     for path in found:
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     if found:
         raise UserError(f"all {len(found)} checkpoints in {directory} are damaged; start again with another --output")

@@ -11,41 +11,47 @@ from typing import Any
 
 import torch
 
-from cmpl.files import write_text
+from cmpl.errors import UserError
+from cmpl.files import full_disk_is_an_error, write_text
 
 METRICS = "metrics.jsonl"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All rows of a run. A last line that a kill cut short is left out."""
+    """All rows of a run. A last line that a kill cut short is left out; any other that is no row is a UserError."""
     path = run / METRICS
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
         if line.endswith("\n"):
-            rows.append(json.loads(line))
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"line {number} of {path} is damaged ({line[:40]!r}); remove that line") from error
     return rows
 
 
 class RunLog:
     """Appends rows to RUN/metrics.jsonl and to TensorBoard.
 
-    step: where the run goes on; rows of later steps, written before an interruption, are dropped.
+    step: how many steps the run has done; rows that it had written beyond them, before an interruption, are dropped.
     """
 
     def __init__(self, run: Path, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [row for row in read_metrics(run) if row["step"] <= step] if step else []
-        write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = (run / METRICS).open("a", encoding="utf-8")
+        kept = [row for row in read_metrics(run) if _written_by(row, step)] if step else []
+        self._path = run / METRICS
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
 
     def write(self, row: dict[str, Any]) -> None:
         """A row of plain values with at least "kind" and "step"."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with full_disk_is_an_error(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         prefix = row["kind"] + ("/" + row["weights"] if "weights" in row else "")
         for name, value in _scalars(row):
             self._board.add_scalar(f"{prefix}/{name}", value, row["step"])
@@ -58,6 +64,12 @@ class RunLog:
     ) -> None:
         self._file.close()
         self._board.close()
+
+
+def _written_by(row: dict[str, Any], step: int) -> bool:
+    """Whether a row was written when `step` steps were done: the row of training step n comes while n + 1 is done."""
+    reached: int = row["step"]
+    return reached < step if row["kind"] == "train" else reached <= step
 
 
 def memory_mb(device: torch.device) -> float:

@@ -21,7 +21,7 @@ from cmpl.data.batching import BatchPlan, BatchSource, load_batches, plan_epoch
 from cmpl.data.text import Vocabulary
 from cmpl.errors import UserError
 from cmpl.evaluation.metrics import evaluate_retrieval
-from cmpl.files import refuse_occupied, write_text
+from cmpl.files import refuse_occupied, remove_leftovers, write_text
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
 from cmpl.training.averages import WeightAverages
@@ -54,6 +54,8 @@ def train(recipe: Recipe, data: "Data", run: Path, *, resume: bool = False, prog
         data.split(split)
     if resume:
         _check_same_run(recipe, data, run)
+        remove_leftovers(run)
+        remove_leftovers(run / "checkpoints")
     else:
         refuse_occupied(run, "a training run")
     run.mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,12 @@ class _Training:
             observe = self.step % self.recipe.log_every == 0
             seen = training(batch, epoch * len(plans) + batch_index, observe=observe)
             pairs += len(batch.tokens)
-            self._check_finite(seen, number, epoch, batch_index, observe)
+            last = batch_index + 1 == len(plans)
+            due = time.monotonic() - self.last_saved > 60 * self.recipe.checkpoint_minutes
+            keep = bool(last or due or noted.number)
+            self._check_finite(
+                seen["loss"], f"stage {number}, epoch {epoch + 1}, batch {batch_index + 1}", observe, keep
+            )
             if observe:
                 rate = pairs / (time.perf_counter() - started)
                 self._log_step(training, seen, number, epoch, rate)
@@ -165,9 +172,7 @@ class _Training:
             self.step += 1
             self.bar.update()
             self.position = (index, epoch, batch_index + 1)
-            due = time.monotonic() - self.last_saved > 60 * self.recipe.checkpoint_minutes
-            if (due or noted.number) and batch_index + 1 < len(plans):
-                self._check_finite(seen, number, epoch, batch_index, True)
+            if keep and not last:  # after the last batch comes validation, then the checkpoint
                 self._save(training)
                 noted.raise_if_any()
 
@@ -176,7 +181,7 @@ class _Training:
         self.bar.set_postfix_str("validating")
         for weights in ("raw", "averaged") if training.averages is not None else ("raw",):
             averaged = training.averages.applied() if weights == "averaged" and training.averages else nullcontext()
-            with averaged:
+            with averaged, self.fabric.autocast():
                 seen = embed_split(self.model, self.val_split, features=self.val_features)
                 result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels).to_dict()
                 row = {"kind": "val", "stage": number, "epoch": epoch, "step": self.step, "weights": weights, **result}
@@ -199,8 +204,13 @@ class _Training:
         """Features of train and val where the image encoder gives the same ones all through the stage."""
         if not stage.freeze_image_encoder or stage.move_batch_norm or stage.smallest_crop < 1:
             return None, None
-        train = picture_features(self.model, self.train_split, mirror=self.recipe.mirror, progress=self.progress)
-        return train, picture_features(self.model, self.val_split, mirror=False, progress=self.progress)
+        how: dict[str, Any] = {
+            "precision": self.recipe.precision,
+            "autocast": self.fabric.autocast,
+            "progress": self.progress,
+        }
+        train = picture_features(self.model, self.train_split, mirror=self.recipe.mirror, **how)
+        return train, picture_features(self.model, self.val_split, mirror=False, **how)
 
     def _plan(self, source: BatchSource, stage: StageConfig, number: int, epoch: int) -> list[BatchPlan]:
         return plan_epoch(
@@ -244,14 +254,22 @@ class _Training:
         self.log.write(row)
         self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
 
-    def _check_finite(self, seen: dict[str, Tensor], number: int, epoch: int, batch: int, always: bool) -> None:
-        """Reading the loss waits for the device, so a GPU is asked only where its metrics are read anyway."""
-        if (always or self.fabric.device.type == "cpu") and not math.isfinite(float(seen["loss"])):
-            raise UserError(
-                f"the loss is {float(seen['loss'])} at step {self.step} (stage {number}, epoch {epoch + 1}, batch "
-                f"{batch + 1}); the last good checkpoint is kept: lower the learning rate or set optimizer.clip_norm, "
-                "and train again"
-            )
+    def _check_finite(self, loss: Tensor, where: str, observe: bool, keep: bool) -> None:
+        """Stop at a loss that is no number and, before they are kept, at such weights (finite losses can lead there).
+
+        Reading the loss waits for the device, so a GPU is asked only where its metrics are read anyway.
+        """
+        if not (observe or keep or self.fabric.device.type == "cpu"):
+            return
+        found = f"the loss is {float(loss)}"
+        if math.isfinite(loss):
+            if not keep or all(bool(value.isfinite().all()) for value in self.model.parameters()):
+                return
+            found = "weights are NaN or infinite"
+        raise UserError(
+            f"{found} at step {self.step} ({where}); the last good checkpoint is kept: lower the learning rate or set "
+            "optimizer.clip_norm, and train again"
+        )
 
     def _save(self, training: TrainingStep | None) -> None:
         """Write a checkpoint; between two stages (no training step) only what the next one starts from."""

@@ -32,7 +32,9 @@ class ScheduledAdam:
         self.decayed = decayed_parameters(model, losses, config.decay)
         image_rate = stage.learning_rate if stage.image_learning_rate is None else stage.image_learning_rate
         groups = _groups(model, losses, {id(value) for value in self.decayed}, image_rate, config, stage.learning_rate)
-        self.adam = OPTIMIZERS[config.name](groups, lr=stage.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
+        self.adam = OPTIMIZERS[config.name](
+            groups, lr=stage.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon
+        )
 
     def prepare(self, step: int) -> None:
         """Set the learning rates of a step, counted from 0 within the stage."""

@@ -1,0 +1,111 @@
+import errno
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cmpl.errors import UserError
+from cmpl.training.log import RunLog, memory_mb, read_metrics
+
+
+def train_row(step: int) -> dict:
+    return {"kind": "train", "stage": 1, "epoch": 1, "step": step, "loss": 0.5 * step}
+
+
+def val_row(step: int, weights: str = "raw") -> dict:
+    scores = {"R@1": 10.0 + step}
+    return {"kind": "val", "stage": 1, "epoch": 1, "step": step, "weights": weights, "image_to_text": scores}
+
+
+def write(run, rows, step: int = 0) -> None:
+    with RunLog(run, step) as log:
+        for row in rows:
+            log.write(row)
+
+
+ROWS = [{"kind": "start", "step": 0}, train_row(0), train_row(1), val_row(2), train_row(2), train_row(3)]
+
+
+def test_rows_read_back_as_written(tmp_path):
+    write(tmp_path, ROWS)
+    assert read_metrics(tmp_path) == ROWS
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.write(train_row(0))
+        assert read_metrics(tmp_path) == [train_row(0)]
+
+
+def test_a_run_without_metrics_has_no_rows(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path):
+    write(tmp_path, ROWS)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert read_metrics(tmp_path) == ROWS
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    write(tmp_path, ROWS)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:2], "\0\0\0", *lines[2:]]) + "\n")
+    with pytest.raises(UserError, match=r"line 3 of .*metrics\.jsonl is damaged"):
+        read_metrics(tmp_path)
+
+
+def test_going_on_drops_the_rows_of_steps_that_come_again(tmp_path):
+    write(tmp_path, ROWS)
+    with RunLog(tmp_path, step=2):
+        # Two steps (0 and 1) and the validation after them are done.
+        assert read_metrics(tmp_path) == ROWS[:4]
+    write(tmp_path, ROWS[4:], step=2)
+    assert read_metrics(tmp_path) == ROWS
+
+
+def test_starting_again_drops_all(tmp_path):
+    write(tmp_path, ROWS)
+    write(tmp_path, ROWS[:2])
+    assert read_metrics(tmp_path) == ROWS[:2]
+
+
+def test_tensorboard_has_the_numbers_by_kind_and_weights(tmp_path):
+    write(tmp_path, [*ROWS, val_row(4, "averaged"), {**train_row(4), "loss": None, "cmpm": True}])
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [
+        (0, 0.0),
+        (1, 0.5),
+        (2, 1.0),
+        (3, 1.5),
+    ]
+    assert board.Scalars("val/raw/image_to_text/R@1")[0].value == 12
+    assert board.Scalars("val/averaged/image_to_text/R@1")[0].value == 14
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    with RunLog(tmp_path) as log:
+        log._file.close()
+        log._file = Full()
+        with pytest.raises(UserError, match=r"metrics\.jsonl is full"):
+            log.write(train_row(0))
+
+
+def test_rows_are_json_of_one_line_each(tmp_path):
+    write(tmp_path, [{"kind": "start", "step": 0, "data": "a\nb\u2028c"}])
+    (line,) = (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
+    assert json.loads(line)["data"] == "a\nb\u2028c"
+
+
+def test_memory_is_in_megabytes_of_this_process():
+    assert 50 < memory_mb(torch.device("cpu")) < 100_000
