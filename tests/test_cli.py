@@ -1,0 +1,307 @@
+"""The commands in this process; what a user gets wrong is one sentence and exit code 2."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from cmpl.cli import main
+
+TINY = {
+    "summary": "three steps on squares",
+    "device": "cpu",
+    "model": {
+        "image": {"name": "test_resnet", "weights": "none", "size": [32, 32]},
+        "text": {"word_dim": 8, "hidden_dim": 8, "min_count": 1},
+        "projection": {"dim": 8},
+    },
+    "stage1": {"epochs": 1, "batch_size": 4, "freeze_image_encoder": True, "epoch_covers": "pictures"},
+}
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve squares in Karpathy's schema: dataset.json and images."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "images").mkdir()
+    rows = []
+    for number in range(12):
+        name = f"{number}.png"
+        Image.new("RGB", (40, 30), (20 * number, 200, 90)).save(folder / "images" / name)
+        tokens = ["square", "number", str(number)]
+        sentences = [{"raw": " ".join(tokens), "tokens": tokens}]
+        split = ("train", "val", "test")[number % 3]
+        rows.append({"imgid": number, "filename": name, "split": split, "sentences": sentences})
+    (folder / "dataset.json").write_text(json.dumps({"dataset": "flickr8k", "images": rows}))
+    return folder
+
+
+def prepared(source: Path, output: Path, *more: str) -> int:
+    places = ["--annotations", str(source / "dataset.json"), "--images", str(source / "images")]
+    return main(["prepare", "flickr8k", *places, "--output", str(output), "--workers", "1", *more])
+
+
+@pytest.fixture(scope="session")
+def data(source: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("prepared") / "data"
+    assert prepared(source, path) == 0
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def run(data: str, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished run."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMPL_CACHE", str(path.parent / "cache"))
+        assert main(["train", recipe, "--data", data, "--output", str(path)]) == 0
+    return str(path)
+
+
+@pytest.fixture
+def half_trained(data: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run that SIGTERM stopped in its second epoch."""
+    from cmpl.training.step import TrainingStep
+
+    step = TrainingStep.__call__
+
+    def stopping(self, batch, number, **options):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, number, **options)
+
+    monkeypatch.setenv("CMPL_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", stopping)
+        arguments = ["train", recipe, "--data", data, "--output", str(tmp_path / "half"), "--stage1.epochs", "3"]
+        assert main(arguments) == 128 + signal.SIGTERM
+    return str(tmp_path / "half")
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one sentence that a command with a mistake leaves on stderr."""
+
+    def call(*arguments: str) -> str:
+        capfd.readouterr()
+        assert main(list(arguments)) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.endswith("\n")
+        *progress, sentence = err.splitlines()
+        assert sentence.startswith("cmpl: ")
+        assert all(not line or "pictures/s" in line for line in progress), err
+        return sentence
+
+    return call
+
+
+class TestTheWholePath:
+    def test_training_leaves_a_finished_run(self, run):
+        names = {path.name for path in Path(run).iterdir()}
+        assert names == {"recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "report.html"}
+
+    def test_evaluate_prints_a_table_and_writes_the_numbers(self, run, data, tmp_path, capsys):
+        output = tmp_path / "numbers" / "result.json"
+        assert main(["evaluate", run, "--data", data, "--split", "test", "--output", str(output)]) == 0
+        printed = capsys.readouterr().out
+        assert "test: 4 pictures, 4 captions" in printed
+        assert "R@10" in printed
+        found = json.loads(output.read_text())
+        assert found["split"] == "test"
+        assert found["pictures"] == 4
+        assert found["text_to_image"]["R@5"] == 100
+        assert set(found["image_to_text"]) >= {"R@1", "R@5", "R@10", "mAP", "median_rank", "mean_rank"}
+
+    def test_evaluate_takes_a_models_directory(self, run, data, capsys):
+        assert main(["evaluate", f"{run}/model", "--data", data]) == 0
+        assert "test: 4 pictures" in capsys.readouterr().out
+
+    def test_report_writes_one_page_without_addresses_to_load(self, run, data, tmp_path, capsys):
+        page = tmp_path / "page.html"
+        assert main(["report", run, "--split", "test", "--output", str(page)]) == 0
+        assert str(page) in capsys.readouterr().out
+        assert "<html" in page.read_text()
+        assert 'src="http' not in page.read_text()
+
+    def test_inspect_tells_of_data_and_of_a_run(self, run, data, capsys):
+        assert main(["inspect", data]) == 0
+        assert "train" in capsys.readouterr().out
+        assert main(["inspect", run]) == 0
+        printed = capsys.readouterr().out
+        assert "finished, 1 steps" in printed
+        assert "three steps on squares" in printed
+
+    def test_recipes_and_fields_are_listed(self, capsys):
+        assert main(["recipes"]) == 0
+        assert "flickr8k-lite0: " in capsys.readouterr().out
+        assert main(["train", "--fields"]) == 0
+        assert "--stage1.epochs 0" in capsys.readouterr().out
+
+    def test_an_interrupted_run_says_how_to_go_on_and_goes_on(self, half_trained, data, recipe, capsys):
+        arguments = ["train", recipe, "--data", data, "--output", half_trained, "--stage1.epochs", "3"]
+        assert main([*arguments, "--resume"]) == 0
+        assert "best on val" in capsys.readouterr().out
+        assert main(["inspect", half_trained]) == 0
+        assert "finished, 3 steps" in capsys.readouterr().out
+
+    def test_the_installed_command_runs(self, tmp_path):
+        command = [sys.executable, "-m", "cmpl.cli"]
+        done = subprocess.run([*command, "train", "flickr8k-lit"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr == "cmpl: missing data and output; expected cmpl train RECIPE --data DATA --output RUN\n"
+        nowhere = [*command, "inspect", str(tmp_path / "nowhere")]
+        done = subprocess.run(nowhere, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"cmpl: {tmp_path / 'nowhere'} does not exist; expected")
+        assert done.stderr.count("\n") == 1
+
+
+class TestTrain:
+    def test_an_unknown_recipe_brings_near_names(self, refused, data, tmp_path):
+        error = refused("train", "flickr8k-lit", "--data", data, "--output", str(tmp_path / "run"))
+        assert "unknown recipe 'flickr8k-lit'" in error
+        assert "near: flickr8k-lite0" in error
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            (["--stage1.epoch", "3"], "unknown field 'stage1.epoch'; near: stage1.epochs"),
+            (["--learning_rate=3"], "unknown field 'learning_rate'"),
+            (["--stage1.epochs", "many"], "stage1.epochs"),
+            (["--model.image.name", "test_resnte"], "unknown image encoder 'test_resnte'; near: test_resnet"),
+            (["--model.image.weights", "nothing.safetensors"], "can't read the weights nothing.safetensors"),
+            (["stray"], "stray"),
+        ],
+    )
+    def test_a_wrong_field_is_named(self, refused, data, recipe, tmp_path, overrides, words):
+        assert words in refused("train", recipe, "--data", data, "--output", str(tmp_path / "run"), *overrides)
+
+    @pytest.mark.parametrize(
+        ("given", "missing"),
+        [
+            ([], "recipe and data and output"),
+            (["flickr8k-lite0"], "data and output"),
+            (["flickr8k-lite0", "--output", "run"], "missing data;"),
+            (["flickr8k-lite0", "--data", "data"], "missing output;"),
+        ],
+    )
+    def test_what_is_missing_is_named(self, refused, given, missing):
+        assert missing in refused("train", *given)
+
+    def test_data_that_is_none_is_refused(self, refused, recipe, source, tmp_path):
+        for path in (source, source / "dataset.json", tmp_path / "nowhere"):
+            error = refused("train", recipe, "--data", str(path), "--output", str(tmp_path / "run"))
+            assert str(path) in error
+            assert "DATA directory" in error
+
+    def test_an_output_that_is_not_empty_is_refused(self, refused, recipe, data, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        assert "is not empty" in refused("train", recipe, "--data", data, "--output", str(tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    def test_resuming_a_finished_run_or_none_is_refused(self, refused, recipe, data, run, tmp_path):
+        start = ("train", recipe, "--data", data, "--resume", "--output")
+        assert "is finished already" in refused(*start, run)
+        assert "holds no training run to resume" in refused(*start, str(tmp_path))
+
+
+class TestPrepare:
+    def test_annotations_of_another_schema_are_refused(self, refused, source, tmp_path):
+        other = tmp_path / "captions.json"
+        other.write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "a square"}]}))
+        places = ["--annotations", str(other), "--images", str(source / "images")]
+        error = refused("prepare", "flickr8k", *places, "--output", str(tmp_path / "data"))
+        assert str(other) in error
+        assert not (tmp_path / "data").exists()
+
+    def test_an_unknown_format_is_refused(self, refused, source, tmp_path):
+        places = ["--annotations", str(source / "dataset.json"), "--images", str(source / "images")]
+        error = refused("prepare", "flickr9k", *places, "--output", str(tmp_path / "data"))
+        assert "flickr9k" in error
+        assert "flickr8k" in error
+
+    def test_a_picture_that_is_a_text_file_is_named(self, refused, source, tmp_path):
+        images = tmp_path / "images"
+        images.mkdir()
+        for path in (source / "images").iterdir():
+            (images / path.name).write_bytes(path.read_bytes())
+        (images / "3.png").write_text("this is text")
+        places = ["--annotations", str(source / "dataset.json"), "--images", str(images)]
+        output = ["--output", str(tmp_path / "data")]
+        assert "3.png" in refused("prepare", "flickr8k", *places, *output)
+        assert not (tmp_path / "data").exists()
+        assert main(["prepare", "flickr8k", *places, *output, "--on-error", "skip"]) == 0
+        assert "3.png" in (tmp_path / "data" / "cmpl.json").read_text()
+
+    def test_an_output_that_is_not_empty_is_refused(self, refused, source, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        places = ["--annotations", str(source / "dataset.json"), "--images", str(source / "images")]
+        assert "is not empty" in refused("prepare", "flickr8k", *places, "--output", str(tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+class TestEvaluateAndReport:
+    def test_a_split_that_does_not_exist_brings_those_that_do(self, refused, run, data):
+        for command in ("evaluate", "report"):
+            error = refused(command, run, "--data", data, "--split", "tests")
+            assert "has no split 'tests'; it has train, val, test" in error
+
+    def test_a_half_trained_run_is_refused(self, refused, half_trained, data):
+        for command in ("evaluate", "report"):
+            error = refused(command, half_trained, "--data", data)
+            assert f"{half_trained} is half-trained (stage 1, epoch 2)" in error
+            assert "--resume" in error
+
+    def test_data_that_is_none_is_refused(self, refused, run, source):
+        assert "is not a DATA directory" in refused("evaluate", run, "--data", str(source))
+
+    def test_a_model_that_is_none_is_refused(self, refused, data, source, tmp_path):
+        assert "is not a model" in refused("evaluate", str(source), "--data", data)
+        assert "there is no directory" in refused("evaluate", str(tmp_path / "nowhere"), "--data", data)
+
+    def test_a_report_needs_a_run(self, refused, run, source, tmp_path):
+        for path in (f"{run}/model", str(source), str(tmp_path / "nowhere")):
+            assert path in refused("report", path)
+
+    def test_inspecting_what_is_nothing_is_refused(self, refused, source, tmp_path):
+        for path in (source, tmp_path / "nowhere"):
+            assert str(path) in refused("inspect", str(path))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["evaluate", "run"], ["inspect", "data", "--stray"], ["prepare", "flickr8k"]]
+)
+def test_wrong_arguments_end_with_code_2_and_no_traceback(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "cmpl" in error.splitlines()[-1]
+
+
+def test_a_reader_that_hangs_up_is_no_error(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert main(["recipes"]) == 141
