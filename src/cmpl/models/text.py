@@ -1,10 +1,12 @@
 """The published text encoder: word embedding, bidirectional LSTM, max pooling over the words."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from cmpl.data.text import PADDING
+from cmpl.models.packed import lstm_states, max_over_time
 
 
 class BiLSTMEncoder(nn.Module):
@@ -59,17 +61,33 @@ class BiLSTMEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [m, t] padded at the end, lengths int64 [m], at least 1 -> features [m, 2 * hidden_dim]."""
-        words = self.dropout(self.embedding(tokens))
-        packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        shape = (2, len(tokens), self.lstm.hidden_size)
-        hidden = self.initial_hidden[:, None].expand(shape).to(words.dtype).contiguous()
-        cell = self.initial_cell[:, None].expand(shape).to(words.dtype).contiguous()
-        packed_states, _ = self.lstm(packed, (hidden, cell))
-        states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=tokens.shape[1])
-        states = self.dropout(states)
-        if not self.pool_padding:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-            padding = positions >= lengths.to(tokens.device, non_blocking=True)[:, None]
-            states = states.masked_fill(padding[..., None], -torch.inf)
-        features: Tensor = states.amax(dim=1)
+        packed = pack_padded_sequence(tokens, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        words = packed._replace(data=self.dropout(self.embedding(packed.data)))
+        features = self._pool(words, self.dropout(self._states(words)))
+        if self.pool_padding:
+            padded = (lengths < tokens.shape[1]).to(features.device)[:, None]
+            features = torch.where(padded, features.clamp(min=0), features)
         return features
+
+    def _states(self, words: PackedSequence) -> Tensor:
+        """Hidden states of both directions, [n, 2 * hidden_dim], row by row as the packed words [n, word_dim]."""
+        if words.data.device.type != "cpu":
+            captions = int(words.batch_sizes[0])
+            initial = [state[:, None].repeat(1, captions, 1) for state in (self.initial_hidden, self.initial_cell)]
+            states: Tensor = self.lstm(words, (initial[0], initial[1]))[0].data
+            return states
+        directions = []
+        for direction, suffix in enumerate(("l0", "l0_reverse")):
+            names = ("weight_ih", "bias_ih", "bias_hh", "weight_hh")
+            weight, bias, second_bias, recurrent = (getattr(self.lstm, f"{name}_{suffix}") for name in names)
+            inputs = F.linear(words.data, weight, bias + second_bias)
+            hidden, cell = self.initial_hidden[direction], self.initial_cell[direction]
+            directions.append(lstm_states(inputs, recurrent, hidden, cell, words.batch_sizes, reverse=direction == 1))
+        return torch.cat(directions, dim=1)
+
+    def _pool(self, words: PackedSequence, states: Tensor) -> Tensor:
+        """Maximum over each caption's words: packed states [n, d] -> [m, d], captions as they were given."""
+        if states.device.type == "cpu":
+            return max_over_time(states, words.batch_sizes)[words.unsorted_indices]
+        padded, _ = pad_packed_sequence(words._replace(data=states), batch_first=True, padding_value=-torch.inf)
+        return padded.amax(dim=1)
