@@ -282,16 +282,24 @@ class TestInterrupted:
         assert weights(tmp_path / "run") == expected["weights"]
         assert metrics(tmp_path / "run") == expected["metrics"]
 
-    def test_by_an_error_after_a_checkpoint_no_row_is_doubled(self, go, at_step, tmp_path, metrics):
-        def fail() -> None:
-            raise RuntimeError("a crash")
+    def test_by_an_error_between_a_row_and_its_checkpoint_no_row_is_doubled(
+        self, go, expected, tmp_path, metrics, monkeypatch
+    ):
+        save = loop.save_checkpoint
 
-        at_step(4, fail)
-        with pytest.raises(RuntimeError, match="a crash"):
-            go(checkpoint_minutes=0.0)
+        def fail(directory, checkpoint):
+            if checkpoint.state["step"] == 5:
+                raise RuntimeError("a crash")
+            save(directory, checkpoint)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_checkpoint", fail)
+            with pytest.raises(RuntimeError, match="a crash"):
+                go(checkpoint_minutes=0.0)
+        assert [row["step"] for row in metrics(tmp_path / "run")][-1] == 4
+        assert newest(tmp_path / "run").name == "step-00000004"
         go(checkpoint_minutes=0.0, resume=True)
-        steps = [row["step"] for row in metrics(tmp_path / "run") if row["kind"] == "train"]
-        assert steps == list(range(12))
+        assert metrics(tmp_path / "run") == expected["metrics"]
 
     def test_signal_handlers_are_put_back(self, go):
         before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
