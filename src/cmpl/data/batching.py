@@ -157,7 +157,7 @@ def load_batches(source: BatchSource, plans: list[BatchPlan], workers: int, devi
     loader: DataLoader[Batch] = DataLoader(
         source,  # type: ignore[arg-type]
         batch_size=None,
-        sampler=plans,  # type: ignore[arg-type]
+        sampler=plans,
         num_workers=0 if source.features is not None else workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # a loader left to itself would draw from the generator that dropout uses
