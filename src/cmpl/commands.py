@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cmpl.errors import UserError
 from cmpl.files import refuse_occupied, write_text
 
+VALIDATIONS_SHOWN = 12  # of a run, the last ones
+
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
     from cmpl.evaluation.metrics import MetricDefinition
@@ -171,9 +173,11 @@ def _inspect_run(run: Path) -> str:
     ]
     lines += [f"data {rows[0]['data']}"] if rows else []
     if validations:
-        lines.append("val                      R@1 i->t   R@1 t->i       rsum")
-        for row in validations:
-            name = f"stage {row['stage']} epoch {row['epoch']:>3} {row['weights']}"
-            recalls = f"{row['image_to_text']['R@1']:10.1f} {row['text_to_image']['R@1']:10.1f}"
-            lines.append(f"{name:<23} {recalls} {row['rsum']:10.1f}")
+        best = max(validations, key=lambda row: row["rsum"])
+        shown = [row for row in validations[-VALIDATIONS_SHOWN:] if row is not best]
+        lines.append(f"{'val':<32}{'R@1 image to text':>18}{'R@1 text to image':>18}{'rsum':>8}")
+        for row, mark in [*((row, "") for row in shown), (best, "best: ")]:
+            name = f"{mark}stage {row['stage']} epoch {row['epoch']} {row['weights']}"
+            recalls = f"{row['image_to_text']['R@1']:18.1f}{row['text_to_image']['R@1']:18.1f}"
+            lines.append(f"{name:<32}{recalls}{row['rsum']:8.1f}")
     return "\n".join(lines)
