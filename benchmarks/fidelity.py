@@ -12,8 +12,9 @@ from pathlib import Path
 
 from cmpl.data.dataset import open_data
 from cmpl.training.log import read_metrics
-from cmpl.training.loop import finished, train
+from cmpl.training.loop import train
 from cmpl.training.recipe import load_recipe
+from cmpl.training.run import finished
 
 BASE = [
     *("--model.text.word_dim", "256", "--model.text.hidden_dim", "256"),

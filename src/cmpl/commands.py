@@ -23,7 +23,8 @@ def train_command(recipe_name: str, overrides: list[str], data: Path, run: Path,
 
     recipe = load_recipe(recipe_name, overrides)
     from cmpl.data.dataset import open_data
-    from cmpl.training.loop import Interrupted, train
+    from cmpl.training.interruption import Interrupted
+    from cmpl.training.loop import train
 
     try:
         best = train(recipe, open_data(data), run, resume=resume)
@@ -148,7 +149,7 @@ def model_directory(name: str) -> str:
     if not (run / "recipe.yaml").is_file():
         return name
     from cmpl.training.log import read_metrics
-    from cmpl.training.loop import finished
+    from cmpl.training.run import finished
 
     if finished(run):
         return str(run / "model")
@@ -160,8 +161,8 @@ def model_directory(name: str) -> str:
 
 def _inspect_run(run: Path) -> str:
     from cmpl.training.log import read_metrics
-    from cmpl.training.loop import finished
     from cmpl.training.recipe import load_recipe
+    from cmpl.training.run import finished
 
     recipe = load_recipe(str(run / "recipe.yaml"))
     rows = read_metrics(run)

@@ -14,8 +14,9 @@ from cmpl.data.prepare import prepare
 from cmpl.errors import UserError
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
-from cmpl.training.loop import finished, train
+from cmpl.training.loop import train
 from cmpl.training.recipe import load_recipe
+from cmpl.training.run import finished
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split

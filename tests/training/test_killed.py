@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from cmpl.training.loop import finished
 from cmpl.training.recipe import save_recipe
+from cmpl.training.run import finished
 
 # Forks from a process that has imported everything but computed nothing, so that a kill costs little.
 SCRIPT = """

@@ -12,8 +12,10 @@ from cmpl.errors import UserError
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
 from cmpl.training import loop
-from cmpl.training.loop import Interrupted, finished, train
+from cmpl.training.interruption import Interrupted
+from cmpl.training.loop import train
 from cmpl.training.recipe import AveragesConfig, LossConfig, StageConfig
+from cmpl.training.run import finished
 from cmpl.training.step import MatchingLosses, TrainingStep
 
 TRAIN_KEYS = {

@@ -69,8 +69,9 @@ def _create_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> t
     except Exception as error:
         if not pretrained:
             raise
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"the pretrained weights of {name} can't be had ({str(error).splitlines()[0]}); connect to the hub, or set "
+            f"the pretrained weights of {name} can't be had ({reason:.200}); connect to the hub, or set "
             f"model.image.weights to a .safetensors file, to package (only {_PACKAGED}) or to none"
         ) from error
     expected = resolve_model_data_config(encoder)

@@ -4,12 +4,11 @@ train(load_recipe("flickr8k-lite0"), open_data(Path("DATA")), Path("RUN"))
 """
 
 import math
-import signal
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,21 +26,15 @@ from cmpl.models.embed import embed_split
 from cmpl.training.averages import WeightAverages
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.features import picture_features
-from cmpl.training.log import RunLog, memory_mb, quiet_libraries, read_metrics
+from cmpl.training.interruption import Noted, signals_noted
+from cmpl.training.log import RunLog, memory_mb, quiet_libraries
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, StageConfig, save_recipe
+from cmpl.training.run import check_same_run, describe_source, model_card
 from cmpl.training.step import MatchingLosses, TrainingStep
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Data
-
-
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """Training stopped on a signal, after a checkpoint was written."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
 
 
 def train(recipe: Recipe, data: "Data", run: Path, *, resume: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -53,26 +46,23 @@ def train(recipe: Recipe, data: "Data", run: Path, *, resume: bool = False, prog
     for split in ("train", "val"):
         data.split(split)
     if resume:
-        _check_same_run(recipe, data, run)
+        check_same_run(recipe, data, run)
         remove_leftovers(run)
         remove_leftovers(run / "checkpoints")
     else:
         refuse_occupied(run, "a training run")
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.yaml", save_recipe(recipe))
     with quiet_libraries():
-        return _Training(recipe, data, run, progress).execute(resume)
-
-
-def finished(run: Path) -> bool:
-    """Whether training went through all its stages."""
-    return any(row["kind"] == "end" for row in read_metrics(run)[-1:])
+        checkpoint = load_checkpoint(run / "checkpoints") if resume else None
+        training = _Training(recipe, data, run, progress, with_weights=checkpoint is None)
+        # Only now is it known that the run can start: a failed start leaves nothing behind.
+        write_text(run / "recipe.yaml", save_recipe(recipe))
+        return training.execute(checkpoint)
 
 
 class _Training:
     """A run in progress: the model, what it is trained with, and the position in stage, epoch and batch."""
 
-    def __init__(self, recipe: Recipe, data: "Data", run: Path, progress: bool) -> None:
+    def __init__(self, recipe: Recipe, data: "Data", run: Path, progress: bool, with_weights: bool) -> None:
         self.recipe = recipe
         self.run = run
         self.progress = progress
@@ -84,7 +74,10 @@ class _Training:
         text = recipe.model.text
         captions = (caption for row in self.train_split.captions for caption in row)
         vocabulary = Vocabulary.from_captions(captions, text.min_count, text.markers)
-        self.model = DualEncoder(recipe.model, vocabulary).to(self.fabric.device)
+        # A checkpoint brings the image encoder's weights, wherever they came from at the start.
+        image = recipe.model.image if with_weights else replace(recipe.model.image, weights="none")
+        self.model = DualEncoder(replace(recipe.model, image=image), vocabulary).to(self.fabric.device)
+        self.model.config = recipe.model
         self.num_classes = len(np.unique(self.train_split.labels))
         dim = recipe.model.projection.dim
         self.losses = MatchingLosses(recipe.loss, self.num_classes, dim).to(self.fabric.device)
@@ -92,15 +85,14 @@ class _Training:
             self.model.double()
             self.losses.double()
         self.wrapped = self.fabric.setup_module(self.model)
-        # Embeddings and losses are computed outside of the wrapped forward, in the weights' own precision.
+        # The losses are computed outside of the wrapped forward, in the weights' own precision.
         self.step = 0  # of all stages together
         self.best: dict[str, Any] = {}
         self.position = (0, 0, 0)  # index of the stage, epoch, batch: where training goes on
         self.last_saved = time.monotonic()
         self.bar: tqdm[Any] = tqdm(disable=True)
 
-    def execute(self, resume: bool) -> dict[str, Any]:
-        checkpoint = load_checkpoint(self.run / "checkpoints") if resume else None
+    def execute(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         if checkpoint is not None:
             self._restore(checkpoint)
         first = self.position[0]
@@ -136,7 +128,7 @@ class _Training:
             disable=not self.progress,
             dynamic_ncols=True,
         )
-        with self.bar, _signals_noted() as noted:
+        with self.bar, signals_noted() as noted:
             while epoch < stage.epochs:
                 self._epoch(training, source, stage, (index, number, epoch, batch), noted)
                 epoch, batch = epoch + 1, 0
@@ -147,7 +139,12 @@ class _Training:
                 noted.raise_if_any()
 
     def _epoch(
-        self, training: TrainingStep, source: BatchSource, stage: StageConfig, at: tuple[int, int, int, int], noted: Any
+        self,
+        training: TrainingStep,
+        source: BatchSource,
+        stage: StageConfig,
+        at: tuple[int, int, int, int],
+        noted: Noted,
     ) -> None:
         index, number, epoch, first = at
         plans = self._plan(source, stage, number, epoch)
@@ -188,7 +185,7 @@ class _Training:
                 self.log.write(row)
                 if not self.best or row["rsum"] > self.best["rsum"]:
                     self.best = row
-                    self.model.save_pretrained(self.run / "model", card=_model_card(self.recipe, row))
+                    self.model.save_pretrained(self.run / "model", card=model_card(self.recipe, row))
         scores = f"rsum {row['rsum']:.1f} (best {self.best['rsum']:.1f})"
         recall = f"R@1 {row['image_to_text']['R@1']:.1f} image to text, {row['text_to_image']['R@1']:.1f} text to image"
         self.bar.write(f"stage {number} epoch {epoch}: val {recall}, {scores}")
@@ -233,8 +230,6 @@ class _Training:
         return TrainingStep(self.fabric, self.wrapped, self.losses, optimizer, averages, before, clip)
 
     def _workers(self) -> int:
-        import os
-
         if self.recipe.workers >= 0:
             return self.recipe.workers
         return 0 if self.fabric.device.type == "cpu" else (os.cpu_count() or 1)
@@ -316,74 +311,3 @@ def _fabric(recipe: Recipe) -> Any:
         raise UserError(f"device '{recipe.device}' can't be used ({error}); expected auto, cpu, cuda or mps") from error
     fabric.launch()
     return fabric
-
-
-def describe_source(data: "Data") -> dict[str, Any]:
-    """Which DATA a run reads, as the first row of metrics.jsonl keeps it."""
-    fingerprints = {name: data.split(name).fingerprint for name in ("train", "val")}
-    return {"data": str(data.path.resolve()), "fingerprints": fingerprints}
-
-
-def _check_same_run(recipe: Recipe, data: "Data", run: Path) -> None:
-    """Resuming under another recipe or on other data would give a run that nothing describes."""
-    path = run / "recipe.yaml"
-    if not path.exists():
-        raise UserError(f"{run} holds no training run to resume; expected its recipe.yaml, start without --resume")
-    if path.read_text(encoding="utf-8") != save_recipe(recipe):
-        raise UserError(
-            f"{path} differs from the recipe given; resume with the same recipe and overrides, or start another run"
-        )
-    rows = read_metrics(run)
-    if rows and rows[0]["fingerprints"] != describe_source(data)["fingerprints"]:
-        raise UserError(f"{run} was trained on other data than {data.path}; resume with --data {rows[0]['data']}")
-    if finished(run):
-        raise UserError(f"{run} is finished already; start another run with another --output")
-
-
-def _model_card(recipe: Recipe, row: dict[str, Any]) -> str:
-    def line(direction: str) -> str:
-        scores = row[direction.replace(" ", "_")]
-        values = " | ".join(f"{scores[name]:.1f}" for name in ("R@1", "R@5", "R@10", "mAP"))
-        return f"| {direction} | {values} |\n"
-
-    return (
-        "---\nlibrary_name: cmpl\ntags: [image-text-matching]\n---\n\n"
-        f"# Image-text matcher, recipe {recipe.name}\n\n"
-        f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights.\n\n"
-        "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image") + "\n"
-        'Use: `cmpl.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n'
-    )
-
-
-class _Noted:
-    """A signal that came while a step was running."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def raise_if_any(self) -> None:
-        if self.number:
-            raise Interrupted(self.number)
-
-
-@contextmanager
-def _signals_noted() -> Iterator[_Noted]:
-    """SIGINT and SIGTERM are noted, so that the step ends and a checkpoint is written; a second one stops at once."""
-    noted = _Noted()
-    before = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if noted.number:
-            raise KeyboardInterrupt
-        noted.number = number
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            before[number] = signal.signal(number, note)
-        except ValueError:  # only the main thread may set handlers; elsewhere the caller handles signals
-            break
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

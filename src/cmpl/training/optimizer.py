@@ -74,15 +74,20 @@ def learning_rate_share(step: int, steps: int, stage: StageConfig) -> float:
 def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> list[Tensor]:
     """What weight decay acts on, frozen weights included.
 
-    `weights`: all matrices and kernels but the word embedding. `convolutions`: the image encoder's convolutions
-    (depthwise ones aside) and both projections, the original's choice.
+    `weights`: all matrices and kernels; not the word embedding, initial states, tokens or positions. `convolutions`:
+    the image encoder's convolutions (depthwise ones aside) and both projections, the original's choice.
     """
     if which == "weights":
         named = [*model.named_parameters(), *losses.named_parameters()]
-        return [value for name, value in named if value.ndim > 1 and not name.endswith("embedding.weight")]
+        return [value for name, value in named if value.ndim > 1 and _is_kernel(name)]
     convolutions = [module for module in model.image_encoder.modules() if isinstance(module, nn.Conv2d)]
     kernels: list[Tensor] = [module.weight for module in convolutions if module.groups == 1]
     return [*kernels, model.image_projection.linear.weight, model.text_projection.linear.weight]
+
+
+def _is_kernel(name: str) -> bool:
+    """Not the word embedding, initial states, or a transformer's tokens and positions."""
+    return "weight" in name.rsplit(".", 1)[-1] and not name.endswith("embedding.weight")
 
 
 def _groups(

@@ -1,0 +1,48 @@
+"""Stopping between two steps when a signal asks for it, with a checkpoint written."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """Training stopped on a signal, after a checkpoint was written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Noted:
+    """A signal that came while a step was running."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def raise_if_any(self) -> None:
+        if self.number:
+            raise Interrupted(self.number)
+
+
+@contextmanager
+def signals_noted() -> Iterator[Noted]:
+    """SIGINT and SIGTERM are noted, so that the step ends and a checkpoint is written; a second one stops at once."""
+    noted = Noted()
+    before = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted.number:
+            raise KeyboardInterrupt
+        noted.number = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            before[number] = signal.signal(number, note)
+        except ValueError:  # only the main thread may set handlers; elsewhere the caller handles signals
+            break
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

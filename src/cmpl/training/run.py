@@ -1,0 +1,55 @@
+"""A run's directory: what it was trained on, whether it is finished, whether it can go on, and its model's card."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmpl.errors import UserError
+from cmpl.training.log import read_metrics
+from cmpl.training.recipe import Recipe, save_recipe
+
+if TYPE_CHECKING:
+    from cmpl.data.dataset import Data
+
+
+def finished(run: Path) -> bool:
+    """Whether training went through all its stages."""
+    return any(row["kind"] == "end" for row in read_metrics(run)[-1:])
+
+
+def describe_source(data: "Data") -> dict[str, Any]:
+    """Which DATA a run reads, as the first row of metrics.jsonl keeps it."""
+    fingerprints = {name: data.split(name).fingerprint for name in ("train", "val")}
+    return {"data": str(data.path.resolve()), "fingerprints": fingerprints}
+
+
+def check_same_run(recipe: Recipe, data: "Data", run: Path) -> None:
+    """Resuming under another recipe or on other data would give a run that nothing describes."""
+    path = run / "recipe.yaml"
+    if not path.exists():
+        raise UserError(f"{run} holds no training run to resume; expected its recipe.yaml, start without --resume")
+    if path.read_text(encoding="utf-8") != save_recipe(recipe):
+        raise UserError(
+            f"{path} differs from the recipe given; resume with the same recipe and overrides, or start another run"
+        )
+    rows = read_metrics(run)
+    if rows and rows[0]["fingerprints"] != describe_source(data)["fingerprints"]:
+        raise UserError(f"{run} was trained on other data than {data.path}; resume with --data {rows[0]['data']}")
+    if finished(run):
+        raise UserError(f"{run} is finished already; start another run with another --output")
+
+
+def model_card(recipe: Recipe, row: dict[str, Any]) -> str:
+    """Markdown for the hub: the recipe and its best validation row."""
+
+    def line(direction: str) -> str:
+        scores = row[direction.replace(" ", "_")]
+        values = " | ".join(f"{scores[name]:.1f}" for name in ("R@1", "R@5", "R@10", "mAP"))
+        return f"| {direction} | {values} |\n"
+
+    return (
+        "---\nlibrary_name: cmpl\ntags: [image-text-matching]\n---\n\n"
+        f"# Image-text matcher, recipe {recipe.name}\n\n"
+        f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights.\n\n"
+        "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image") + "\n"
+        'Use: `cmpl.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n'
+    )
