@@ -25,12 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"cmpl: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("cmpl: stopped", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"cmpl: {error.filename}: {error.strerror}; check that path and its permissions", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cmpl: stopped", file=sys.stderr)
+        return 130
     return code
 
 
@@ -49,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="fewer drawings and epochs: done in about a minute")
 
     prepare = command("prepare", _prepare, "turn annotations and pictures into a DATA directory")
-    prepare.add_argument("format", metavar="FORMAT", help="flickr8k, flickr30k or coco (Karpathy's JSON), or tfrecord")
+    prepare.add_argument(
+        "format", metavar="FORMAT", help="flickr8k, flickr30k, coco (Karpathy's JSON), table (your own) or tfrecord"
+    )
     prepare.add_argument(
         "--annotations", type=Path, required=True, metavar="FILE", help="for tfrecord the directory with the shards"
     )
@@ -60,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a picture that can't be read")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
+    prepare.add_argument(
+        "--split", metavar="TRAIN,VAL,TEST", help="for a source without splits: their shares, as 0.8,0.1,0.1"
+    )
+    prepare.add_argument("--seed", type=int, default=0, help="of the drawn splits (default 0)")
+    prepare.add_argument("--picture-column", metavar="NAME", help="of a table (default: picture)")
+    prepare.add_argument("--caption-column", metavar="NAME", help="of a table (default: caption)")
 
     train = command("train", _train, "train a recipe; any of its fields can follow, as --stage1.epochs 3")
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a built-in name (cmpl recipes) or a YAML file")
@@ -110,6 +123,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from cmpl.data.prepare import prepare_format
+    from cmpl.data.readers.columns import Columns
 
     print(
         prepare_format(
@@ -120,6 +134,9 @@ def _prepare(options: argparse.Namespace) -> None:
             size=options.size,
             workers=options.workers,
             on_error=options.on_error,
+            split=options.split,
+            seed=options.seed,
+            columns=Columns(options.picture_column, options.caption_column),
         )
     )
 

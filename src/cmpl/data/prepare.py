@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from cmpl.data.conversion import convert_pictures
 from cmpl.data.layout import Skipped, SplitFacts, describe_skipped
-from cmpl.data.readers import PICTURES_INSIDE, READERS
+from cmpl.data.readers import PICTURES_INSIDE, reader
+from cmpl.data.readers.columns import Columns
 from cmpl.data.records import Record, caption_problem, is_unicode, printable
+from cmpl.data.splitting import Shares, with_splits
 from cmpl.data.writer import DataWriter
 from cmpl.errors import UserError
 from cmpl.files import refuse_occupied, whole_directory
@@ -43,20 +45,26 @@ def prepare_format(
     size: int = DEFAULT_SIZE,
     workers: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    split: str | None = None,
+    seed: int = 0,
+    columns: Columns | None = None,
 ) -> str:
     """Prepare a data set in one of the known annotation formats; the closing summary. Raises UserError.
 
-    images: where the pictures lie; None for a format that holds them in its annotations.
+    images: where the pictures lie; None for a format that holds them in its annotations. split: the shares of train,
+    val and test ("0.8,0.1,0.1") that `seed` draws by label, for a source without splits.
     """
-    if name not in READERS:
-        raise UserError(f"there is no format '{name}'; expected one of {', '.join(sorted(READERS))}")
+    read = reader(name, columns)
+    shares = None if split is None else Shares.parse(split)
     if images is None and name not in PICTURES_INSIDE:
         raise UserError(f"the annotations of {name} hold no pictures; give --images DIR, the folder they lie in")
     refuse_occupied(output, "the data")  # before a large annotation file is read
-    source = {"format": name, "annotations": str(annotations)}
+    source: dict[str, Any] = {"format": name, "annotations": str(annotations)}
     if images is not None:
         source["images"] = str(images)
-    records = READERS[name](annotations, images or annotations)
+    if split is not None:
+        source |= {"split": split, "seed": seed}
+    records = with_splits(lambda: read(annotations, images or annotations), shares, seed)
     return describe(prepare(records, output, source=source, size=size, workers=workers, on_error=on_error))
 
 

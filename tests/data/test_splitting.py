@@ -1,0 +1,88 @@
+"""Drawn splits: no label in two of them, shares as near as labels allow, the same for the same seed on any machine."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cmpl.data.records import Record
+from cmpl.data.splitting import Shares, draw_splits, with_splits
+from cmpl.errors import UserError
+
+SHARES = Shares(0.8, 0.1, 0.1)
+
+
+def records(labels: list[int], split: str = "") -> list[Record]:
+    return [Record(str(number), b"", label, ("a dog",), split) for number, label in enumerate(labels)]
+
+
+def drawn(labels: list[int], seed: int = 0, shares: Shares = SHARES) -> list[Record]:
+    return list(with_splits(lambda: iter(records(labels)), shares, seed))
+
+
+@given(st.lists(st.integers(0, 30), min_size=20, max_size=200), st.integers())
+def test_every_picture_is_in_one_split_and_every_label_too(labels, seed):
+    assume(len(set(labels)) >= 3)
+    result = drawn(labels, seed)
+    assert [record.image_id for record in result] == [str(number) for number in range(len(labels))]
+    splits: dict[int, set[str]] = {}
+    for record in result:
+        splits.setdefault(record.label, set()).add(record.split)
+    assert all(len(names) == 1 for names in splits.values())
+    assert set.union(*splits.values()) == {"train", "val", "test"}
+
+
+@given(st.integers(20, 500), st.integers())
+def test_pictures_with_labels_of_their_own_are_shared_exactly(count, seed):
+    counts = Counter(record.split for record in drawn(list(range(count)), seed))
+    assert abs(counts["val"] - count / 10) <= 1
+    assert abs(counts["test"] - count / 10) <= 1
+
+
+def test_the_seed_alone_decides():
+    labels = list(range(100))
+    assert drawn(labels, 1) == drawn(labels, 1)
+    assert drawn(labels, 1) != drawn(labels, 2)
+
+
+def test_the_draw_is_the_same_everywhere():
+    chosen = draw_splits(Counter(range(20)), SHARES, seed=0)
+    assert {name: sorted(label for label in chosen if chosen[label] == name) for name in ("val", "test")} == {
+        "val": [5, 11],
+        "test": [1, 13],
+    }
+
+
+def test_a_share_of_0_leaves_a_split_out():
+    assert {record.split for record in drawn(list(range(20)), shares=Shares(0.9, 0.1, 0))} == {"train", "val"}
+    assert {record.split for record in drawn([1, 1], shares=Shares(1, 0, 0))} == {"train"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0.8", "0.8,0.2", "0.8,0.1,0.2", "a,b,c", "1.2,-0.1,-0.1", "0,0.5,0.5", "nan,0,0", "1,0,0,0"]
+)
+def test_shares_that_are_not_three_parts_of_1_are_refused(text):
+    with pytest.raises(UserError, match=r"^found --split .*as in --split 0\.8,0\.1,0\.1"):
+        Shares.parse(text)
+
+
+def test_shares_are_read():
+    assert Shares.parse("0.7, 0.2,0.1") == Shares(0.7, 0.2, 0.1)
+
+
+def test_splits_are_not_drawn_where_the_source_has_them():
+    with pytest.raises(UserError, match=r"has splits of its own \(test is one\); leave --split out"):
+        with_splits(lambda: iter(records([1, 2], "test")), SHARES, 0)
+    assert list(with_splits(lambda: iter(records([1, 2], "test")), None, 0)) == records([1, 2], "test")
+
+
+def test_a_source_without_splits_needs_the_option():
+    with pytest.raises(UserError, match=r"the source has no splits; add --split 0\.8,0\.1,0\.1"):
+        list(with_splits(lambda: iter(records([1, 2])), None, 0))
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 1, 1, 2], [1, 2]])
+def test_too_few_labels_are_an_error(labels):
+    with pytest.raises(UserError, match="too few to fill train, test and val"):
+        drawn(labels)
