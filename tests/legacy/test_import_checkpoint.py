@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from cmpl.errors import UserError
-from cmpl.legacy.import_checkpoint import import_checkpoint, load_slim_checkpoint, read_word_counts
+from cmpl.legacy.import_checkpoint import import_checkpoint, read_word_counts
 from cmpl.legacy.slim_mobilenet import slim_mobilenet_v1
 from cmpl.legacy.slim_resnet import SlimResNet, Unit
+from cmpl.legacy.slim_weights import load_slim_checkpoint
 from cmpl.legacy.variables import tf_sources
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.image import create_image_encoder

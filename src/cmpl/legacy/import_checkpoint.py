@@ -4,28 +4,20 @@ The image tower, both projections and all batch-norm statistics come from their 
 which the original kept none, from the plain variables: what the original's own test script restores.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from cmpl.data.text import Vocabulary
 from cmpl.errors import UserError
 from cmpl.legacy import slim_mobilenet, slim_resnet
 from cmpl.legacy.checkpoint import read_checkpoint
 from cmpl.legacy.slim_layers import norm_momentum
+from cmpl.legacy.slim_weights import Variables, image_scope, model_variables
 from cmpl.legacy.variables import load_tf_variables
 from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from cmpl.models.dual_encoder import DualEncoder
 
-Variables = Mapping[str, np.ndarray]
-
-_AVERAGE = "ExponentialMovingAverage"
-# Last part of a variable's name that an optimizer or the averages own.
-_SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", _AVERAGE}
-_IMAGE_SCOPES = ("MobilenetV1", "resnet_v1_50", "resnet_v1_101", "resnet_v1_152")
-_CLASSIFIER_PARTS = {"Logits", "logits", "mean_rgb"}
 _EMBEDDING = "BiLSTM/token_embedding_weights"
 _MOBILENET_WIDTHS = {32: "", 24: "_075", 16: "_050", 8: "_025"}  # channels of the first layer
 
@@ -49,42 +41,6 @@ def import_checkpoint(checkpoint: Path, word_counts: Path, *, averages: bool = T
     load_tf_variables(model.image_projection, variables, "joint_embedding/image_joint_embedding")
     load_tf_variables(model.text_projection, variables, "joint_embedding/text_joint_embedding")
     return model.eval()
-
-
-def load_slim_checkpoint(encoder: nn.Module, checkpoint: Path) -> None:
-    """Fill one of the original's image towers from TF-slim's ImageNet checkpoint, whose classifier is left out.
-
-    checkpoint: the V1 file (`resnet_v1_152.ckpt`) or the prefix of the V2 files (`mobilenet_v1_1.0_224.ckpt`).
-    Raises UserError for damaged files and for a checkpoint of another tower.
-    """
-    variables = model_variables(read_checkpoint(checkpoint), averages=False)
-    load_tf_variables(encoder, variables, image_scope(variables, checkpoint))
-
-
-def model_variables(checkpoint: Variables, *, averages: bool) -> dict[str, np.ndarray]:
-    """The variables a model consists of, without the optimizer's and an ImageNet classifier's.
-
-    averages: give a variable that has a moving average its value, under the plain name.
-    """
-    variables = {}
-    for name in checkpoint:
-        parts = name.split("/")
-        if parts[-1] in _SLOTS or _CLASSIFIER_PARTS & set(parts):
-            continue
-        average = f"{name}/{_AVERAGE}"
-        variables[name] = checkpoint[average if averages and average in checkpoint else name]
-    return variables
-
-
-def image_scope(variables: Variables, checkpoint: Path) -> str:
-    """Scope of the image tower, which is also its name in TF-slim."""
-    found = sorted({name.split("/")[0] for name in variables} & set(_IMAGE_SCOPES))
-    if len(found) != 1:
-        raise UserError(
-            f"{checkpoint} has variables of {' and '.join(found) or 'no known image tower'}; "
-            f"expected one of {', '.join(_IMAGE_SCOPES)}"
-        )
-    return found[0]
 
 
 def read_word_counts(path: Path) -> Vocabulary:

@@ -183,9 +183,12 @@ class DualEncoder(nn.Module):
 
         Raises UserError when it is neither, or when its weights are not exactly those its configuration asks for.
         """
-        from cmpl.models.storage import load_model
+        from cmpl.models.storage import read_model
 
-        return load_model(str(directory))
+        saved = read_model(str(directory))
+        model = cls(saved.config, saved.vocabulary, saved.picture_input)
+        saved.fill(model)
+        return model.eval()
 
     def push_to_hub(self, name: str) -> str:
         """Upload to the Hugging Face hub as `name` (user/model) and return the address."""

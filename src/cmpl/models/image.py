@@ -69,9 +69,9 @@ def _create_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> t
     except Exception as error:
         if not pretrained:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the pretrained weights of {name} can't be had ({reason:.200}); connect to the hub, or set "
+            f"the pretrained weights of {name} can't be had ({reason}); connect to the hub, or set "
             f"model.image.weights to a .safetensors file, to package (only {_PACKAGED}) or to none"
         ) from error
     expected = resolve_model_data_config(encoder)
@@ -99,7 +99,7 @@ def _load_package(encoder: nn.Module, name: str) -> None:
 
 
 def _load_slim(encoder: nn.Module, path: Path, name: str) -> None:
-    from cmpl.legacy.import_checkpoint import load_slim_checkpoint
+    from cmpl.legacy.slim_weights import load_slim_checkpoint
 
     if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
         raise UserError(

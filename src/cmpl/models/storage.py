@@ -1,9 +1,11 @@
 """A model as files: config.json, model.safetensors and vocabulary.txt. Reading it never runs code from it."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 import cmpl
 from cmpl.data.text import Vocabulary
@@ -53,25 +55,36 @@ def _refuse_other_files(directory: Path) -> None:
         )
 
 
-def load_model(name: str) -> "DualEncoder":
-    """Build the configured model and fill it with exactly the weights of the directory (or hub model) `name`."""
+@dataclass(frozen=True)
+class SavedModel:
+    """What a model's directory holds."""
+
+    path: Path
+    config: ModelConfig
+    vocabulary: Vocabulary
+    picture_input: PictureInput
+    state: dict[str, Tensor]
+
+    def fill(self, model: nn.Module) -> None:
+        """Give a model built from the above its weights. Raises UserError unless they are exactly its own."""
+        check_state(model, self.state, str(self.path))
+        model.load_state_dict(self.state)
+
+
+def read_model(name: str) -> SavedModel:
+    """Read the directory (or hub model) `name`. Raises UserError when it is no model."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-
-    from cmpl.models.dual_encoder import DualEncoder
 
     directory = _local(name)
     config, picture_input = _read_config(directory / "config.json")
     config.image.weights = "none"  # all weights are in the directory
-    model = DualEncoder(config, Vocabulary.load(directory / "vocabulary.txt"), picture_input)
     path = directory / "model.safetensors"
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
-    check_state(model, state, str(path))
-    model.load_state_dict(state)
-    return model.eval()
+    return SavedModel(path, config, Vocabulary.load(directory / "vocabulary.txt"), picture_input, state)
 
 
 def push_model(model: "DualEncoder", name: str) -> str:
