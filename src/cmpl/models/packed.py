@@ -99,7 +99,7 @@ class _Recurrence(torch.autograd.Function):
         return states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_states: Tensor) -> tuple[Tensor | None, ...]:
         weight, initial_hidden, initial_cell, gates, cells, squashed, states = ctx.saved_tensors
         steps, products = ctx.steps, ctx.products
@@ -147,7 +147,7 @@ class _MaxOverTime(torch.autograd.Function):
         return best
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_best: Tensor) -> tuple[Tensor, None]:
         (when,) = ctx.saved_tensors
         d_states = d_best.new_empty(sum(active for _, active in ctx.steps), d_best.shape[1])
