@@ -18,7 +18,7 @@ from cmpl.training.run import finished
 
 BASE = [
     *("--model.text.word_dim", "256", "--model.text.hidden_dim", "256"),
-    *("--mirror", "false", "--stage1.epochs", "6", "--stage2.epochs", "0"),
+    *("--mirror", "false", "--stage1.epochs", "4", "--stage2.epochs", "0"),
 ]
 VARIANTS: dict[str, list[str]] = {
     "corrected": [],
