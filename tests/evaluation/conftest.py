@@ -1,5 +1,6 @@
 """The reference cases of evaluation, and a full sort to compare with."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ class FullSort:
     ranks: list[int]  # of the positives, behind every item of equal score
     first: int
     average_precision: float
+    places: list[int]  # of the positives in one full order
+    inverse_negative_penalty: float
+    ndcg: float
 
 
 def _full_sort(scores: np.ndarray, relevant: np.ndarray) -> FullSort:
@@ -38,7 +42,10 @@ def _full_sort(scores: np.ndarray, relevant: np.ndarray) -> FullSort:
             reaching = [other for other in order if scores[other] >= scores[item]]
             ranks.append(len(reaching))
             precisions.append(sum(bool(relevant[other]) for other in reaching) / len(reaching))
-    return FullSort(ranks, first, sum(precisions) / len(precisions))
+    places = [place for place, item in enumerate(order, 1) if relevant[item]]
+    gain = sum(1 / math.log2(1 + place) for place in places)
+    ideal = sum(1 / math.log2(1 + place) for place in range(1, len(places) + 1))
+    return FullSort(ranks, first, sum(precisions) / len(precisions), places, len(places) / max(places), gain / ideal)
 
 
 @pytest.fixture(scope="session")

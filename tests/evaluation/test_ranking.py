@@ -59,6 +59,8 @@ def test_ranks_are_those_of_a_full_sort(full_sort, retrieval, dtype):
         assert per_query(direction) == [query.ranks for query in expected]
         assert direction.first.tolist() == [query.first for query in expected]
         assert direction.last.tolist() == [query.ranks[-1] for query in expected]
+        places = np.split(direction.places, direction.offsets[1:-1])
+        assert [row.tolist() for row in places] == [query.places for query in expected]
         precision = [sum(p) / len(p) for p in np.split(direction.hits / direction.ranks, direction.offsets[1:-1])]
         np.testing.assert_allclose(precision, [query.average_precision for query in expected], atol=1e-12)
 

@@ -1,5 +1,6 @@
-"""Retrieval metrics of image-text matching: Recall@K, mean average precision, ranks, in both directions."""
+"""Retrieval metrics of image-text matching, in both directions: each is a mean (or median) of values kept per query."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,23 +13,82 @@ from cmpl.evaluation.ranking import Metric, PositiveRanks, rank_positives
 
 MetricDefinition = Literal["exact", "original"]
 
+_RANKS = ("median_rank", "mean_rank")
+# The shares, query by query, behind the metrics without a cut-off.
+_SHARES = {
+    "mAP": "average_precision",
+    "mAP_original": "original_average_precision",
+    "mINP": "inverse_negative_penalty",
+    "nDCG": "ndcg",
+}
+_AT_K = re.compile(r"(R|AP)@[1-9][0-9]*")
+
+
+def check_metric(name: str) -> None:
+    """Raise EvaluationInputError unless there is a metric of that name."""
+    if name not in _RANKS and name not in _SHARES and not _AT_K.fullmatch(name):
+        known = ", ".join((*_SHARES, *_RANKS))
+        raise EvaluationInputError(f"there is no metric {name!r}; expected {known}, or R@K and AP@K with a K from 1")
+
 
 @dataclass(frozen=True)
 class DirectionResult:
-    """Metrics of one direction, all of them means over the queries of values that are kept per query.
+    """Metrics of one direction.
 
     ranks: of all positives of all queries.
     ks: the cut-offs of Recall@K.
     metric_definition: "original" adds the average precision of the released CMPL code to `to_dict`.
+    extra: further metrics for `to_dict`, by name: "mINP", "nDCG", "AP@50" (or another cut-off), "R@20" ...
     """
 
     ranks: PositiveRanks
     ks: tuple[int, ...] = (1, 5, 10)
     metric_definition: MetricDefinition = "exact"
+    extra: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics of `to_dict`."""
+        original = ("mAP_original",) if self.metric_definition == "original" else ()
+        usual = (*(f"R@{k}" for k in self.ks), "mAP", *original, "median_rank", "mean_rank")
+        return (*usual, *(name for name in dict.fromkeys(self.extra) if name not in usual))
+
+    def values(self, name: str) -> NDArray[Any]:
+        """What each query contributes to a metric [queries]: a share from 0 to 1, or a rank.
+
+        Raises EvaluationInputError for a name that is no metric.
+        """
+        check_metric(name)
+        if name in _RANKS:
+            return self.ranks.first
+        if name in _SHARES:
+            return np.asarray(getattr(self, _SHARES[name]))
+        kind, k = name.split("@")
+        return self.found(int(k)) if kind == "R" else self.precision(int(k))
+
+    def value(self, name: str) -> float:
+        """The metric of that name: the mean of its values in per cent, the mean or the median of the ranks."""
+        values = self.values(name)
+        if name in _RANKS:
+            return float(np.median(values) if name == "median_rank" else values.mean())
+        return float(values.mean() * 100)
 
     def recall(self, k: int) -> float:
         """Percentage of queries with a positive among the first k items (all of them if k exceeds the gallery)."""
-        return float((self.ranks.first <= k).mean() * 100)
+        return self.value(f"R@{k}")
+
+    def found(self, k: int) -> NDArray[np.bool_]:
+        """Whether each query has a positive among the first k items [queries]."""
+        return self.ranks.first <= k
+
+    def precision(self, k: int) -> NDArray[np.float64]:
+        """Share of positives among the first k items of each query [queries], 0 to 1: "AP@k" is its mean.
+
+        That is what Reed et al. (CVPR 2016) average over classes and call AP@50. Of a gallery with fewer than k items,
+        all count. Negatives of a tie go first.
+        """
+        among = np.add.reduceat((self.ranks.places <= k).astype(np.int64), self.ranks.offsets[:-1])
+        return np.asarray(among / min(k, self.ranks.gallery_size))
 
     @property
     def average_precision(self) -> NDArray[np.float64]:
@@ -45,23 +105,34 @@ class DirectionResult:
         There the precision at rank r with h hits so far is (h - 1) / r instead of h / r, except at rank 1. It ranks by
         a sort that leaves ties in any order; here the negatives of a tie go first and its positives follow one by one.
         """
-        ranks = self.ranks
-        hit = np.arange(len(ranks.ranks)) - np.repeat(ranks.offsets[:-1], ranks.positives) + 1
-        rank = ranks.ranks - ranks.hits + hit
-        return _mean_per_query((hit - (rank > 1)) / rank, ranks)
+        place = self.ranks.places
+        return _mean_per_query((self.ranks.numbers - (place > 1)) / place, self.ranks)
+
+    @property
+    def inverse_negative_penalty(self) -> NDArray[np.float64]:
+        """Number of positives by the rank of the last of them, for each query [queries], 0 to 1: mINP is its mean.
+
+        Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook" (TPAMI 2021), section 4.
+        """
+        return np.asarray(self.ranks.positives / self.ranks.last)
+
+    @property
+    def ndcg(self) -> NDArray[np.float64]:
+        """Normalised discounted cumulative gain of each query [queries], 0 to 1, over the whole gallery.
+
+        A positive at place r gains 1 / log2(1 + r); the sum is divided by that of a perfect ranking (Jarvelin and
+        Kekalainen, TOIS 2002). Negatives of a tie go first.
+        """
+        gain, ideal = (1 / np.log2(1 + places) for places in (self.ranks.places, self.ranks.numbers))
+        starts = self.ranks.offsets[:-1]
+        return np.asarray(np.add.reduceat(gain, starts) / np.add.reduceat(ideal, starts))
 
     def to_dict(self) -> dict[str, float]:
         """The metrics by name: recall and mean average precision in per cent, ranks of the first positive from 1.
 
-        The median of an even number of ranks is the mean of the middle two.
+        The median of an even number of ranks is the mean of the middle two. Then the extra ones.
         """
-        values = {f"R@{k}": self.recall(k) for k in self.ks}
-        values["mAP"] = float(self.average_precision.mean() * 100)
-        if self.metric_definition == "original":
-            values["mAP_original"] = float(self.original_average_precision.mean() * 100)
-        values["median_rank"] = float(np.median(self.ranks.first))
-        values["mean_rank"] = float(self.ranks.first.mean())
-        return values
+        return {name: self.value(name) for name in self.names}
 
 
 @dataclass(frozen=True)
@@ -110,6 +181,7 @@ def evaluate_retrieval(
     ks: tuple[int, ...] = (1, 5, 10),
     metric: Metric = "cosine",
     metric_definition: MetricDefinition = "exact",
+    extra: tuple[str, ...] = (),
 ) -> RetrievalResult:
     """Evaluate retrieval of texts by images and of images by texts, each item of the other side being ranked.
 
@@ -118,6 +190,7 @@ def evaluate_retrieval(
     ks: cut-offs of Recall@K, positive; a k beyond the gallery gives 100.
     metric: "cosine" or "euclidean"; see `rank_positives` for zero rows and ties, which count against the model.
     metric_definition: "original" adds `mAP_original`, the short average precision of the released CMPL code.
+    extra: further metrics by name, such as ("mINP", "nDCG", "AP@50").
     Raises EvaluationInputError (a UserError and a ValueError) for NaN, mismatched shapes, labels that aren't integers,
     and a query without a positive, naming the row.
     """
@@ -125,11 +198,13 @@ def evaluate_retrieval(
         raise EvaluationInputError(f"ks are {ks!r}; expected one or more whole numbers from 1")
     if metric_definition not in get_args(MetricDefinition):
         raise EvaluationInputError(f"metric_definition is {metric_definition!r}; expected 'exact' or 'original'")
+    for name in extra:
+        check_metric(name)
     image_to_text, text_to_image = rank_positives(image_embeddings, text_embeddings, image_labels, text_labels, metric)
     ks = tuple(int(k) for k in ks)
     return RetrievalResult(
-        DirectionResult(image_to_text, ks, metric_definition),
-        DirectionResult(text_to_image, ks, metric_definition),
+        DirectionResult(image_to_text, ks, metric_definition, extra),
+        DirectionResult(text_to_image, ks, metric_definition, extra),
         metric,
     )
 

@@ -66,6 +66,19 @@ class PositiveRanks:
         hits: NDArray[np.int64] = np.repeat(ends, np.diff(ends, prepend=-1)) - self.offsets[query] + 1
         return hits
 
+    @cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """Number of each positive among those of its query, from 1 [pairs]."""
+        return np.arange(len(self.ranks)) - np.repeat(self.offsets[:-1], self.positives) + 1
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Ranks in one full order, no two alike: negatives of a tie go first, its positives follow one by one [pairs].
+
+        The places of a query ascend; without tied positives they are `ranks`.
+        """
+        return self.ranks - self.hits + self.numbers
+
     @property
     def first(self) -> NDArray[np.int64]:
         """Rank at which each query meets a positive [queries]: one more than the negatives that reach the best one.

@@ -1,0 +1,101 @@
+"""mINP, AP@K and nDCG against full sorts, and the values of single queries behind every metric."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmpl import UserError, evaluate_retrieval
+
+EXTRA = ("mINP", "nDCG", "AP@1", "AP@3", "AP@50")
+
+
+@st.composite
+def tied_retrieval(draw):
+    """Whole numbers on a line, full of ties and duplicates, with few labels."""
+    labels = np.array(draw(st.lists(st.integers(0, 4), min_size=1, max_size=25)))
+    kinds = np.unique(labels).tolist()
+    text_labels = np.array(kinds + draw(st.lists(st.sampled_from(kinds), max_size=40)))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    spread = draw(st.integers(1, 30))
+    images, texts = random.integers(0, spread, (len(labels), 1)), random.integers(0, spread, (len(text_labels), 1))
+    return images.astype(float), texts.astype(float), labels, text_labels
+
+
+@given(tied_retrieval())
+@settings(deadline=None, max_examples=100)
+def test_every_query_has_the_values_of_a_full_sort(full_sort, retrieval):
+    images, texts, labels, text_labels = retrieval
+    result = evaluate_retrieval(*retrieval, metric="euclidean", extra=EXTRA)
+    scores, relevant = -abs(images - texts.T), labels[:, None] == text_labels[None]
+    for direction, s, r in (
+        (result.image_to_text, scores, relevant),
+        (result.text_to_image, scores.T, relevant.T),
+    ):
+        expected = [full_sort(s[query], r[query]) for query in range(len(s))]
+        np.testing.assert_allclose(
+            direction.values("mINP"), [query.inverse_negative_penalty for query in expected], atol=1e-12
+        )
+        np.testing.assert_allclose(direction.values("nDCG"), [query.ndcg for query in expected], atol=1e-12)
+        for k in (1, 3, 50):
+            among = [sum(place <= k for place in query.places) / min(k, s.shape[1]) for query in expected]
+            np.testing.assert_allclose(direction.values(f"AP@{k}"), among, atol=1e-12)
+
+
+@given(tied_retrieval())
+@settings(deadline=None, max_examples=40)
+def test_a_metric_is_the_mean_of_its_values_and_lies_between_0_and_100(retrieval):
+    result = evaluate_retrieval(*retrieval, metric="euclidean", metric_definition="original", extra=EXTRA)
+    for direction in (result.image_to_text, result.text_to_image):
+        for name, value in direction.to_dict().items():
+            values = direction.values(name)
+            assert len(values) == len(direction.ranks.positives)
+            if not name.endswith("rank"):
+                assert value == pytest.approx(values.mean() * 100)
+                assert 0 <= value <= 100 + 1e-9
+        assert direction.value("mean_rank") == pytest.approx(direction.values("mean_rank").mean())
+        assert direction.value("median_rank") == np.median(direction.values("median_rank"))
+
+
+def test_hand_made_rankings():
+    """One picture at 0; its texts stand at places 1, 3 and 6 of 6, or tie with a negative."""
+    image, label = np.zeros((2, 1)), np.array([1, 0])
+    texts = np.array([1.0, 2, 3, 4, 5, 6])[:, None]
+    first = evaluate_retrieval(image, texts, label, np.array([1, 0, 1, 0, 0, 1]), metric="euclidean", extra=EXTRA)
+    found = first.image_to_text
+    assert found.values("mINP")[0] == 3 / 6
+    assert found.values("AP@3")[0] == 2 / 3
+    assert found.values("AP@50")[0] == 3 / 6
+    ideal = 1 + 1 / math.log2(3) + 1 / 2
+    assert found.values("nDCG")[0] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7)) / ideal)
+
+
+def test_ties_count_against_the_model():
+    """A positive and a negative of equal score: the negative goes first."""
+    result = evaluate_retrieval(np.ones((2, 1)), np.ones((2, 1)), np.arange(2), np.arange(2), extra=EXTRA)
+    values = result.to_dict()["text_to_image"]
+    assert values["mINP"] == 50
+    assert values["AP@1"] == 0
+    assert values["nDCG"] == pytest.approx(100 / math.log2(3))
+
+
+def test_a_perfect_ranking_has_100_per_cent_of_everything_but_the_precision_beyond_its_positives():
+    values = evaluate_retrieval(np.eye(4), np.eye(4), np.arange(4), np.arange(4), extra=EXTRA).to_dict()
+    for direction in ("image_to_text", "text_to_image"):
+        chosen = {name: values[direction][name] for name in EXTRA}
+        assert chosen == pytest.approx({"mINP": 100, "nDCG": 100, "AP@1": 100, "AP@3": 100 / 3, "AP@50": 25})
+
+
+def test_the_contract_has_no_key_that_was_not_asked_for():
+    usual = evaluate_retrieval(np.eye(3), np.eye(3), np.arange(3), np.arange(3)).to_dict()["image_to_text"]
+    more = evaluate_retrieval(np.eye(3), np.eye(3), np.arange(3), np.arange(3), extra=("mINP", "R@1", "R@2"))
+    assert [*usual, "mINP", "R@2"] == list(more.to_dict()["image_to_text"])
+    assert "mINP" in more.to_table().splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ["minp", "AP@0", "AP@", "R@1.5", "AP@-1", "R@01", "NDCG@10", ""])
+def test_a_metric_that_is_none_brings_those_that_are(name):
+    with pytest.raises(UserError, match=r"there is no metric .*; expected mAP, .*mINP, nDCG, .*R@K and AP@K"):
+        evaluate_retrieval(np.eye(3), np.eye(3), np.arange(3), np.arange(3), extra=(name,))
