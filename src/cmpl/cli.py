@@ -55,12 +55,15 @@ def _parser() -> argparse.ArgumentParser:
 
     prepare = command("prepare", _prepare, "turn annotations and pictures into a DATA directory")
     prepare.add_argument(
-        "format", metavar="FORMAT", help="flickr8k, flickr30k, coco (Karpathy's JSON), table (your own) or tfrecord"
+        "format",
+        metavar="FORMAT",
+        help="flickr8k, flickr30k, coco (Karpathy's JSON), cuhk-pedes, icfg-pedes, rstpreid, cub, flowers; your own "
+        "pictures: table, folder, huggingface, webdataset; tfrecord (the original's)",
     )
     prepare.add_argument(
-        "--annotations", type=Path, required=True, metavar="FILE", help="for tfrecord the directory with the shards"
+        "--annotations", type=Path, metavar="FILE", help="the captions: a file, a folder, shards or a hub name"
     )
-    prepare.add_argument("--images", type=Path, metavar="DIR", help="where the pictures lie; tfrecord holds its own")
+    prepare.add_argument("--images", type=Path, metavar="DIR", help="where the pictures lie, if not in the annotations")
     prepare.add_argument("--output", type=Path, required=True, metavar="DATA")
     prepare.add_argument(
         "--size", type=int, default=256, help="shorter side in pixels (default 256), 0 keeps the bytes"
@@ -71,8 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", metavar="TRAIN,VAL,TEST", help="for a source without splits: their shares, as 0.8,0.1,0.1"
     )
     prepare.add_argument("--seed", type=int, default=0, help="of the drawn splits (default 0)")
-    prepare.add_argument("--picture-column", metavar="NAME", help="of a table (default: picture)")
-    prepare.add_argument("--caption-column", metavar="NAME", help="of a table (default: caption)")
+    prepare.add_argument("--picture-column", metavar="NAME", help="of a table or Hugging Face set (default: picture)")
+    prepare.add_argument("--caption-column", metavar="NAME", help="of a table or Hugging Face set (default: caption)")
+    prepare.add_argument("--merge-restval", action="store_true", help="coco: add its split restval to train")
 
     train = command("train", _train, "train a recipe; any of its fields can follow, as --stage1.epochs 3")
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a built-in name (cmpl recipes) or a YAML file")
@@ -137,6 +141,7 @@ def _prepare(options: argparse.Namespace) -> None:
             split=options.split,
             seed=options.seed,
             columns=Columns(options.picture_column, options.caption_column),
+            merge_restval=options.merge_restval,
         )
     )
 

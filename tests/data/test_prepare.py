@@ -220,7 +220,7 @@ class TestContradictions:
             run([record()], tmp_path / "data", **options)
 
     def test_an_unknown_format_lists_the_known(self, tmp_path):
-        with pytest.raises(UserError, match=r"no format 'flickr'; expected one of coco, flickr30k, flickr8k"):
+        with pytest.raises(UserError, match=r"no format 'flickr'; expected one of coco, cub, cuhk-pedes, flickr30k"):
             prepare_format("flickr", tmp_path, tmp_path, tmp_path / "data")
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from cmpl.data.duplicates import digest
 from cmpl.data.pictures import (
     PictureError,
     decode_picture,
@@ -38,6 +39,7 @@ class Converted:
     data: bytes
     source_bytes: int
     problem: str | None = None
+    digest: bytes = b""  # of the source's bytes
 
 
 def convert_picture(picture: Path | bytes, size: int) -> Converted:
@@ -54,8 +56,8 @@ def convert_picture(picture: Path | bytes, size: int) -> Converted:
         return Converted(b"", len(data), error.reason)
     resized = resize_shorter_side(pixels, size) if size else pixels
     if size and (resized.shape != pixels.shape or not _is_plain(data)):
-        return Converted(encode_jpeg(resized, QUALITY), len(data))
-    return Converted(data, len(data))
+        return Converted(encode_jpeg(resized, QUALITY), len(data), digest=digest(data))
+    return Converted(data, len(data), digest=digest(data))
 
 
 def _is_plain(data: bytes) -> bool:

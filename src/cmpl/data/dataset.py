@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cmpl.data.layout import ARROW_FILE, Manifest, SplitFacts, describe_skipped, read_manifest
+from cmpl.data.layout import ARROW_FILE, Manifest, SplitFacts, describe_duplicates, describe_skipped, read_manifest
 from cmpl.data.pictures import picture_format
 from cmpl.data.text import tokenize
 from cmpl.errors import UserError
@@ -111,7 +111,7 @@ def inspect_data(path: str | Path) -> str:
     )
     lines += [_describe_split(name, data.split(name)) for name in data.split_names]
     lines.append("(captions of a picture, words of a caption, sizes of up to 200 pictures: fewest to most)")
-    return "\n".join(lines + describe_skipped(manifest.skipped))
+    return "\n".join(lines + describe_skipped(manifest.skipped) + describe_duplicates(manifest.duplicates))
 
 
 def _describe_split(name: str, split: Split) -> str:

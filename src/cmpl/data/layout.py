@@ -40,6 +40,18 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Duplicate:
+    """A picture whose bytes came before, as `first_id`, under another label or in another split."""
+
+    image_id: str
+    split: str
+    label: int
+    first_id: str
+    first_split: str
+    first_label: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`cmpl.json`."""
 
@@ -47,6 +59,7 @@ class Manifest:
     size: int  # shorter side in pixels, 0: bytes as they were
     splits: dict[str, SplitFacts]
     skipped: list[Skipped] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
     cmpl: str = ""  # the version that wrote it
     format: int = FORMAT
 
@@ -78,6 +91,7 @@ def read_manifest(directory: Path) -> Manifest:
             )
         fields["splits"] = {name: SplitFacts(**facts) for name, facts in fields["splits"].items()}
         fields["skipped"] = [Skipped(**item) for item in fields["skipped"]]
+        fields["duplicates"] = [Duplicate(**item) for item in fields.get("duplicates", [])]
         return Manifest(**fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r:.100}); prepare the data again or copy it again") from error
@@ -92,3 +106,26 @@ def describe_skipped(skipped: list[Skipped], shown: int = 10) -> list[str]:
     if len(skipped) > shown:
         lines.append(f"  and {len(skipped) - shown:,} more, all listed in cmpl.json")
     return lines
+
+
+def describe_duplicates(duplicates: list[Duplicate], shown: int = 5) -> list[str]:
+    """Lines about pictures that are in two splits or have two labels; none when there are none."""
+    if not duplicates:
+        return []
+    splits = sum(item.split != item.first_split for item in duplicates)
+    lines = [
+        f"duplicates: {len(duplicates):,} pictures have the bytes of an earlier one, {splits:,} of them in another "
+        "split, the others under another label"
+    ]
+    lines += [f"  {_place(item.split, item.image_id, item.label)} is {_first(item)}" for item in duplicates[:shown]]
+    if len(duplicates) > shown:
+        lines.append(f"  and {len(duplicates) - shown:,} more, all listed in cmpl.json")
+    return lines
+
+
+def _first(item: Duplicate) -> str:
+    return _place(item.first_split, item.first_id, item.first_label)
+
+
+def _place(split: str, image_id: str, label: int) -> str:
+    return f"{split}: {image_id} (label {label})"

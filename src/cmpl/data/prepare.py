@@ -3,17 +3,20 @@
 import operator
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from cmpl.data.conversion import convert_pictures
-from cmpl.data.layout import Skipped, SplitFacts, describe_skipped
-from cmpl.data.readers import PICTURES_INSIDE, reader
+from cmpl.data.duplicates import DuplicateFinder
+from cmpl.data.layout import Duplicate, Skipped, SplitFacts, describe_duplicates, describe_skipped
+from cmpl.data.published import differences
+from cmpl.data.readers import ANNOTATIONS_INSIDE, PICTURES_INSIDE, reader
 from cmpl.data.readers.columns import Columns
 from cmpl.data.records import Record, caption_problem, is_unicode, printable
 from cmpl.data.splitting import Shares, with_splits
@@ -34,11 +37,12 @@ class Summary:
     source_bytes: int  # of the pictures that are in
     picture_bytes: int  # stored for them
     seconds: float
+    duplicates: list[Duplicate] = field(default_factory=list)
 
 
 def prepare_format(
     name: str,
-    annotations: Path,
+    annotations: Path | None,
     images: Path | None,
     output: Path,
     *,
@@ -48,24 +52,34 @@ def prepare_format(
     split: str | None = None,
     seed: int = 0,
     columns: Columns | None = None,
+    merge_restval: bool = False,
 ) -> str:
     """Prepare a data set in one of the known annotation formats; the closing summary. Raises UserError.
 
-    images: where the pictures lie; None for a format that holds them in its annotations. split: the shares of train,
-    val and test ("0.8,0.1,0.1") that `seed` draws by label, for a source without splits.
+    images: where the pictures lie; None for a format that holds them in its annotations, as `annotations` for one
+    whose pictures hold those. split: the shares of train, val and test ("0.8,0.1,0.1") that `seed` draws by label, for
+    a source without splits. merge_restval: COCO's restval becomes train. Counts that differ from the published ones are
+    a warning on stderr.
     """
-    read = reader(name, columns)
+    read = reader(name, columns, merge_restval)
     shares = None if split is None else Shares.parse(split)
     if images is None and name not in PICTURES_INSIDE:
         raise UserError(f"the annotations of {name} hold no pictures; give --images DIR, the folder they lie in")
+    if annotations is None and name not in ANNOTATIONS_INSIDE:
+        raise UserError(f"{name} needs its annotations; name them with --annotations")
     refuse_occupied(output, "the data")  # before a large annotation file is read
-    source: dict[str, Any] = {"format": name, "annotations": str(annotations)}
-    if images is not None:
-        source["images"] = str(images)
+    places = {"annotations": annotations, "images": images}
+    source: dict[str, Any] = {"format": name, **{key: str(path) for key, path in places.items() if path is not None}}
+    if merge_restval:
+        source["merge_restval"] = True
     if split is not None:
         source |= {"split": split, "seed": seed}
-    records = with_splits(lambda: read(annotations, images or annotations), shares, seed)
-    return describe(prepare(records, output, source=source, size=size, workers=workers, on_error=on_error))
+    given = [path for path in (annotations, images) if path is not None]
+    records = with_splits(lambda: read(given[0], given[-1]), shares, seed)
+    summary = prepare(records, output, source=source, size=size, workers=workers, on_error=on_error)
+    for line in differences(name, summary.splits, merge_restval):
+        print(f"cmpl: warning: {line}", file=sys.stderr)
+    return describe(summary)
 
 
 def prepare(
@@ -94,6 +108,7 @@ def prepare(
     refuse_occupied(output, "the data")
     start = time.monotonic()
     skipped: list[Skipped] = []
+    duplicates = DuplicateFinder()
     total = operator.length_hint(records) or None
     source_bytes = picture_bytes = 0
     with whole_directory(output) as directory, DataWriter(directory) as writer:
@@ -108,13 +123,14 @@ def prepare(
                     skipped.append(Skipped(record.image_id, record.split, problem))
                     continue
                 writer.add(record, converted.data)
+                duplicates.add(record, converted.digest)
                 source_bytes += converted.source_bytes
                 picture_bytes += len(converted.data)
         if not picture_bytes:
             raise _nothing_left(skipped)
-        manifest = writer.finish(source, size, skipped)
+        manifest = writer.finish(source, size, skipped, duplicates.found)
     seconds = time.monotonic() - start
-    return Summary(output, manifest.splits, skipped, source_bytes, picture_bytes, seconds)
+    return Summary(output, manifest.splits, skipped, source_bytes, picture_bytes, seconds, duplicates.found)
 
 
 def describe(summary: Summary) -> str:
@@ -128,7 +144,7 @@ def describe(summary: Summary) -> str:
         f"{pictures:,} pictures in {summary.seconds:.1f} s ({pictures / summary.seconds:,.0f} a second), "
         f"{summary.picture_bytes / 1e6:,.1f} MB, {ratio:.2f} of the {summary.source_bytes / 1e6:,.1f} MB read"
     )
-    lines += describe_skipped(summary.skipped)
+    lines += describe_skipped(summary.skipped) + describe_duplicates(summary.duplicates)
     lines.append(f"data: {summary.output}")
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 import cmpl
-from cmpl.data.layout import ARROW_FILE, DATASET_DICT, MANIFEST, Manifest, Skipped, SplitFacts, split_order
+from cmpl.data.layout import ARROW_FILE, DATASET_DICT, MANIFEST, Duplicate, Manifest, Skipped, SplitFacts, split_order
 from cmpl.data.records import Record
 
 if TYPE_CHECKING:
@@ -42,12 +42,14 @@ class DataWriter:
             self._splits[record.split] = _SplitWriter(self.directory / record.split, self._features)
         self._splits[record.split].add(record, picture)
 
-    def finish(self, source: dict[str, Any], size: int, skipped: list[Skipped]) -> Manifest:
+    def finish(
+        self, source: dict[str, Any], size: int, skipped: list[Skipped], duplicates: list[Duplicate]
+    ) -> Manifest:
         """Close the files and write what describes them."""
         names = split_order(list(self._splits))
         splits = {name: self._splits[name].finish(name) for name in names}
         (self.directory / DATASET_DICT).write_text(json.dumps({"splits": names}))
-        manifest = Manifest(source, size, splits, skipped, cmpl.__version__)
+        manifest = Manifest(source, size, splits, skipped, duplicates, cmpl.__version__)
         (self.directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 

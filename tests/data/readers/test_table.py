@@ -123,7 +123,7 @@ def test_a_caption_of_any_length_is_read(tmp_path):
         ("t.jsonl", '{"picture": "a", "caption": [1]}\n', "line 1 has a whole number as 'caption', not a caption"),
         ("t.jsonl", '{"picture":"a","caption":"x"}\n{"picture":"b","caption":"x","label":1}\n', "in some rows only"),
         ("t.parquet", "picture,caption\n", "not Parquet, or damaged"),
-        ("t.xlsx", "", "is no table this can read; expected a .csv"),
+        ("t.xlsx", "", "it is no table this can read; expected a .csv"),
     ],
 )
 def test_a_table_that_is_wrong_says_where(tmp_path, name, content, problem):

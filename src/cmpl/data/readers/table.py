@@ -12,6 +12,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,29 @@ def read_table(annotations: Path, images: Path, columns: Columns | None = None) 
     column, else the picture's path below `images`. Raises UserError, before the first record, that names the row.
     """
     require_folder(images)
-    rows = _ROWS.get(annotations.suffix.lower())
-    if rows is None:
-        raise UserError(f"{annotations} is no table this can read; {_FIX}")
+    with table_errors(annotations):
+        return iter(gather(table_rows(annotations), columns or Columns()).records(images))
+
+
+@contextmanager
+def table_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with the tables in `path` as one sentence."""
     try:
-        return iter(gather(rows(annotations), columns or Columns()).records(images))
+        yield
     except SchemaError as problem:
-        raise UserError(f"{annotations} can't be used: {problem}; {_FIX}") from None
+        raise UserError(f"{path} can't be used: {problem}; {_FIX}") from None
     except OSError as error:
-        raise unreadable(annotations, error, _FIX) from error
+        raise unreadable(path, error, _FIX) from error
     except (UnicodeDecodeError, csv.Error, RecursionError) as error:
-        raise UserError(f"{annotations} can't be read ({error}); {_FIX}, as UTF-8") from error
+        raise UserError(f"{path} can't be read ({error}); {_FIX}, as UTF-8") from error
+
+
+def table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table, each with what names it."""
+    rows = _ROWS.get(path.suffix.lower())
+    if rows is None:
+        raise SchemaError("it is no table this can read")
+    yield from rows(path)
 
 
 def gather(rows: Iterator[tuple[str, dict[str, Any]]], columns: Columns) -> PictureTable:

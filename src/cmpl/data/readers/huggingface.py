@@ -1,0 +1,91 @@
+"""A Hugging Face data set: saved to disk, a Parquet file of one, or by its name on the hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmpl.data.readers.columns import Columns, captions_of, number_labels, split_name
+from cmpl.data.readers.schema import SchemaError, kind_of, path_inside
+from cmpl.data.records import Record
+from cmpl.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_FIX = "expected a folder that save_to_disk wrote, a .parquet file, or a name on the hub such as user/name"
+
+
+def read_huggingface(annotations: Path, images: Path, columns: Columns | None = None) -> Iterator[Record]:
+    """A record per row, in the order of the splits and their rows, read as they are needed.
+
+    Columns: pictures and captions as `columns` names them, and if present `label` (numbers or names), `image_id`. A
+    data set whose only split is `train` counts as one without splits. images: the folder of pictures, for a column that
+    holds their paths. Raises UserError.
+    """
+    splits = _open(annotations)
+    only_train = set(splits) == {"train"}
+    try:
+        labels = iter(_labels(splits))
+        for name, rows in splits.items():
+            split = "" if only_train else split_name(name)
+            yield from _records(rows, name, split, images, columns or Columns(), labels)
+    except SchemaError as problem:
+        raise UserError(f"{annotations} can't be used: {problem}; {_FIX}") from None
+
+
+def _open(annotations: Path) -> "dict[str, Dataset]":
+    """The splits of a data set, by name."""
+    import datasets
+
+    try:
+        if annotations.suffix == ".parquet":
+            found: Any = datasets.load_dataset("parquet", data_files=str(annotations))
+        elif annotations.is_dir():
+            found = datasets.load_from_disk(str(annotations))
+        else:
+            found = datasets.load_dataset(str(annotations))
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{annotations} can't be opened as a data set ({reason}); {_FIX}") from error
+    return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _records(
+    rows: "Dataset", name: str, split: str, images: Path, columns: Columns, labels: Iterator[int]
+) -> Iterator[Record]:
+    from datasets import Image
+
+    picture_column, caption_column = columns.find(rows.column_names)
+    if isinstance(rows.features[picture_column], Image):
+        rows = rows.cast_column(picture_column, Image(decode=False))
+    for number, row in enumerate(rows):
+        where = f"row {number} of {name}"
+        image_id = str(row.get("image_id", f"{name}/{number}"))
+        captions = captions_of(row[caption_column], where, caption_column)
+        picture = _picture(row[picture_column], images, where, picture_column)
+        yield Record(image_id, picture, next(labels), tuple(captions), split)
+
+
+def _labels(splits: "dict[str, Dataset]") -> list[int]:
+    """The labels of all rows, in the order of the splits: a name in several of them is one label."""
+    with_labels = [name for name, rows in splits.items() if "label" in rows.column_names]
+    if not with_labels:
+        return list(range(sum(len(rows) for rows in splits.values())))
+    if len(with_labels) < len(splits):
+        raise SchemaError(f"'label' is a column of {', '.join(with_labels)} only; give it to every split, or to none")
+    values = [value for rows in splits.values() for value in rows["label"]]
+    if not all(isinstance(value, int | str) for value in values):
+        raise SchemaError("it has labels that are neither numbers nor names")
+    return number_labels([str(value) for value in values])
+
+
+def _picture(value: object, images: Path, where: str, column: str) -> Path | bytes:
+    """A picture as the library stores it: its bytes or the path of its file; or a path inside `images`."""
+    if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
+        data: bytes | None = value.get("bytes")
+        return data or Path(value["path"])
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return images / path_inside(value, where, column)
+    raise SchemaError(f"{where} has {kind_of(value)} as '{column}', not a picture")

@@ -1,0 +1,55 @@
+"""The same picture in two splits or under two labels is reported; twice under one label is not."""
+
+import json
+from pathlib import Path
+
+from cmpl.data.dataset import inspect_data, open_data
+from cmpl.data.duplicates import DuplicateFinder, digest
+from cmpl.data.layout import Duplicate
+from cmpl.data.prepare import describe, prepare
+from cmpl.data.records import Record
+
+
+def record(name: str, picture: bytes, label: int, split: str = "train") -> Record:
+    return Record(name, picture, label, ("a dog",), split)
+
+
+def duplicates(records: list[Record]) -> list[Duplicate]:
+    finder = DuplicateFinder()
+    for one in records:
+        assert isinstance(one.picture, bytes)
+        finder.add(one, digest(one.picture))
+    return finder.found
+
+
+def test_the_same_bytes_under_another_label_or_in_another_split_are_found():
+    records = [record("a", b"1", 0), record("b", b"1", 0), record("c", b"1", 1), record("d", b"1", 0, "test")]
+    assert duplicates([*records, record("e", b"2", 5)]) == [
+        Duplicate("c", "train", 1, "a", "train", 0),
+        Duplicate("d", "test", 0, "a", "train", 0),
+    ]
+
+
+def test_they_are_in_the_summary_the_manifest_and_inspect(tmp_path: Path, encode, pixels):
+    large, small = encode(pixels(300, 400)), encode(pixels(20, 30), "PNG")  # one is encoded anew, one keeps its bytes
+    records = [record("a", large, 0), record("b", small, 1), record("c", large, 2), record("d", small, 1, "test")]
+    summary = prepare(records, tmp_path / "data", source={"format": "test"}, workers=1, progress=False)
+    for text in (describe(summary), inspect_data(tmp_path / "data")):
+        assert "duplicates: 2 pictures have the bytes of an earlier one, 1 of them in another split" in text
+        assert "  train: c (label 2) is train: a (label 0)" in text
+        assert "  test: d (label 1) is train: b (label 1)" in text
+    assert open_data(tmp_path / "data").manifest.duplicates == summary.duplicates
+    assert [item["image_id"] for item in json.loads((tmp_path / "data" / "cmpl.json").read_text())["duplicates"]] == [
+        "c",
+        "d",
+    ]
+
+
+def test_of_many_the_first_are_shown(tmp_path: Path, encode, pixels):
+    picture = encode(pixels(20, 30), "PNG")
+    records = [record(str(number), picture, number) for number in range(20)]
+    text = describe(prepare(records, tmp_path / "data", source={}, workers=1, progress=False))
+    assert "duplicates: 19 pictures" in text
+    assert "train: 5 (label 5)" in text
+    assert "train: 6 (label 6)" not in text
+    assert "and 14 more, all listed in cmpl.json" in text
