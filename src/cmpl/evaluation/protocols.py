@@ -1,0 +1,254 @@
+"""What exactly is ranked for a published number: the protocols of the field by name.
+
+A protocol turns the pictures and texts of a split into one or several retrieval tasks, and says which metrics papers
+report. docs/evaluation.md describes each in full.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmpl.errors import UserError
+from cmpl.evaluation.embeddings import Embeddings
+from cmpl.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult, evaluate_retrieval
+from cmpl.evaluation.ranking import Metric, PositiveRanks
+
+_RECALLS = ("R@1", "R@5", "R@10")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a split is evaluated.
+
+    image_to_text, text_to_image: the metrics that papers report, by direction; others are computed all the same.
+    extra: further metrics of every result. formats: source formats of DATA that it is chosen for.
+    pictures: how many the test split must have. captions: how many of each picture's are used, the first ones.
+    folds: blocks of consecutive pictures, each evaluated on its own. by_class: a text is the mean of its class's.
+    """
+
+    name: str
+    summary: str
+    reference: str
+    image_to_text: tuple[str, ...] = _RECALLS
+    text_to_image: tuple[str, ...] = _RECALLS
+    extra: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    pictures: int | None = None
+    captions: int | None = None
+    folds: int = 1
+    by_class: bool = False
+
+    @property
+    def main(self) -> tuple[tuple[str, str], ...]:
+        """The metrics that papers report, as (direction, name)."""
+        directions = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
+        return tuple((direction, name) for direction, names in directions.items() for name in names)
+
+
+_KARPATHY = "Karpathy and Fei-Fei, CVPR 2015"
+_IDENTITIES = "all pictures of a text's person are right; text to image"
+_CLASSES = "a text query is the mean of its class's sentence embeddings; R@1 of classes, AP@50 of pictures"
+_REED = "Reed et al., CVPR 2016; Zhang and Lu, ECCV 2018"
+
+
+def _of_persons(name: str, reference: str) -> Protocol:
+    metrics = (*_RECALLS, "mAP", "mINP")
+    return Protocol(name, _IDENTITIES, reference, (), metrics, extra=("mINP",), formats=(name,))
+
+
+def _of_classes(name: str) -> Protocol:
+    return Protocol(name, _CLASSES, _REED, ("R@1",), ("AP@50",), extra=("AP@50",), formats=(name,), by_class=True)
+
+
+PLAIN = Protocol("plain", "every picture and every text of the split", "equal labels match")
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        PLAIN,
+        Protocol(
+            "flickr30k-1k",
+            "the 1,000 test pictures with five captions each",
+            _KARPATHY,
+            formats=("flickr30k",),
+            pictures=1000,
+            captions=5,
+        ),
+        Protocol(
+            "coco-5k",
+            "the 5,000 test pictures with their first five captions",
+            _KARPATHY,
+            formats=("coco",),
+            pictures=5000,
+            captions=5,
+        ),
+        Protocol(
+            "coco-1k-5fold",
+            "five blocks of 1,000 test pictures in file order with their first five captions, averaged",
+            f"{_KARPATHY}; Faghri et al., BMVC 2018",
+            pictures=5000,
+            captions=5,
+            folds=5,
+        ),
+        _of_persons("cuhk-pedes", "Li et al., CVPR 2017"),
+        _of_persons("icfg-pedes", "Ding et al., arXiv:2107.12666"),
+        _of_persons("rstpreid", "Zhu et al., ACM MM 2021"),
+        _of_classes("cub"),
+        _of_classes("flowers"),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """Raises UserError with the names there are."""
+    if name not in PROTOCOLS:
+        raise UserError(f"there is no protocol '{name}'; expected one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def choose_protocol(source_format: str, split: str, pictures: int) -> Protocol:
+    """The protocol that a split's numbers are usually reported with, `plain` where there is none.
+
+    source_format: of DATA's cmpl.json. A protocol of a fixed number of pictures is that of a test split which has them.
+    """
+    for protocol in PROTOCOLS.values():
+        fits = protocol.pictures is None or (split == "test" and pictures == protocol.pictures)
+        if source_format in protocol.formats and fits:
+            return protocol
+    return PLAIN
+
+
+@dataclass(frozen=True)
+class Task:
+    """One gallery for each direction, and for each query the cluster that it is drawn with in a resampling.
+
+    image_clusters [n], text_clusters [m]: the picture a query belongs to, or its label where that is unknown.
+    """
+
+    embeddings: Embeddings
+    image_clusters: NDArray[np.int64]
+    text_clusters: NDArray[np.int64]
+
+    def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Task":
+        """The pictures and texts of these rows."""
+        return Task(self.embeddings.part(images, texts), self.image_clusters[images], self.text_clusters[texts])
+
+
+def arrange(protocol: Protocol, embeddings: Embeddings) -> list[Task]:
+    """The retrieval tasks of a protocol. Raises UserError when the pictures and texts don't fit it."""
+    if protocol.by_class:
+        classes = embeddings.averaged_texts()
+        return [Task(classes, classes.image_labels, classes.text_labels)]
+    if embeddings.text_pictures is None:
+        task = Task(embeddings, embeddings.image_labels, embeddings.text_labels)
+    else:
+        task = Task(embeddings, np.arange(len(embeddings.images)), embeddings.text_pictures)
+    if protocol.pictures is None:
+        return [task]
+    _check_size(protocol, embeddings)
+    if protocol.captions is not None:
+        task = task.part(np.arange(len(embeddings.images)), _first_texts(protocol, protocol.captions, embeddings))
+    labels, text_labels = task.embeddings.image_labels, task.embeddings.text_labels
+    blocks = np.array_split(np.arange(len(labels)), protocol.folds)
+    return [task.part(block, np.flatnonzero(np.isin(text_labels, labels[block]))) for block in blocks]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a protocol gives: metrics over all queries, of each fold where there are several, and the clusters.
+
+    The folds are of equal size, so the mean over all queries is the mean of the folds; `median_rank` is the median over
+    all queries. image_clusters, text_clusters: of the queries of `result`, in its order.
+    """
+
+    protocol: Protocol
+    result: RetrievalResult
+    folds: tuple[RetrievalResult, ...]
+    image_clusters: NDArray[np.int64]
+    text_clusters: NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: the protocol's name, the metrics as RetrievalResult gives them, and those of the folds."""
+        folds = {"folds": [fold.to_dict() for fold in self.folds]} if self.folds else {}
+        return {"protocol": self.protocol.name, **self.result.to_dict(), **folds}
+
+    def to_table(self) -> str:
+        """Lines of text: the metrics, the protocol, and the reported metrics of each fold."""
+        protocol = self.protocol
+        lines = [self.result.to_table(), f"protocol {protocol.name}: {protocol.summary} ({protocol.reference})"]
+        if self.folds:
+            names = "  ".join(f"{name:>6}" for _, name in protocol.main)
+            lines.append(f"{'by fold':8}  {names}  (image to text, then text to image)")
+        for number, fold in enumerate(self.folds, 1):
+            cells = (f"{getattr(fold, direction).value(name):6.1f}" for direction, name in protocol.main)
+            lines.append(f"{number:8}  {'  '.join(cells)}")
+        return "\n".join(lines)
+
+
+def evaluate_protocol(
+    protocol: Protocol, embeddings: Embeddings, metric: Metric = "cosine", metric_definition: MetricDefinition = "exact"
+) -> Evaluation:
+    """Evaluate embeddings by a protocol. Raises UserError when they don't fit it or can't be evaluated."""
+    tasks = arrange(protocol, embeddings)
+    results = [
+        evaluate_retrieval(
+            task.embeddings.images,
+            task.embeddings.texts,
+            task.embeddings.image_labels,
+            task.embeddings.text_labels,
+            metric=metric,
+            metric_definition=metric_definition,
+            extra=protocol.extra,
+        )
+        for task in tasks
+    ]
+    pooled = RetrievalResult(
+        _pooled([result.image_to_text for result in results]),
+        _pooled([result.text_to_image for result in results]),
+        metric,
+    )
+    return Evaluation(
+        protocol,
+        pooled,
+        tuple(results) if len(results) > 1 else (),
+        np.concatenate([task.image_clusters for task in tasks]),
+        np.concatenate([task.text_clusters for task in tasks]),
+    )
+
+
+def _pooled(folds: Sequence[DirectionResult]) -> DirectionResult:
+    """The queries of all folds, each ranked within its own."""
+    one, ranks = folds[0], [fold.ranks for fold in folds]
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([each.positives for each in ranks]))])
+    pooled = PositiveRanks(np.concatenate([each.ranks for each in ranks]), offsets, ranks[0].gallery_size)
+    return DirectionResult(pooled, one.ks, one.metric_definition, one.extra)
+
+
+def _check_size(protocol: Protocol, embeddings: Embeddings) -> None:
+    if len(embeddings.images) != protocol.pictures:
+        raise UserError(
+            f"protocol {protocol.name} needs the {protocol.pictures:,} pictures of its test split, found "
+            f"{len(embeddings.images):,}; choose another split or --protocol plain"
+        )
+    if not embeddings.one_label_per_picture:
+        raise UserError(
+            f"protocol {protocol.name} needs a label of its own for each picture, found some that share theirs; "
+            "number the pictures, or choose --protocol plain"
+        )
+
+
+def _first_texts(protocol: Protocol, count: int, embeddings: Embeddings) -> NDArray[np.intp]:
+    """Rows of the first `count` texts of every picture, in the order of the texts."""
+    order = np.argsort(embeddings.text_labels, kind="stable")
+    labels, starts, counts = np.unique(embeddings.text_labels[order], return_index=True, return_counts=True)
+    found = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    for row, label in enumerate(embeddings.image_labels.tolist()):
+        if found.get(label, 0) < count:
+            raise UserError(
+                f"protocol {protocol.name} needs {count} captions of every picture, found {found.get(label, 0)} of "
+                f"row {row} with label {label}; complete them or choose --protocol plain"
+            )
+    number = np.arange(len(order)) - np.repeat(starts, counts)
+    return np.sort(order[number < count])

@@ -1,0 +1,164 @@
+"""Each protocol against its definition written out, its choice from DATA, and what doesn't fit it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cmpl import UserError, evaluate_retrieval
+from cmpl.evaluation.embeddings import Embeddings
+from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, choose_protocol, evaluate_protocol, find_protocol
+
+FOLDS = Protocol("small-5fold", "", "", pictures=40, captions=3, folds=5)  # coco-1k-5fold in small
+
+
+def correlated(labels, texts_each, dimension=8, noise=1.5, seed=0):
+    """Embeddings around one centre a label; a picture's texts stand together, with the picture they belong to."""
+    random = np.random.default_rng(seed)
+    labels = np.asarray(labels)
+    centres = random.normal(size=(labels.max() + 1, dimension))
+    pictures = np.repeat(np.arange(len(labels)), texts_each)
+    images = centres[labels] + noise * random.normal(size=(len(labels), dimension))
+    texts = centres[labels[pictures]] + noise * random.normal(size=(len(pictures), dimension))
+    return Embeddings.checked(images, texts, labels, labels[pictures], pictures)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "pictures", "name"),
+    [
+        ("flickr30k", "test", 1000, "flickr30k-1k"),
+        ("flickr30k", "val", 1014, "plain"),
+        ("flickr30k", "test", 999, "plain"),
+        ("coco", "test", 5000, "coco-5k"),
+        ("coco", "val", 5000, "plain"),
+        ("cuhk-pedes", "test", 3074, "cuhk-pedes"),
+        ("cuhk-pedes", "val", 3078, "cuhk-pedes"),
+        ("icfg-pedes", "test", 19848, "icfg-pedes"),
+        ("rstpreid", "test", 1000, "rstpreid"),
+        ("cub", "test", 2933, "cub"),
+        ("flowers", "test", 1155, "flowers"),
+        ("flickr8k", "test", 1000, "plain"),
+        ("table", "test", 5000, "plain"),
+        ("", "test", 1, "plain"),
+    ],
+)
+def test_the_protocol_is_chosen_from_the_source_and_the_split(source, split, pictures, name):
+    assert choose_protocol(source, split, pictures).name == name
+
+
+def test_every_protocol_is_found_by_its_name_and_has_a_reference_and_metrics_there_are():
+    small = correlated(np.arange(6) // 2, 2)
+    for name, protocol in PROTOCOLS.items():
+        assert find_protocol(name) is protocol
+        assert protocol.reference
+        assert protocol.summary
+        result = evaluate_retrieval(small.images, small.texts, small.image_labels, small.text_labels, (1, 5, 10))
+        for direction, metric in protocol.main:
+            assert 0 <= getattr(result, direction).value(metric) <= 100
+
+
+def test_plain_is_evaluate_retrieval():
+    data = correlated(np.arange(30), 2)
+    found = evaluate_protocol(PLAIN, data)
+    expected = evaluate_retrieval(data.images, data.texts, data.image_labels, data.text_labels)
+    assert found.to_dict() == {"protocol": "plain", **expected.to_dict()}
+    assert found.image_clusters.tolist() == list(range(30))
+    assert found.text_clusters.tolist() == data.text_pictures.tolist()
+
+
+def test_the_five_folds_are_consecutive_blocks_and_are_averaged():
+    data = correlated(np.random.default_rng(1).permutation(40), 3)
+    found = evaluate_protocol(FOLDS, data)
+    assert len(found.folds) == 5
+    for number, fold in enumerate(found.folds):
+        images, texts = slice(8 * number, 8 * number + 8), slice(24 * number, 24 * number + 24)
+        arrays = data.images[images], data.texts[texts], data.image_labels[images], data.text_labels[texts]
+        assert fold.to_dict() == evaluate_retrieval(*arrays).to_dict()
+    for direction in ("image_to_text", "text_to_image"):
+        for metric in ("R@1", "R@5", "R@10", "mAP", "mean_rank"):
+            mean = np.mean([getattr(fold, direction).value(metric) for fold in found.folds])
+            assert getattr(found.result, direction).value(metric) == pytest.approx(mean)
+    assert found.result.rsum == pytest.approx(np.mean([fold.rsum for fold in found.folds]))
+    written = json.loads(json.dumps(found.to_dict()))
+    assert [fold["rsum"] for fold in written["folds"]] == [fold.rsum for fold in found.folds]
+    assert found.text_clusters.tolist() == data.text_pictures.tolist()
+
+
+def test_coco_has_five_folds_of_a_thousand_pictures():
+    protocol = PROTOCOLS["coco-1k-5fold"]
+    data = correlated(np.arange(5000), 5, dimension=2)
+    found = evaluate_protocol(protocol, data)
+    assert [fold.text_to_image.ranks.gallery_size for fold in found.folds] == [1000] * 5
+    assert [fold.image_to_text.ranks.gallery_size for fold in found.folds] == [5000] * 5
+    assert "coco-1k-5fold" in found.to_table()
+    assert len(found.to_table().splitlines()) == 4 + 1 + 1 + 5
+
+
+def test_only_the_first_captions_of_a_picture_count():
+    """The sixth caption of COCO's few pictures with more is left out, wherever it stands in the file."""
+    protocol = Protocol("first-two", "", "", pictures=3, captions=2)
+    images, labels = np.eye(3), np.arange(3)
+    texts, text_labels = np.eye(3)[[0, 1, 2, 0, 1, 2, 1]], np.array([0, 1, 2, 0, 1, 2, 0])
+    found = evaluate_protocol(protocol, Embeddings.checked(images, texts, labels, text_labels)).result
+    assert found.image_to_text.ranks.gallery_size == 6
+    assert found.text_to_image.value("R@1") == 100
+
+
+@pytest.mark.parametrize("name", ["cuhk-pedes", "icfg-pedes", "rstpreid"])
+def test_every_picture_of_a_person_is_right(name):
+    data = correlated([0, 0, 0, 1, 1, 2, 2, 2, 2, 3], 2)
+    found = evaluate_protocol(PROTOCOLS[name], data)
+    scores = unit(data.texts) @ unit(data.images).T
+    matches = np.array([data.image_labels[np.argsort(-row)] for row in scores]) == data.text_labels[:, None]
+    last = [np.flatnonzero(row)[-1] + 1 for row in matches]
+    values = found.to_dict()["text_to_image"]
+    assert values["R@1"] == pytest.approx(matches[:, 0].mean() * 100)
+    assert values["mINP"] == pytest.approx(np.mean(matches.sum(1) / last) * 100)
+    assert [metric for _, metric in found.protocol.main] == ["R@1", "R@5", "R@10", "mAP", "mINP"]
+    assert found.text_clusters.tolist() == data.text_pictures.tolist()
+
+
+@pytest.mark.parametrize("name", ["cub", "flowers"])
+def test_a_class_is_the_mean_of_its_sentences(name):
+    labels = np.repeat([3, 0, 7], [80, 60, 70])
+    data = correlated(labels, 2, noise=3)
+    found = evaluate_protocol(PROTOCOLS[name], data)
+    means = np.array([data.texts[data.text_labels == label].mean(0) for label in (0, 3, 7)])
+    scores = unit(data.images) @ unit(means).T
+    accuracy = (np.array([0, 3, 7])[scores.argmax(1)] == labels).mean() * 100
+    among = [(labels[np.argsort(-scores[:, c])[:50]] == label).mean() for c, label in enumerate((0, 3, 7))]
+    assert found.result.image_to_text.value("R@1") == pytest.approx(accuracy)
+    assert found.to_dict()["text_to_image"]["AP@50"] == pytest.approx(np.mean(among) * 100)
+    assert 50 < found.result.text_to_image.value("AP@50") < 100
+    assert found.text_clusters.tolist() == [0, 3, 7]
+    assert found.image_clusters.tolist() == labels.tolist()
+
+
+def test_where_the_pictures_of_texts_are_unknown_the_labels_are_the_clusters():
+    data = correlated([0, 0, 1, 2], 2)
+    found = evaluate_protocol(PLAIN, Embeddings.checked(data.images, data.texts, data.image_labels, data.text_labels))
+    assert found.image_clusters.tolist() == [0, 0, 1, 2]
+    assert found.text_clusters.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts_each", "sentence"),
+    [
+        (np.arange(39), 3, "protocol small-5fold needs the 40 pictures of its test split, found 39"),
+        (np.arange(40) // 2, 3, "needs a label of its own for each picture"),
+        (np.arange(40), 2, "needs 3 captions of every picture, found 2 of row 0 with label 0"),
+    ],
+)
+def test_what_does_not_fit_a_protocol_is_one_sentence(labels, texts_each, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        evaluate_protocol(FOLDS, correlated(labels, texts_each))
+    assert "--protocol plain" in str(error.value)
+
+
+def test_an_unknown_protocol_brings_those_there_are():
+    with pytest.raises(UserError, match="no protocol 'coco'; expected one of plain, flickr30k-1k, coco-5k"):
+        find_protocol("coco")
