@@ -86,9 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fields", action="store_true", help="list the recipe's fields with their defaults, and stop")
 
     evaluate = command("evaluate", _evaluate, "recall, mAP and ranks on a split, in both directions")
-    evaluate.add_argument("model", metavar="RUN", help="a finished RUN, or a model's directory")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="DATA")
-    evaluate.add_argument("--split", default="test", help="default: %(default)s")
+    evaluate.add_argument("model", nargs="?", metavar="RUN", help="a finished RUN, or a model's directory")
+    evaluate.add_argument("--data", type=Path, metavar="DATA")
+    evaluate.add_argument("--split", help="default: test")
+    evaluate.add_argument(
+        "--embeddings", type=Path, metavar="FILE", help="instead of RUN and DATA: an .npz file (docs/evaluation.md)"
+    )
+    evaluate.add_argument(
+        "--protocol", metavar="NAME", help="coco-1k-5fold, cuhk-pedes ... (docs/evaluation.md); default: by DATA"
+    )
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
     evaluate.add_argument(
         "--metric-definition",
@@ -114,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", _inspect, "what is in a DATA or RUN directory, in a screenful")
     inspect.add_argument("path", type=Path, metavar="DATA|RUN")
+    inspect.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="write random pictures of DATA with captions")
+    inspect.add_argument("--seed", type=int, default=0, help="which pictures the sheet shows (default 0)")
 
     command("recipes", _recipes, "list the built-in recipes")
     return parser
@@ -161,9 +169,17 @@ def _train(options: argparse.Namespace) -> int | None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cmpl.commands import evaluate_command
+    if options.embeddings is None and (options.model is None or options.data is None):
+        raise UserError("expected cmpl evaluate RUN --data DATA, or cmpl evaluate --embeddings FILE")
+    if options.embeddings is not None and (options.model or options.data or options.split):
+        raise UserError("--embeddings takes the place of RUN, --data and --split; give one or the others")
+    from cmpl.evaluate import evaluate_embeddings_command, evaluate_model_command
 
-    print(evaluate_command(options.model, options.data, options.split, options.output, options.metric_definition))
+    how = {"definition": options.metric_definition, "protocol_name": options.protocol}
+    if options.embeddings is not None:
+        print(evaluate_embeddings_command(options.embeddings, options.output, **how))
+    else:
+        print(evaluate_model_command(options.model, options.data, options.split or "test", options.output, **how))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -189,7 +205,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> None:
     from cmpl.commands import inspect_command
 
-    print(inspect_command(options.path))
+    print(inspect_command(options.path, options.sheet, options.seed))
 
 
 def _recipes(options: argparse.Namespace) -> None:

@@ -1,19 +1,17 @@
 """What the commands do: they join data, training and evaluation, and return what is to be printed."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmpl.errors import UserError
-from cmpl.files import refuse_occupied, write_text
+from cmpl.files import refuse_occupied
 
 VALIDATIONS_SHOWN = 12  # of a run, the last ones
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
-    from cmpl.evaluation.metrics import MetricDefinition
     from cmpl.models.dual_encoder import DualEncoder
 
 
@@ -36,28 +34,6 @@ def train_command(recipe_name: str, overrides: list[str], data: Path, run: Path,
     print(f"best on val: rsum {best['rsum']:.1f} ({where})")
     print(f"model: {run / 'model'}\nreport: {run / 'report.html'}")
     return 0
-
-
-def evaluate_command(
-    name: str, data: Path, split_name: str, output: Path | None, definition: "MetricDefinition"
-) -> str:
-    """Evaluate a model on a split; the table, and the numbers as JSON in `output`."""
-    from cmpl.data.dataset import open_data
-    from cmpl.evaluation.metrics import evaluate_retrieval
-    from cmpl.models.dual_encoder import DualEncoder
-    from cmpl.models.embed import embed_split
-
-    directory = model_directory(name)
-    split = open_data(data).split(split_name)
-    seen = embed_split(DualEncoder.from_pretrained(directory), split, progress=True)
-    result = evaluate_retrieval(
-        seen.images, seen.texts, seen.image_labels, seen.text_labels, metric_definition=definition
-    )
-    counts = {"pictures": len(seen.images), "captions": len(seen.texts)}
-    if output is not None:
-        facts = {"model": directory, "data": str(data), "split": split_name, **counts}
-        write_text(output, json.dumps({**facts, **result.to_dict()}, indent=2) + "\n")
-    return f"{split_name}: {counts['pictures']:,} pictures, {counts['captions']:,} captions\n{result.to_table()}"
 
 
 def report_command(run: Path, data: Path | None, split_name: str, output: Path | None) -> str:
@@ -131,13 +107,21 @@ def verify_command() -> tuple[str, bool]:
     return report.to_table(), report.passed
 
 
-def inspect_command(path: Path) -> str:
-    """What is in a DATA or RUN directory."""
-    from cmpl.data.dataset import inspect_data
+def inspect_command(path: Path, sheet: Path | None = None, seed: int = 0) -> str:
+    """What is in a DATA or RUN directory; for DATA random pictures with their captions in the file `sheet`."""
+    from cmpl.data.dataset import inspect_data, open_data
 
     if (path / "recipe.yaml").is_file():
+        if sheet is not None:
+            raise UserError(f"{path} is a run; --sheet shows the pictures of a DATA directory")
         return _inspect_run(path)
-    return inspect_data(path)
+    text = inspect_data(path)
+    if sheet is None:
+        return text
+    from cmpl.data.sheet import write_sheet
+
+    write_sheet(open_data(path), sheet, seed)
+    return f"{text}\nsheet: {sheet}"
 
 
 def model_directory(name: str) -> str:
