@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -94,6 +95,16 @@ def half_trained(data: str, recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
+def embeddings(tmp_path: Path) -> Path:
+    """A perfect model's embeddings of six pictures with two texts each."""
+    path = tmp_path / "embeddings.npz"
+    images, labels = np.eye(6, dtype=np.float32), np.arange(6)
+    names = ("image_embeddings", "text_embeddings", "image_labels", "text_labels")
+    np.savez(path, **dict(zip(names, (images, images.repeat(2, 0), labels, labels.repeat(2)), strict=True)))
+    return path
+
+
+@pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one sentence that a command with a mistake leaves on stderr."""
 
@@ -127,6 +138,24 @@ class TestTheWholePath:
         assert found["pictures"] == 4
         assert found["text_to_image"]["R@5"] == 100
         assert set(found["image_to_text"]) >= {"R@1", "R@5", "R@10", "mAP", "median_rank", "mean_rank"}
+
+    def test_evaluate_names_the_protocol_it_chose_or_was_given(self, run, data, tmp_path, capsys):
+        assert main(["evaluate", run, "--data", data]) == 0
+        assert "protocol plain" in capsys.readouterr().out
+        output = tmp_path / "result.json"
+        assert main(["evaluate", run, "--data", data, "--protocol", "rstpreid", "--output", str(output)]) == 0
+        assert "protocol rstpreid" in capsys.readouterr().out
+        found = json.loads(output.read_text())
+        assert found["protocol"] == "rstpreid"
+        assert 0 < found["text_to_image"]["mINP"] <= 100
+
+    def test_evaluate_takes_embeddings_from_a_file(self, embeddings, tmp_path, capsys):
+        output = tmp_path / "result.json"
+        assert main(["evaluate", "--embeddings", str(embeddings), "--output", str(output)]) == 0
+        printed = capsys.readouterr().out
+        assert f"{embeddings}: 6 pictures, 12 captions" in printed
+        assert "protocol plain" in printed
+        assert json.loads(output.read_text())["rsum"] == 600
 
     def test_evaluate_takes_a_models_directory(self, run, data, capsys):
         assert main(["evaluate", f"{run}/model", "--data", data]) == 0
@@ -276,6 +305,23 @@ class TestEvaluateAndReport:
         assert "is not a model" in refused("evaluate", str(source), "--data", data)
         assert "there is no directory" in refused("evaluate", str(tmp_path / "nowhere"), "--data", data)
 
+    def test_a_protocol_that_does_not_exist_or_fit_is_refused(self, refused, run, data):
+        assert "expected one of plain, flickr30k-1k" in refused("evaluate", run, "--data", data, "--protocol", "coco")
+        error = refused("evaluate", run, "--data", data, "--protocol", "coco-5k")
+        assert "needs the 5,000 pictures of its test split, found 4" in error
+
+    def test_a_model_needs_data_and_embeddings_take_the_place_of_both(self, refused, run, data, embeddings):
+        for arguments in ((), (run,), ("--data", data)):
+            assert "expected cmpl evaluate RUN --data DATA, or" in refused("evaluate", *arguments)
+        for arguments in ((run,), ("--data", data), ("--split", "val"), (run, "--data", data)):
+            assert "takes the place of RUN" in refused("evaluate", *arguments, "--embeddings", str(embeddings))
+
+    def test_embeddings_that_are_none_are_refused(self, refused, source, tmp_path):
+        path = source / "dataset.json"
+        assert f"{path} can't be read" in refused("evaluate", "--embeddings", str(path))
+        nowhere = tmp_path / "nowhere.npz"
+        assert f"{nowhere}: No such file" in refused("evaluate", "--embeddings", str(nowhere))
+
     def test_a_report_needs_a_run(self, refused, run, source, tmp_path):
         for path in (f"{run}/model", str(source), str(tmp_path / "nowhere")):
             assert path in refused("report", path)
@@ -286,7 +332,7 @@ class TestEvaluateAndReport:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["trian"], ["evaluate", "run"], ["inspect", "data", "--stray"], ["prepare", "flickr8k"]]
+    "arguments", [[], ["trian"], ["evaluate", "run", "stray"], ["inspect", "data", "--stray"], ["prepare", "flickr8k"]]
 )
 def test_wrong_arguments_end_with_code_2_and_no_traceback(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

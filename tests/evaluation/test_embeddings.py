@@ -47,7 +47,6 @@ def test_a_compressed_file_and_the_pictures_of_texts_are_read(save, tmp_path):
         np.savez_compressed(tmp_path / "small.npz", text_pictures=np.arange(3).repeat(2), **file)
     read = read_embeddings(tmp_path / "small.npz")
     assert read.text_pictures.tolist() == [0, 0, 1, 1, 2, 2]
-    assert not read.one_label_per_picture
 
 
 @pytest.mark.parametrize(
@@ -116,4 +115,3 @@ def test_tensors_are_taken_too():
 
     taken = Embeddings.checked(torch.eye(2).half(), torch.eye(2), torch.arange(2), torch.arange(2))
     assert taken.images.dtype == np.float32
-    assert taken.one_label_per_picture

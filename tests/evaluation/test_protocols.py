@@ -150,7 +150,7 @@ def test_where_the_pictures_of_texts_are_unknown_the_labels_are_the_clusters():
     [
         (np.arange(39), 3, "protocol small-5fold needs the 40 pictures of its test split, found 39"),
         (np.arange(40) // 2, 3, "needs a label of its own for each picture"),
-        (np.arange(40), 2, "needs 3 captions of every picture, found 2 of row 0 with label 0"),
+        (np.arange(40), 2, "needs 3 captions of every picture, found 2 of the one with label 0"),
     ],
 )
 def test_what_does_not_fit_a_protocol_is_one_sentence(labels, texts_each, sentence):

@@ -61,11 +61,6 @@ class Embeddings:
             text_names or tuple(f"text-{row}" for row in range(len(texts))),
         )
 
-    @property
-    def one_label_per_picture(self) -> bool:
-        """Whether a label says which picture it is, and not who or what is in it."""
-        return len(np.unique(self.image_labels)) == len(self.image_labels)
-
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Embeddings":
         """The pictures and texts of these rows; which picture a text was written for is no longer known."""
         return Embeddings(

@@ -120,6 +120,30 @@ def choose_protocol(source_format: str, split: str, pictures: int) -> Protocol:
     return PLAIN
 
 
+def check_fits(protocol: Protocol, image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]) -> None:
+    """Raise UserError unless the pictures and texts are as many as the protocol needs."""
+    if protocol.pictures is None:
+        return
+    if len(image_labels) != protocol.pictures:
+        raise UserError(
+            f"protocol {protocol.name} needs the {protocol.pictures:,} pictures of its test split, found "
+            f"{len(image_labels):,}; choose another split or --protocol plain"
+        )
+    if len(np.unique(image_labels)) != len(image_labels):
+        raise UserError(
+            f"protocol {protocol.name} needs a label of its own for each picture, found some that share theirs; "
+            "number the pictures, or choose --protocol plain"
+        )
+    captions = np.isin(text_labels, image_labels)
+    found = np.bincount(np.searchsorted(np.sort(image_labels), text_labels[captions]), minlength=len(image_labels))
+    fewest = int(found.argmin())
+    if protocol.captions is not None and found[fewest] < protocol.captions:
+        raise UserError(
+            f"protocol {protocol.name} needs {protocol.captions} captions of every picture, found {found[fewest]} of "
+            f"the one with label {np.sort(image_labels)[fewest]}; complete them or choose --protocol plain"
+        )
+
+
 @dataclass(frozen=True)
 class Task:
     """One gallery for each direction, and for each query the cluster that it is drawn with in a resampling.
@@ -147,9 +171,10 @@ def arrange(protocol: Protocol, embeddings: Embeddings) -> list[Task]:
         task = Task(embeddings, np.arange(len(embeddings.images)), embeddings.text_pictures)
     if protocol.pictures is None:
         return [task]
-    _check_size(protocol, embeddings)
+    check_fits(protocol, embeddings.image_labels, embeddings.text_labels)
     if protocol.captions is not None:
-        task = task.part(np.arange(len(embeddings.images)), _first_texts(protocol, protocol.captions, embeddings))
+        kept = np.flatnonzero(_number_of_its_label(embeddings.text_labels) < protocol.captions)
+        task = task.part(np.arange(len(embeddings.images)), kept)
     labels, text_labels = task.embeddings.image_labels, task.embeddings.text_labels
     blocks = np.array_split(np.arange(len(labels)), protocol.folds)
     return [task.part(block, np.flatnonzero(np.isin(text_labels, labels[block]))) for block in blocks]
@@ -226,29 +251,10 @@ def _pooled(folds: Sequence[DirectionResult]) -> DirectionResult:
     return DirectionResult(pooled, one.ks, one.metric_definition, one.extra)
 
 
-def _check_size(protocol: Protocol, embeddings: Embeddings) -> None:
-    if len(embeddings.images) != protocol.pictures:
-        raise UserError(
-            f"protocol {protocol.name} needs the {protocol.pictures:,} pictures of its test split, found "
-            f"{len(embeddings.images):,}; choose another split or --protocol plain"
-        )
-    if not embeddings.one_label_per_picture:
-        raise UserError(
-            f"protocol {protocol.name} needs a label of its own for each picture, found some that share theirs; "
-            "number the pictures, or choose --protocol plain"
-        )
-
-
-def _first_texts(protocol: Protocol, count: int, embeddings: Embeddings) -> NDArray[np.intp]:
-    """Rows of the first `count` texts of every picture, in the order of the texts."""
-    order = np.argsort(embeddings.text_labels, kind="stable")
-    labels, starts, counts = np.unique(embeddings.text_labels[order], return_index=True, return_counts=True)
-    found = dict(zip(labels.tolist(), counts.tolist(), strict=True))
-    for row, label in enumerate(embeddings.image_labels.tolist()):
-        if found.get(label, 0) < count:
-            raise UserError(
-                f"protocol {protocol.name} needs {count} captions of every picture, found {found.get(label, 0)} of "
-                f"row {row} with label {label}; complete them or choose --protocol plain"
-            )
-    number = np.arange(len(order)) - np.repeat(starts, counts)
-    return np.sort(order[number < count])
+def _number_of_its_label(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many rows before each have the same label [rows]."""
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    number = np.empty(len(labels), dtype=np.int64)
+    number[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return number
