@@ -77,7 +77,8 @@ def _tile(split: Split, name: str, row: int) -> "Image":
     draw = ImageDraw.Draw(tile)
     font = ImageFont.load_default(FONT_SIZE)
     about = f"{name}, label {split.labels[row]}: {printable(split.image_ids[row])}"
-    lines = [textwrap.shorten(about, LINE_CHARACTERS, placeholder="..."), *_caption_lines(split.captions[row])]
+    about = about if len(about) <= LINE_CHARACTERS else f"{about[: LINE_CHARACTERS - 3]}..."
+    lines = [about, *_caption_lines(split.captions[row])]
     for number, line in enumerate(lines):
         colour = "gray" if number == 0 else "black"
         draw.text((0, TILE[1] + 2 + number * LINE), line, fill=colour, font=font)
