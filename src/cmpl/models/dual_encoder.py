@@ -20,6 +20,7 @@ from cmpl.models.config import ModelConfig
 from cmpl.models.image import create_image_encoder
 from cmpl.models.projection import Projection
 from cmpl.models.text import BiLSTMEncoder
+from cmpl.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,8 +152,6 @@ class DualEncoder(nn.Module):
             return self._encode(pictures, batch_size, embed, "pictures", progress)
 
     def _encode(self, items: Iterable[T], batch_size: int, embed: Any, unit: str, progress: bool) -> Tensor:
-        from tqdm import tqdm
-
         if isinstance(items, str | bytes | Path):
             raise TypeError(f"expected a list of {unit}, found one {type(items).__name__}")
         if batch_size < 1:
@@ -162,7 +161,7 @@ class DualEncoder(nn.Module):
         self.eval()
         try:
             # Not inference_mode: its tensors could not be trained on.
-            with torch.no_grad(), tqdm(total=total, unit=f" {unit}", disable=not progress, leave=False) as bar:
+            with torch.no_grad(), progress_bar(total=total, unit=f" {unit}", disable=not progress, leave=False) as bar:
                 rows = [torch.empty(0, self.config.projection.dim)]
                 for batch in _batches(items, batch_size):
                     rows.append(F.normalize(embed(batch).float(), dim=1).cpu())

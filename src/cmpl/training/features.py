@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from cmpl.data.pictures import decode_picture
 from cmpl.files import full_disk_is_an_error
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.progress import progress_bar
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
@@ -91,7 +91,7 @@ def _encode(
         file.truncate(len(header) + batches_done * batch_bytes if done else 0)
         if not done:
             file.write(header)
-        with tqdm(total=len(split), initial=done, desc=label, unit=" pictures", disable=not progress) as bar:
+        with progress_bar(total=len(split), initial=done, desc=label, unit=" pictures", disable=not progress) as bar:
             for start in range(done, len(split), BATCH):
                 indices = range(start, min(start + BATCH, len(split)))
                 pictures = torch.stack(list(threads.map(load, indices))).to(model.device)

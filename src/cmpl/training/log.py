@@ -91,10 +91,8 @@ def _scalars(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keep libraries' notices that a user can do nothing about off the screen."""
-    import logging
     import warnings
 
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*pin_memory.*")

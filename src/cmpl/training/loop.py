@@ -3,6 +3,7 @@
 train(load_recipe("flickr8k-lite0"), open_data(Path("DATA")), Path("RUN"))
 """
 
+import logging
 import math
 import os
 import time
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cmpl.data.batching import BatchPlan, BatchSource, load_batches, plan_epoch
 from cmpl.data.text import Vocabulary
@@ -23,6 +23,7 @@ from cmpl.evaluation.metrics import evaluate_retrieval
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
+from cmpl.progress import progress_bar
 from cmpl.training.averages import WeightAverages
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.features import picture_features
@@ -90,7 +91,7 @@ class _Training:
         self.best: dict[str, Any] = {}
         self.position = (0, 0, 0)  # index of the stage, epoch, batch: where training goes on
         self.last_saved = time.monotonic()
-        self.bar: tqdm[Any] = tqdm(disable=True)
+        self.bar = progress_bar(disable=True)
 
     def execute(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         if checkpoint is not None:
@@ -121,12 +122,11 @@ class _Training:
         if checkpoint is not None:
             _restore_stage(training, checkpoint)
         epoch, batch = self.position[1:] if checkpoint is not None else (0, 0)
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=batches * stage.epochs,
             initial=epoch * batches + batch,
             unit="step",
             disable=not self.progress,
-            dynamic_ncols=True,
         )
         with self.bar, signals_noted() as noted:
             while epoch < stage.epochs:
@@ -303,6 +303,7 @@ def _restore_stage(training: TrainingStep, checkpoint: Checkpoint) -> None:
 def _fabric(recipe: Recipe) -> Any:
     from lightning_fabric import Fabric
 
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its notices repeat the recipe
     # Weights in double precision need no conversions; Fabric's own "64-true" would return float32 embeddings.
     precision = "32-true" if recipe.precision == "64-true" else recipe.precision
     try:

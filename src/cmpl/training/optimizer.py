@@ -29,6 +29,8 @@ class ScheduledAdam:
         self.config = config
         self.stage = stage
         self.steps = steps
+        named = [*model.named_parameters(), *losses.named_parameters(prefix="losses")]
+        self._name = {id(value): name for name, value in named}
         self.decayed = decayed_parameters(model, losses, config.decay)
         image_rate = stage.learning_rate if stage.image_learning_rate is None else stage.image_learning_rate
         groups = _groups(model, losses, {id(value) for value in self.decayed}, image_rate, config, stage.learning_rate)
@@ -49,17 +51,23 @@ class ScheduledAdam:
         return torch.as_tensor(self.config.weight_decay * total / 2)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Adam's moments, flat."""
+        """Adam's moments by the weight's name: `text_encoder.embedding.weight/exp_avg` and so on."""
+        names = self._names()
         state = self.adam.state_dict()["state"]
-        return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+        return {f"{names[index]}/{key}": value for index, entry in state.items() for key, value in entry.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take moments as `tensors` gave them."""
+        index = {name: number for number, name in enumerate(self._names())}
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
+        for path, value in tensors.items():
+            name, key = path.rsplit("/", 1)
+            state.setdefault(index[name], {})[key] = value
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+
+    def _names(self) -> list[str]:
+        """Names of the trained weights in the order in which the optimizer numbers them."""
+        return [self._name[id(value)] for group in self.adam.param_groups for value in group["params"]]
 
 
 def learning_rate_share(step: int, steps: int, stage: StageConfig) -> float:

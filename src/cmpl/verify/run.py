@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
+from cmpl.progress import progress_bar
 from cmpl.training.log import quiet_libraries
 from cmpl.verify.comparison import Comparison
 from cmpl.verify.encoders import check_encoders
@@ -49,7 +48,7 @@ def verify(*, progress: bool = False) -> Verification:
     """Run all checks on the CPU, in a few seconds."""
     start = time.monotonic()
     comparisons: list[Comparison] = []
-    with quiet_libraries(), tqdm(CHECKS.items(), unit="check", disable=not progress, leave=False) as bar:
+    with quiet_libraries(), progress_bar(CHECKS.items(), unit="check", disable=not progress, leave=False) as bar:
         for name, check in bar:
             bar.set_description(name)
             comparisons += check()
