@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from cmpl.data.conversion import convert_pictures
 from cmpl.data.duplicates import DuplicateFinder
 from cmpl.data.layout import Duplicate, Skipped, SplitFacts, describe_duplicates, describe_skipped
@@ -23,6 +21,7 @@ from cmpl.data.splitting import Shares, with_splits
 from cmpl.data.writer import DataWriter
 from cmpl.errors import UserError
 from cmpl.files import refuse_occupied, whole_directory
+from cmpl.progress import progress_bar
 
 DEFAULT_SIZE = 256
 
@@ -113,7 +112,7 @@ def prepare(
     source_bytes = picture_bytes = 0
     with whole_directory(output) as directory, DataWriter(directory) as writer:
         pictures = convert_pictures(_consistent(records), size, workers)
-        with tqdm(total=total, desc="prepare", unit=" pictures", disable=not progress) as bar:
+        with progress_bar(total=total, desc="prepare", unit=" pictures", disable=not progress) as bar:
             for record, converted in pictures:
                 bar.update()
                 problem = caption_problem(record) or converted.problem
