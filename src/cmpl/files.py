@@ -35,11 +35,16 @@ def _error_number(error: Exception) -> int | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, with the directory it is in, or leave the one that was there."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file, with the directory it is in, or leave the one that was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with full_disk_is_an_error(path), temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with full_disk_is_an_error(path), temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
