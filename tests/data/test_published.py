@@ -1,5 +1,9 @@
 """Published counts: a whole data set is no warning, one cut short says where."""
 
+import pytest
+
+from cmpl.cli import main
+from cmpl.data.dataset import open_data
 from cmpl.data.layout import SplitFacts
 from cmpl.data.prepare import prepare_format
 from cmpl.data.published import PUBLISHED, Counts, differences
@@ -60,3 +64,29 @@ def test_preparing_warns_on_stderr(karpathy, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cmpl: warning")]
     assert lines[0] == "cmpl: warning: train has 2 pictures (113,287 published), 4 captions (566,747 published)"
     assert len(lines) == 3
+
+
+def test_restval_is_merged_from_the_command_line(karpathy, tmp_path):
+    annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "restval"), ("c.jpg", "val")])
+    arguments = ["prepare", "coco", "--annotations", str(annotations), "--images", str(images), "--workers", "1"]
+    assert main([*arguments, "--merge-restval", "--output", str(tmp_path / "data")]) == 0
+    data = open_data(tmp_path / "data")
+    assert data.split_names == ["train", "val"]
+    assert data.split("train").image_ids == ["a.jpg", "b.jpg"]
+    assert data.manifest.source["merge_restval"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            ["flickr8k", "--annotations", "x", "--merge-restval"],
+            "flickr8k has no split restval; --merge-restval is for",
+        ),
+        (["coco", "--annotations", "x", "--caption-column", "a"], "coco has no columns to name"),
+        (["cuhk-pedes"], "cuhk-pedes needs its annotations; name them with --annotations"),
+    ],
+)
+def test_an_option_that_a_format_does_not_have_is_named(tmp_path, capsys, arguments, problem):
+    assert main(["prepare", *arguments, "--images", str(tmp_path), "--output", str(tmp_path / "data")]) == 2
+    assert f"cmpl: {problem}" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Drawn splits: no label in two of them, shares as near as labels allow, the same for the same seed on any machine."""
 
+import operator
 from collections import Counter
 
 import pytest
@@ -86,3 +87,19 @@ def test_a_source_without_splits_needs_the_option():
 def test_too_few_labels_are_an_error(labels):
     with pytest.raises(UserError, match="too few to fill train, test and val"):
         drawn(labels)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_source_is_read_twice_only_when_its_records_are_not_in_memory(in_memory):
+    reads = 0
+
+    def read():
+        nonlocal reads
+        reads += 1
+        source = records(list(range(30)))
+        return iter(source) if in_memory else (record for record in source)
+
+    result = with_splits(read, SHARES, 0)
+    assert operator.length_hint(result) == 30
+    assert list(result) == drawn(list(range(30)))
+    assert reads == (1 if in_memory else 2)

@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cmpl.data.records import Record, printable
 from cmpl.errors import UserError
@@ -37,14 +38,20 @@ class Shares:
 def with_splits(read: Callable[[], Iterator[Record]], shares: Shares | None, seed: int) -> Iterator[Record]:
     """The records of a source, each in a split: its own, or one drawn by `seed` when the source has none (split "").
 
-    read: starts reading the source from its beginning; with `shares` it is called twice.
+    read: starts reading the source from its beginning; with `shares` it is called twice when its records are not in
+    memory, which an iterator tells by its length.
     Raises UserError when the source has splits and `shares` are given, or has none and they are not.
     """
     if shares is None:
         records = read()
         return _Counted(_with_own_splits(records), operator.length_hint(records))
     counts: Counter[int] = Counter()
-    for record in read():
+    records = read()
+    if operator.length_hint(records):
+        held = list(records)
+        read = partial(iter, held)
+        records = iter(held)
+    for record in records:
         if record.split:
             raise UserError(f"the source has splits of its own ({record.split} is one); leave --split out")
         counts[record.label] += 1

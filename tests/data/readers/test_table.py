@@ -180,6 +180,10 @@ def test_the_command_of_the_readme_makes_a_data_directory(tmp_path, encode, pixe
     assert {name: len(data.split(name)) for name in data.split_names} == {"train": 16, "val": 2, "test": 2}
     assert data.manifest.source["split"] == "0.8,0.1,0.1"
     assert "20/20" in capsys.readouterr().err
+    named = ["--picture-column", "picture", "--caption-column", "caption"]
+    assert main([*arguments, "named", *named, "--split", "0.8,0.1,0.1", "--seed", "1"]) == 0
+    assert open_data("named").split("train").fingerprint != data.split("train").fingerprint
+    capsys.readouterr()
     assert main([*arguments, "more"]) == 2
     assert "add --split 0.8,0.1,0.1" in capsys.readouterr().err
     assert not Path("more").exists()
