@@ -55,6 +55,16 @@ def test_the_draw_is_the_same_everywhere():
     }
 
 
+def test_every_split_is_filled_even_when_one_label_has_nearly_all_pictures():
+    for seed in range(50):
+        assert set(draw_splits(Counter({0: 18, 2: 1, 3: 1}), SHARES, seed).values()) == {"train", "val", "test"}
+
+
+def test_shares_are_kept_as_nearly_as_whole_labels_allow():
+    chosen = draw_splits(Counter(dict.fromkeys(range(10), 10)), Shares(0.7, 0.16, 0.14), seed=0)
+    assert Counter(chosen.values()) == {"train": 7, "val": 2, "test": 1}
+
+
 def test_a_share_of_0_leaves_a_split_out():
     assert {record.split for record in drawn(list(range(20)), shares=Shares(0.9, 0.1, 0))} == {"train", "val"}
     assert {record.split for record in drawn([1, 1], shares=Shares(1, 0, 0))} == {"train"}

@@ -1,10 +1,13 @@
 """Person search in the schemas of its three data sets: identities become labels, wrong entries are named."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cmpl.data.readers import READERS
 from cmpl.errors import UserError
@@ -107,3 +110,17 @@ def test_another_shape_is_refused(tmp_path, content):
 def test_a_folder_without_the_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"is a folder; expected ICFG-PEDES.json or ICFG_PEDES.json"):
         READERS["icfg-pedes"](tmp_path, tmp_path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.sampled_from(sorted(CUHK)), VALUES)
+def test_an_entry_of_any_shape_is_a_record_or_a_sentence(tmp_path, field, value):
+    with contextlib.suppress(UserError):
+        assert len(read(tmp_path, "cuhk-pedes", [CUHK, {**CUHK, field: value}])) == 2

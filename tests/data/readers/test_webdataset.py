@@ -91,6 +91,7 @@ def test_braces_expand_as_in_a_shell():
         ({"a.json": "[]"}, "'a.json' is not an object"),
         ({"a.json": '{"caption": 3}'}, "'a.json' has a whole number as 'caption'"),
         ({"a.json": '{"label": null}'}, "has the label 'None', not a whole number"),
+        ({"a.cls": "1", "b.txt": "x"}, r"only some samples have a label \('b' differs\)"),
         ({"a.cls": "dog"}, "has the label 'dog', not a whole number"),
     ],
 )

@@ -36,10 +36,14 @@ def read_webdataset(annotations: Path, images: Path) -> Iterator[Record]:
     """
     shards = _shards(annotations)
     number = 0
+    labelled: bool | None = None
     for shard in shards:
         split = split_name(re.split("[^A-Za-z]", shard.stem, maxsplit=1)[0])
         try:
             for sample in _samples(shard):
+                labelled = sample.label is not None if labelled is None else labelled
+                if labelled != (sample.label is not None):
+                    raise SchemaError(f"only some samples have a label ({sample.key[:80]!r} differs); give it to all")
                 label = number if sample.label is None else sample.label
                 name = f"{shard.stem}/{sample.key}"
                 yield Record(name, sample.picture, label, tuple(sample.captions), split if split in _SPLITS else "")
