@@ -103,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         help="original: print the original's mAP too, which counts one hit short",
     )
 
+    compare = command("compare", _compare, "runs side by side, with intervals, paired differences and their test")
+    compare.add_argument("names", nargs="+", metavar="RUN", help="a RUN, a model's directory, or a RESULT.json")
+    compare.add_argument("--data", type=Path, metavar="DATA", help="for RUNs not evaluated yet; default: their own")
+    compare.add_argument("--split", default="test", help="default: %(default)s")
+    compare.add_argument("--protocol", metavar="NAME", help="default: by DATA")
+    compare.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.md, PREFIX.csv and PREFIX.tex")
+
     report = command("report", _report, "one self-contained HTML page about a run")
     report.add_argument("run_directory", type=Path, metavar="RUN")
     report.add_argument("--data", type=Path, metavar="DATA", help="default: the one RUN was trained on")
@@ -180,6 +187,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(evaluate_embeddings_command(options.embeddings, options.output, **how))
     else:
         print(evaluate_model_command(options.model, options.data, options.split or "test", options.output, **how))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from cmpl.compare import compare_command
+
+    print(compare_command(options.names, options.data, options.split, options.protocol, options.output))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,19 +1,51 @@
 """The command evaluate: a model on a split, or anyone's embeddings from a file, by a protocol."""
 
-import json
+import hashlib
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import cmpl
 from cmpl.commands import model_directory
 from cmpl.evaluation.embeddings import Embeddings, read_embeddings
 from cmpl.evaluation.metrics import MetricDefinition
-from cmpl.evaluation.protocols import PLAIN, check_fits, choose_protocol, evaluate_protocol, find_protocol
-from cmpl.files import write_text
+from cmpl.evaluation.protocols import (
+    PLAIN,
+    Evaluation,
+    Protocol,
+    check_fits,
+    choose_protocol,
+    evaluate_protocol,
+    find_protocol,
+)
+from cmpl.evaluation.results import labels_checksum, write_result
+from cmpl.evaluation.uncertainty import Intervals, bootstrap
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation, what it was made from, and the facts that are stored with it."""
+
+    evaluation: Evaluation
+    embeddings: Embeddings
+    facts: dict[str, Any]
+
+    def store(self, paths: list[Path]) -> Intervals:
+        """Write the result to each of the paths; the intervals of its metrics."""
+        intervals = bootstrap(self.evaluation)
+        for path in paths:
+            write_result(path, self.evaluation, intervals, self.facts)
+        return intervals
+
+    def describe(self, intervals: Intervals) -> str:
+        size = f"{self.facts['pictures']:,} pictures, {self.facts['captions']:,} captions"
+        return f"{size}\n{self.evaluation.to_table()}\n{intervals.to_table(self.evaluation)}"
 
 
 def evaluate_model_command(
@@ -24,10 +56,19 @@ def evaluate_model_command(
     definition: MetricDefinition = "exact",
     protocol_name: str | None = None,
 ) -> str:
-    """Evaluate a model on a split of DATA; the table, and the numbers as JSON in `output`.
+    """Evaluate a model on a split of DATA; the table with intervals.
 
-    protocol_name: chosen from DATA when None.
+    output: of the result (see `results`), besides the one that a RUN keeps. protocol_name: None chooses by DATA.
     """
+    measured = measure_model(name, data, split_name, definition, protocol_name)
+    intervals = measured.store([path for path in (output, own_path(name, split_name, protocol_name)) if path])
+    return f"{split_name}: {measured.describe(intervals)}"
+
+
+def measure_model(
+    name: str, data: Path, split_name: str, definition: MetricDefinition = "exact", protocol_name: str | None = None
+) -> Measured:
+    """Encode a split of DATA with a model and evaluate it."""
     from cmpl.data.dataset import open_data
     from cmpl.models.dual_encoder import DualEncoder
 
@@ -35,15 +76,19 @@ def evaluate_model_command(
     directory = model_directory(name)
     opened = open_data(data)
     split = opened.split(split_name)
-    source = str(opened.manifest.source.get("format", ""))
-    protocol = named or choose_protocol(source, split_name, len(split))
+    protocol = named or choose_protocol(str(opened.manifest.source.get("format", "")), split_name, len(split))
     counts = [len(captions) for captions in split.captions]
     check_fits(protocol, split.labels, np.repeat(split.labels, counts))  # before everything is encoded
     embeddings = embed(DualEncoder.from_pretrained(directory), split)
-    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition)
-    facts = {"model": directory, "data": str(data), "split": split_name, **_counts(embeddings)}
-    _write(output, {**facts, **evaluation.to_dict()})
-    return f"{split_name}: {_describe(embeddings)}\n{evaluation.to_table()}"
+    facts = {
+        "model": directory,
+        "model_checksum": model_checksum(directory),
+        **recipe_facts(Path(name)),
+        "data": str(data),
+        "split": split_name,
+        "fingerprint": split.fingerprint,
+    }
+    return _measured(protocol, embeddings, definition, facts)
 
 
 def evaluate_embeddings_command(
@@ -52,9 +97,8 @@ def evaluate_embeddings_command(
     """Evaluate an .npz file of embeddings and labels; `plain` unless a protocol is named."""
     protocol = find_protocol(protocol_name) if protocol_name else PLAIN
     embeddings = read_embeddings(path)
-    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition)
-    _write(output, {"embeddings": str(path), **_counts(embeddings), **evaluation.to_dict()})
-    return f"{path}: {_describe(embeddings)}\n{evaluation.to_table()}"
+    measured = _measured(protocol, embeddings, definition, {"embeddings": str(path)})
+    return f"{path}: {measured.describe(measured.store([output] if output else []))}"
 
 
 def embed(model: Any, split: "Split") -> Embeddings:
@@ -63,28 +107,58 @@ def embed(model: Any, split: "Split") -> Embeddings:
 
     seen = embed_split(model, split, progress=True)
     counts = [len(captions) for captions in split.captions]
-    names = [
-        (image_id, number) for image_id, count in zip(split.image_ids, counts, strict=True) for number in range(count)
-    ]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.concatenate([np.arange(count) for count in counts])
     return Embeddings.checked(
         seen.images,
         seen.texts,
         seen.image_labels,
         seen.text_labels,
-        np.repeat(np.arange(len(counts)), counts),
+        rows,
         tuple(split.image_ids),
-        tuple(f"{image_id}#{number}" for image_id, number in names),
+        tuple(f"{split.image_ids[row]}#{number}" for row, number in zip(rows, numbers, strict=True)),
     )
 
 
-def _counts(embeddings: Embeddings) -> dict[str, int]:
-    return {"pictures": len(embeddings.images), "captions": len(embeddings.texts)}
+def own_path(name: str, split_name: str, protocol_name: str | None) -> Path | None:
+    """Where a RUN keeps its result on a split; None for what is no RUN, or can't be written to.
+
+    RUN/evaluation/SPLIT.json by the protocol of its DATA, RUN/evaluation/SPLIT.PROTOCOL.json by one that was named.
+    """
+    run = Path(name)
+    if not (run / "recipe.yaml").is_file() or not os.access(run, os.W_OK):
+        return None
+    return run / "evaluation" / (f"{split_name}.{protocol_name}.json" if protocol_name else f"{split_name}.json")
 
 
-def _describe(embeddings: Embeddings) -> str:
-    return f"{len(embeddings.images):,} pictures, {len(embeddings.texts):,} captions"
+def model_checksum(directory: str) -> str | None:
+    """SHA-256 of a model's weights; None where they aren't in a directory."""
+    path = Path(directory) / "model.safetensors"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(output: Path | None, numbers: dict[str, Any]) -> None:
-    if output is not None:
-        write_text(output, json.dumps(numbers, indent=2) + "\n")
+def recipe_facts(run: Path) -> dict[str, Any]:
+    """A RUN's recipe, its seed, and a checksum that only runs of the same recipe share, whatever their seeds."""
+    if not (run / "recipe.yaml").is_file():
+        return {}
+    from cmpl.training.recipe import load_recipe, save_recipe
+
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    without_seed = save_recipe(replace(recipe, seed=0))
+    checksum = hashlib.sha256(without_seed.encode()).hexdigest()
+    return {"recipe": recipe.name, "seed": recipe.seed, "recipe_checksum": checksum}
+
+
+def _measured(
+    protocol: Protocol, embeddings: Embeddings, definition: MetricDefinition, facts: dict[str, Any]
+) -> Measured:
+    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition)
+    more = {
+        "pictures": len(embeddings.images),
+        "captions": len(embeddings.texts),
+        "labels_checksum": labels_checksum(embeddings.image_labels, embeddings.text_labels),
+    }
+    return Measured(evaluation, embeddings, {"cmpl": cmpl.__version__, **facts, **more})
