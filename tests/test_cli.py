@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from cmpl.cli import main
+from cmpl.evaluation.results import read_result
 
 TINY = {
     "summary": "three steps on squares",
@@ -156,6 +158,43 @@ class TestTheWholePath:
         assert f"{embeddings}: 6 pictures, 12 captions" in printed
         assert "protocol plain" in printed
         assert json.loads(output.read_text())["rsum"] == 600
+
+    def test_evaluate_prints_intervals_and_keeps_the_ranks_of_every_query(self, run, data, capsys):
+        assert main(["evaluate", run, "--data", data]) == 0
+        assert "95 % intervals (4 clusters of queries drawn 10,000 times)" in capsys.readouterr().out
+        stored = read_result(Path(run) / "evaluation" / "test.json")
+        assert len(stored.evaluation.result.text_to_image.ranks.first) == 4
+        assert stored.facts["recipe"] == "tiny"
+        assert main(["evaluate", run, "--data", data, "--protocol", "plain"]) == 0
+        assert (Path(run) / "evaluation" / "test.plain.npz").is_file()
+
+    def test_compare_takes_runs_models_and_stored_results(self, run, data, recipe, embeddings, tmp_path, capsys):
+        result, other = tmp_path / "mine.json", tmp_path / "seed1"
+        assert main(["train", recipe, "--data", data, "--output", str(other), "--seed", "1"]) == 0
+        assert main(["evaluate", run, "--data", data, "--output", str(result)]) == 0
+        shutil.copytree(other / "model", tmp_path / "copy")
+        capsys.readouterr()
+        output = ["--output", str(tmp_path / "table")]
+        assert main(["compare", run, str(other), str(tmp_path / "copy"), "--data", data, *output]) == 0
+        printed = capsys.readouterr().out
+        assert "tiny: seeds 0, 1" in printed
+        assert f"written: {tmp_path / 'table.md'}" in printed
+        assert {path.suffix for path in tmp_path.glob("table.*")} == {".md", ".csv", ".tex"}
+        with pytest.MonkeyPatch.context() as patch:  # nothing is encoded again
+            patch.setattr("cmpl.models.embed.embed_split", None)
+            assert main(["compare", str(result), str(other)]) == 0
+            assert main(["compare", run, str(other), "--data", data]) == 0
+        assert "protocol plain" in capsys.readouterr().out
+
+    def test_compare_evaluates_again_when_the_model_has_changed(self, run, data, tmp_path, capsys):
+        changed = tmp_path / "changed"
+        shutil.copytree(run, changed)
+        assert main(["evaluate", str(changed), "--data", data]) == 0
+        stored = changed / "evaluation" / "test.json"
+        facts = json.loads(stored.read_text())
+        stored.write_text(json.dumps(facts | {"model_checksum": "of other weights"}))
+        assert main(["compare", run, str(changed)]) == 0
+        assert json.loads(stored.read_text())["model_checksum"] == facts["model_checksum"]
 
     def test_evaluate_takes_a_models_directory(self, run, data, capsys):
         assert main(["evaluate", f"{run}/model", "--data", data]) == 0
@@ -321,6 +360,16 @@ class TestEvaluateAndReport:
         assert f"{path} can't be read" in refused("evaluate", "--embeddings", str(path))
         nowhere = tmp_path / "nowhere.npz"
         assert f"{nowhere}: No such file" in refused("evaluate", "--embeddings", str(nowhere))
+
+    def test_what_can_not_be_compared_is_refused(self, refused, run, data, embeddings, tmp_path):
+        assert main(["evaluate", run, "--data", data]) == 0
+        assert "found 1 result to compare; expected two or more" in refused("compare", run)
+        assert "is given twice" in refused("compare", run, run)
+        result = tmp_path / "theirs.json"
+        assert main(["evaluate", "--embeddings", str(embeddings), "--output", str(result)]) == 0
+        assert "was evaluated on other pictures" in refused("compare", run, str(result))
+        assert "is no result of cmpl evaluate" in refused("compare", run, f"{data}/cmpl.json")
+        assert "is no RUN and no stored result" in refused("compare", run, str(tmp_path / "nowhere"))
 
     def test_a_report_needs_a_run(self, refused, run, source, tmp_path):
         for path in (f"{run}/model", str(source), str(tmp_path / "nowhere")):
