@@ -58,8 +58,9 @@ def test_fewer_pictures_make_a_smaller_sheet(tmp_path, encode, pixels):
 
 
 @pytest.mark.parametrize("count", range(1, 12))
-def test_captions_fit_under_their_picture_and_those_left_out_are_counted(count):
-    lines = sheet._caption_lines(["a caption that is too long for one line of the sheet, by far"] * count)
+@pytest.mark.parametrize("words", [1, 8, 14, 60])
+def test_captions_fit_under_their_picture_and_those_left_out_are_counted(count, words):
+    lines = sheet._caption_lines(["caption " * words] * count)
     assert 0 < len(lines) < sheet.LINES
     shown = sum(line.startswith("- ") for line in lines)
     assert shown == count or lines[-1] == f"  and {count - shown} more"
