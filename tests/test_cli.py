@@ -166,7 +166,7 @@ class TestTheWholePath:
         assert len(stored.evaluation.result.text_to_image.ranks.first) == 4
         assert stored.facts["recipe"] == "tiny"
         assert main(["evaluate", run, "--data", data, "--protocol", "plain"]) == 0
-        assert (Path(run) / "evaluation" / "test.plain.npz").is_file()
+        assert (Path(run) / "evaluation" / "test.plain.ranks.npz").is_file()
 
     def test_compare_takes_runs_models_and_stored_results(self, run, data, recipe, embeddings, tmp_path, capsys):
         result, other = tmp_path / "mine.json", tmp_path / "seed1"
@@ -354,6 +354,19 @@ class TestEvaluateAndReport:
             assert "expected cmpl evaluate RUN --data DATA, or" in refused("evaluate", *arguments)
         for arguments in ((run,), ("--data", data), ("--split", "val"), (run, "--data", data)):
             assert "takes the place of RUN" in refused("evaluate", *arguments, "--embeddings", str(embeddings))
+
+    def test_a_result_never_replaces_the_embeddings(self, refused, embeddings):
+        whole = embeddings.read_bytes()
+        assert "would replace the embeddings" in refused(
+            "evaluate", "--embeddings", str(embeddings), "--output", str(embeddings)
+        )
+        ranks = embeddings.rename(embeddings.with_name("mine.ranks.npz"))
+        output = embeddings.with_name("mine.json")
+        assert "would replace" in refused("evaluate", "--embeddings", str(ranks), "--output", str(output))
+        assert ranks.read_bytes() == whole
+        copy = shutil.copy(ranks, embeddings)
+        assert main(["evaluate", "--embeddings", str(copy), "--output", str(embeddings.with_suffix(".json"))]) == 0
+        assert embeddings.read_bytes() == whole
 
     def test_embeddings_that_are_none_are_refused(self, refused, source, tmp_path):
         path = source / "dataset.json"

@@ -10,6 +10,7 @@ import numpy as np
 
 import cmpl
 from cmpl.commands import model_directory
+from cmpl.errors import UserError
 from cmpl.evaluation.embeddings import Embeddings, read_embeddings
 from cmpl.evaluation.metrics import MetricDefinition
 from cmpl.evaluation.protocols import (
@@ -21,7 +22,7 @@ from cmpl.evaluation.protocols import (
     evaluate_protocol,
     find_protocol,
 )
-from cmpl.evaluation.results import labels_checksum, write_result
+from cmpl.evaluation.results import labels_checksum, ranks_path, write_result
 from cmpl.evaluation.uncertainty import Intervals, bootstrap
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ def evaluate_embeddings_command(
 ) -> str:
     """Evaluate an .npz file of embeddings and labels; `plain` unless a protocol is named."""
     protocol = find_protocol(protocol_name) if protocol_name else PLAIN
+    if output is not None and path.resolve() in (output.resolve(), ranks_path(output).resolve()):
+        raise UserError(
+            f"the result would replace the embeddings in {path}; name another --output, such as result.json"
+        )
     embeddings = read_embeddings(path)
     measured = _measured(protocol, embeddings, definition, {"embeddings": str(path)})
     return f"{path}: {measured.describe(measured.store([output] if output else []))}"

@@ -8,7 +8,7 @@ import pytest
 from cmpl import UserError
 from cmpl.evaluation.embeddings import Embeddings
 from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, evaluate_protocol
-from cmpl.evaluation.results import labels_checksum, queries_path, read_result, write_result
+from cmpl.evaluation.results import labels_checksum, ranks_path, read_result, write_result
 from cmpl.evaluation.uncertainty import bootstrap
 
 
@@ -51,9 +51,11 @@ def test_folds_are_pooled_and_stand_in_the_json(tmp_path):
     assert len(read_result(tmp_path / "result.json").facts["folds"]) == 2
 
 
-@pytest.mark.parametrize(("name", "beside"), [("a.json", "a.npz"), ("a", "a.npz"), ("v1.2", "v1.2.npz")])
+@pytest.mark.parametrize(
+    ("name", "beside"), [("a.json", "a.ranks.npz"), ("a", "a.ranks.npz"), ("v1.2", "v1.2.ranks.npz")]
+)
 def test_the_ranks_lie_beside_the_numbers(tmp_path, name, beside):
-    assert queries_path(tmp_path / name) == tmp_path / beside
+    assert ranks_path(tmp_path / name) == tmp_path / beside
 
 
 def test_labels_count_by_what_matches_not_by_their_numbers():
@@ -65,13 +67,13 @@ def test_labels_count_by_what_matches_not_by_their_numbers():
 
 
 def test_a_result_without_its_ranks_or_with_others_is_refused(stored):
-    ranks = queries_path(stored)
+    ranks = ranks_path(stored)
     whole = ranks.read_bytes()
     ranks.write_bytes(whole[:-1])
-    with pytest.raises(UserError, match=r"result\.npz is not the one that result\.json was written with"):
+    with pytest.raises(UserError, match=r"result\.ranks\.npz is not the one that result\.json was written with"):
         read_result(stored)
     ranks.unlink()
-    with pytest.raises(UserError, match=r"has lost result\.npz, the ranks beside it; copy both"):
+    with pytest.raises(UserError, match=r"has lost result\.ranks\.npz, the ranks beside it; copy both"):
         read_result(stored)
 
 
@@ -80,7 +82,7 @@ def test_a_result_without_its_ranks_or_with_others_is_refused(stored):
     [
         ({"format": 2}, "has format 2, this cmpl reads formats up to 1"),
         ({"protocol": "unknown"}, "there is no protocol 'unknown'"),
-        ({"queries_checksum": None}, "is not the one"),
+        ({"ranks_checksum": None}, "is not the one"),
         ({"format": None, "metric": ...}, "is no result of cmpl evaluate"),
     ],
 )

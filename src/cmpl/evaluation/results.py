@@ -1,6 +1,6 @@
-"""Results on disk: RESULT.json for people and scripts, RESULT.npz with every query's ranks for later comparisons.
+"""Results on disk: RESULT.json for people and scripts, RESULT.ranks.npz with every query's for later comparisons.
 
-The .npz holds, for `image_to_text` and `text_to_image` each,
+The latter holds, for `image_to_text` and `text_to_image` each,
     DIRECTION_ranks [pairs]        ranks of all positives, ascending within a query
     DIRECTION_positives [queries]  how many of them belong to each query
     DIRECTION_clusters [queries]   the picture (person, class) that a query is drawn with in a resampling
@@ -41,23 +41,23 @@ class StoredResult:
 
 
 def write_result(path: Path, evaluation: Evaluation, intervals: Intervals, facts: dict[str, Any]) -> None:
-    """Write RESULT.json and, beside it, RESULT.npz.
+    """Write RESULT.json and, beside it, RESULT.ranks.npz.
 
     facts: what was evaluated (`model` or `embeddings`, `data`, `split`, `fingerprint`, `labels_checksum` ...).
     """
     arrays = io.BytesIO()
     np.savez_compressed(arrays, allow_pickle=False, **_direction_arrays(evaluation))
-    queries = queries_path(path)
+    ranks = ranks_path(path)
     written = {
         "format": FORMAT,
         **facts,
         "metric": evaluation.result.metric,
         **evaluation.to_dict(),
         "intervals": intervals.to_dict(),
-        "queries": queries.name,
-        "queries_checksum": hashlib.sha256(arrays.getvalue()).hexdigest(),
+        "ranks": ranks.name,
+        "ranks_checksum": hashlib.sha256(arrays.getvalue()).hexdigest(),
     }
-    write_bytes(queries, arrays.getvalue())
+    write_bytes(ranks, arrays.getvalue())
     write_text(path, json.dumps(written, indent=2) + "\n")
 
 
@@ -68,31 +68,31 @@ def read_result(path: Path) -> StoredResult:
         version = facts["format"]
         if isinstance(version, int) and version > FORMAT:
             raise UserError(f"{path} has format {version}, this cmpl reads formats up to {FORMAT}; upgrade cmpl")
-        checksum, metric = facts["queries_checksum"], facts["metric"]
+        checksum, metric = facts["ranks_checksum"], facts["metric"]
         protocol = find_protocol(facts["protocol"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no result of cmpl evaluate ({error!r:.80}); {_ADVICE}") from error
-    queries = queries_path(path)
-    if not queries.is_file():
-        raise UserError(f"{path} has lost {queries.name}, the ranks beside it; copy both, or {_ADVICE}")
-    data = queries.read_bytes()
+    ranks = ranks_path(path)
+    if not ranks.is_file():
+        raise UserError(f"{path} has lost {ranks.name}, the ranks beside it; copy both, or {_ADVICE}")
+    data = ranks.read_bytes()
     if hashlib.sha256(data).hexdigest() != checksum:
-        raise UserError(f"{queries} is not the one that {path.name} was written with; copy both, or {_ADVICE}")
+        raise UserError(f"{ranks} is not the one that {path.name} was written with; copy both, or {_ADVICE}")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             image_to_text, image_clusters = _direction(arrays, "image_to_text", protocol)
             text_to_image, text_clusters = _direction(arrays, "text_to_image", protocol)
     except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{queries} is damaged ({error!r:.80}); {_ADVICE}") from error
+        raise UserError(f"{ranks} is damaged ({error!r:.80}); {_ADVICE}") from error
     result = RetrievalResult(image_to_text, text_to_image, metric)
     return StoredResult(path, facts, Evaluation(protocol, result, (), image_clusters, text_clusters))
 
 
-def queries_path(path: Path) -> Path:
+def ranks_path(path: Path) -> Path:
     """Where the ranks of RESULT.json are."""
-    return path.with_name((path.stem if path.suffix == ".json" else path.name) + ".npz")
+    return path.with_name((path.stem if path.suffix == ".json" else path.name) + ".ranks.npz")
 
 
 def labels_checksum(image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]) -> str:
