@@ -168,6 +168,15 @@ class TestTheWholePath:
         assert main(["evaluate", run, "--data", data, "--protocol", "plain"]) == 0
         assert (Path(run) / "evaluation" / "test.plain.ranks.npz").is_file()
 
+    def test_evaluate_exports_rankings(self, run, data, tmp_path, capsys):
+        assert main(["evaluate", run, "--data", data, "--trec", str(tmp_path / "trec" / "tiny")]) == 0
+        directions = ("image_to_text", "text_to_image")
+        names = {f"tiny.{direction}.{kind}" for direction in directions for kind in ("run", "qrels")}
+        assert {path.name for path in (tmp_path / "trec").iterdir()} == names
+        assert f"TREC: {tmp_path / 'trec' / 'tiny.image_to_text.run'}" in capsys.readouterr().out
+        first = (tmp_path / "trec" / "tiny.image_to_text.run").read_text().splitlines()[0]
+        assert first.startswith("2.png Q0 ")
+
     def test_compare_takes_runs_models_and_stored_results(self, run, data, recipe, embeddings, tmp_path, capsys):
         result, other = tmp_path / "mine.json", tmp_path / "seed1"
         assert main(["train", recipe, "--data", data, "--output", str(other), "--seed", "1"]) == 0

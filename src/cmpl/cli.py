@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol", metavar="NAME", help="coco-1k-5fold, cuhk-pedes ... (docs/evaluation.md); default: by DATA"
     )
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
+    evaluate.add_argument("--trec", type=Path, metavar="PREFIX", help="write rankings as TREC run and qrels files")
     evaluate.add_argument(
         "--metric-definition",
         choices=("exact", "original"),
@@ -182,7 +183,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError("--embeddings takes the place of RUN, --data and --split; give one or the others")
     from cmpl.evaluate import evaluate_embeddings_command, evaluate_model_command
 
-    how = {"definition": options.metric_definition, "protocol_name": options.protocol}
+    how = {"definition": options.metric_definition, "protocol_name": options.protocol, "trec": options.trec}
     if options.embeddings is not None:
         print(evaluate_embeddings_command(options.embeddings, options.output, **how))
     else:

@@ -17,12 +17,14 @@ from cmpl.evaluation.protocols import (
     PLAIN,
     Evaluation,
     Protocol,
+    arrange,
     check_fits,
     choose_protocol,
     evaluate_protocol,
     find_protocol,
 )
 from cmpl.evaluation.results import labels_checksum, ranks_path, write_result
+from cmpl.evaluation.trec import write_trec
 from cmpl.evaluation.uncertainty import Intervals, bootstrap
 
 if TYPE_CHECKING:
@@ -44,6 +46,13 @@ class Measured:
             write_result(path, self.evaluation, intervals, self.facts)
         return intervals
 
+    def export(self, prefix: Path | None) -> str:
+        """Write rankings and judgements in TREC's formats; a line that says where, nothing without a prefix."""
+        if prefix is None:
+            return ""
+        tasks = arrange(self.evaluation.protocol, self.embeddings)
+        return "\nTREC: " + ", ".join(map(str, write_trec(prefix, tasks, self.evaluation.result.metric)))
+
     def describe(self, intervals: Intervals) -> str:
         size = f"{self.facts['pictures']:,} pictures, {self.facts['captions']:,} captions"
         return f"{size}\n{self.evaluation.to_table()}\n{intervals.to_table(self.evaluation)}"
@@ -56,14 +65,16 @@ def evaluate_model_command(
     output: Path | None,
     definition: MetricDefinition = "exact",
     protocol_name: str | None = None,
+    trec: Path | None = None,
 ) -> str:
     """Evaluate a model on a split of DATA; the table with intervals.
 
     output: of the result (see `results`), besides the one that a RUN keeps. protocol_name: None chooses by DATA.
+    trec: prefix of exported rankings.
     """
     measured = measure_model(name, data, split_name, definition, protocol_name)
     intervals = measured.store([path for path in (output, own_path(name, split_name, protocol_name)) if path])
-    return f"{split_name}: {measured.describe(intervals)}"
+    return f"{split_name}: {measured.describe(intervals)}{measured.export(trec)}"
 
 
 def measure_model(
@@ -93,7 +104,11 @@ def measure_model(
 
 
 def evaluate_embeddings_command(
-    path: Path, output: Path | None, definition: MetricDefinition = "exact", protocol_name: str | None = None
+    path: Path,
+    output: Path | None,
+    definition: MetricDefinition = "exact",
+    protocol_name: str | None = None,
+    trec: Path | None = None,
 ) -> str:
     """Evaluate an .npz file of embeddings and labels; `plain` unless a protocol is named."""
     protocol = find_protocol(protocol_name) if protocol_name else PLAIN
@@ -103,7 +118,8 @@ def evaluate_embeddings_command(
         )
     embeddings = read_embeddings(path)
     measured = _measured(protocol, embeddings, definition, {"embeddings": str(path)})
-    return f"{path}: {measured.describe(measured.store([output] if output else []))}"
+    intervals = measured.store([output] if output else [])
+    return f"{path}: {measured.describe(intervals)}{measured.export(trec)}"
 
 
 def embed(model: Any, split: "Split") -> Embeddings:

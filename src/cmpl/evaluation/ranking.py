@@ -135,6 +135,29 @@ def rank_positives(
     return rows.result(len(texts)), columns.result(len(images))
 
 
+def score_blocks(
+    images: NDArray[Any], texts: NDArray[Any], metric: Metric, *, of_texts: bool
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Scores of some images with all texts [images, m], or of_texts of some texts with all images [texts, n].
+
+    images [n, d], texts [m, d]: checked. "euclidean" gives minus half the squared distance. The numbers are those that
+    `rank_positives` compares, so ties are the same; they hold until the next block.
+    """
+    dtype = torch.float64 if np.float64 in (images.dtype, texts.dtype) else torch.float32
+    product = _Product(
+        _vectors(images, np.arange(len(images)), metric, dtype, other=False),
+        _vectors(texts, np.arange(len(texts)), metric, dtype, other=True),
+    )
+    count = len(texts) if of_texts else len(images)
+    for start in range(0, count, _GRAIN):
+        some = slice(start, min(start + _GRAIN, count))
+        if of_texts:
+            scores = product.tile(slice(0, len(images)), some)[: len(images), : some.stop - start].T
+        else:
+            scores = product.tile(some, slice(0, len(texts)))[: some.stop - start, : len(texts)]
+        yield some, scores.numpy()
+
+
 class _Side:
     """The images or the texts, sorted by label, with the score and the rank of each of their positives.
 
