@@ -377,6 +377,13 @@ class TestEvaluateAndReport:
         assert main(["evaluate", "--embeddings", str(copy), "--output", str(embeddings.with_suffix(".json"))]) == 0
         assert embeddings.read_bytes() == whole
 
+    def test_an_output_that_is_a_directory_is_refused(self, refused, run, data, embeddings, tmp_path):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        for of in (("--embeddings", str(embeddings)), (run, "--data", data)):
+            assert f"{folder} is a directory; expected a file" in refused("evaluate", *of, "--output", str(folder))
+        assert {path.name for path in tmp_path.iterdir()} == {"folder", "embeddings.npz"}
+
     def test_embeddings_that_are_none_are_refused(self, refused, source, tmp_path):
         path = source / "dataset.json"
         assert f"{path} can't be read" in refused("evaluate", "--embeddings", str(path))

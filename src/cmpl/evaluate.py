@@ -26,6 +26,7 @@ from cmpl.evaluation.protocols import (
 from cmpl.evaluation.results import labels_checksum, ranks_path, write_result
 from cmpl.evaluation.trec import write_trec
 from cmpl.evaluation.uncertainty import Intervals, bootstrap
+from cmpl.files import refuse_directory
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
@@ -72,6 +73,8 @@ def evaluate_model_command(
     output: of the result (see `results`), besides the one that a RUN keeps. protocol_name: None chooses by DATA.
     trec: prefix of exported rankings.
     """
+    if output is not None:
+        refuse_directory(output)  # before everything is encoded
     measured = measure_model(name, data, split_name, definition, protocol_name)
     intervals = measured.store([path for path in (output, own_path(name, split_name, protocol_name)) if path])
     return f"{split_name}: {measured.describe(intervals)}{measured.export(trec)}"
@@ -112,10 +115,10 @@ def evaluate_embeddings_command(
 ) -> str:
     """Evaluate an .npz file of embeddings and labels; `plain` unless a protocol is named."""
     protocol = find_protocol(protocol_name) if protocol_name else PLAIN
-    if output is not None and path.resolve() in (output.resolve(), ranks_path(output).resolve()):
-        raise UserError(
-            f"the result would replace the embeddings in {path}; name another --output, such as result.json"
-        )
+    if output is not None:
+        refuse_directory(output)
+        if path.resolve() in (output.resolve(), ranks_path(output).resolve()):
+            raise UserError(f"the result would replace the embeddings in {path}; name another --output")
     embeddings = read_embeddings(path)
     measured = _measured(protocol, embeddings, definition, {"embeddings": str(path)})
     intervals = measured.store([output] if output else [])

@@ -48,6 +48,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends well and vanishes when it fails."""
+    refuse_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -92,6 +93,12 @@ def remove_leftovers(directory: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def refuse_directory(path: Path) -> None:
+    """An output file must not be a directory."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; expected a file to write to, name another --output")
 
 
 def refuse_occupied(path: Path, what: str) -> None:

@@ -60,6 +60,7 @@ def test_a_ranking_is_cut_at_its_depth_with_the_negatives_of_a_tie_inside(tmp_pa
     data = Embeddings.checked(np.ones((6, 1)), np.ones((6, 1)), np.arange(6), np.arange(6))
     write_trec(tmp_path / "x", arrange(PLAIN, data), depth=5)
     run, right = read(tmp_path / "x", "text_to_image")
+    assert len(run) == 6
     for query, items in run.items():
         assert len(items) == 5
         assert not {item for _, _, item in items} & right[query]

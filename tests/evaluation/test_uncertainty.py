@@ -39,8 +39,9 @@ def test_every_metric_has_an_interval_around_its_value():
     assert written["clusters"] == 60
 
 
-def test_resamples_are_those_of_a_plain_loop_over_pictures():
-    found = evaluated(pictures=12, texts_each=3)
+@pytest.mark.parametrize("texts_each", [3, np.arange(1, 13)])
+def test_resamples_are_those_of_a_plain_loop_over_pictures(texts_each):
+    found = evaluated(pictures=12, texts_each=texts_each)
     weights = np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), size=20).astype(float)
     resampled = ClusterSums.of([found], R1).resample(lambda: iter([weights]))
     for row, weight in enumerate(weights):
