@@ -18,7 +18,7 @@ from cmpl.evaluation.protocols import Evaluation
 RESAMPLES = 10_000
 LEVEL = 95
 RSUM = ("", "rsum")
-_ENTRIES = 8_000_000  # of a block of resamples, to bound the memory
+_ENTRIES = 2_000_000  # of a block of resamples: about 64 MB at once
 
 Name = tuple[str, str]  # direction and metric
 Floats = NDArray[np.float64]
