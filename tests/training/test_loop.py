@@ -14,9 +14,10 @@ from cmpl.models.embed import embed_split
 from cmpl.training import loop
 from cmpl.training.interruption import Interrupted
 from cmpl.training.loop import train
+from cmpl.training.losses import MatchingLosses
 from cmpl.training.recipe import AveragesConfig, LossConfig, StageConfig
 from cmpl.training.run import finished
-from cmpl.training.step import MatchingLosses, TrainingStep
+from cmpl.training.step import TrainingStep
 
 TRAIN_KEYS = {
     *("kind", "stage", "epoch", "step", "loss", "cmpm", "cmpm_image_to_text", "cmpm_text_to_image"),

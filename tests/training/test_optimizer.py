@@ -8,9 +8,9 @@ from torch import nn
 from cmpl.data.text import Vocabulary
 from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam, decayed_parameters, learning_rate_share
 from cmpl.training.recipe import LossConfig, OptimizerConfig, StageConfig
-from cmpl.training.step import MatchingLosses
 from cmpl.training.tensorflow_adam import TensorFlowAdam
 
 

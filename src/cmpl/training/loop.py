@@ -29,10 +29,11 @@ from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoi
 from cmpl.training.features import picture_features
 from cmpl.training.interruption import Noted, signals_noted
 from cmpl.training.log import RunLog, memory_mb, quiet_libraries
+from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, StageConfig, save_recipe
 from cmpl.training.run import check_same_run, describe_source, model_card
-from cmpl.training.step import MatchingLosses, TrainingStep
+from cmpl.training.step import TrainingStep
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Data

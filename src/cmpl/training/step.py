@@ -4,49 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmpl.data.batching import Batch
-from cmpl.losses import CMPCLoss, cmpc_terms, cmpm_terms, pair_distances
+from cmpl.losses import pair_distances
 from cmpl.training.averages import WeightAverages
+from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import LossConfig
-
-
-class MatchingLosses(nn.Module):
-    """The weighted sum of a recipe's losses. `cmpc` holds the class weights when classification takes part."""
-
-    def __init__(self, config: LossConfig, num_classes: int, embedding_dim: int) -> None:
-        super().__init__()
-        self.config = config
-        self.cmpc = CMPCLoss(num_classes, embedding_dim, config.label_smoothing) if config.cmpc > 0 else None
-
-    def forward(
-        self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar to minimise, and its terms by the names they have in metrics.jsonl."""
-        terms: dict[str, Tensor] = {}
-        total = image_embeddings.new_zeros(())
-        if self.config.cmpm > 0:
-            matching = cmpm_terms(
-                image_embeddings,
-                text_embeddings,
-                batch.image_labels,
-                batch.text_labels,
-                ratio_epsilon=self.config.cmpm_ratio_epsilon,
-            )
-            terms["cmpm_image_to_text"], terms["cmpm_text_to_image"] = matching
-            terms["cmpm"] = matching.image_to_text + matching.text_to_image
-            total = total + self.config.cmpm * terms["cmpm"]
-        if self.cmpc is not None:
-            paired_images = image_embeddings[batch.picture_rows]
-            classification = cmpc_terms(
-                paired_images, text_embeddings, batch.classes, self.cmpc.weight, self.config.label_smoothing
-            )
-            terms["cmpc_image_to_text"], terms["cmpc_text_to_image"] = classification
-            terms["cmpc"] = classification.image_to_text + classification.text_to_image
-            total = total + self.config.cmpc * terms["cmpc"]
-        return total, terms
 
 
 @dataclass

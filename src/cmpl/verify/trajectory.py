@@ -23,9 +23,10 @@ from cmpl.legacy.variables import load_tf_variables, state_from_tf_variables
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.projection import Projection
 from cmpl.training.averages import WeightAverages
+from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, load_recipe
-from cmpl.training.step import MatchingLosses, TrainingStep
+from cmpl.training.step import TrainingStep
 from cmpl.verify.comparison import Comparison
 from cmpl.verify.encoders import TINY_BLOCKS
 
