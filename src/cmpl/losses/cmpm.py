@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpl.losses.inputs import check_embeddings, check_labels, computing_dtype, unit_vectors
+from cmpl.losses.inputs import (
+    check_embeddings,
+    check_every_row_matches,
+    check_labels,
+    computing_dtype,
+    unit_vectors,
+)
 
 
 class CMPMTerms(NamedTuple):
@@ -69,8 +75,8 @@ def cmpm_terms(
         text_labels = check_labels(image_labels, len(text_embeddings), "text_labels (taken from image_labels)")
     else:
         text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
-        _check_every_row_matches(image_labels, text_labels, "image", "text")
-        _check_every_row_matches(text_labels, image_labels, "text", "image")
+        check_every_row_matches(image_labels, text_labels, "image", "text")
+        check_every_row_matches(text_labels, image_labels, "text", "image")
     device = image_embeddings.device
     matches = image_labels.to(device, non_blocking=True)[:, None] == text_labels.to(device, non_blocking=True)
     dtype = computing_dtype(image_embeddings, text_embeddings)
@@ -98,13 +104,3 @@ def _matching_divergence(projections: Tensor, matches: Tensor, epsilon: float, r
     against_match = (p * (log_p - log_q_at_match[:, None])).sum(dim=1)
     astray = p.masked_fill(matches, 0).sum(dim=1)
     return (against_match + astray * (log_q_at_match - math.log(epsilon))).mean()
-
-
-def _check_every_row_matches(labels: Tensor, other_labels: Tensor, name: str, other_name: str) -> None:
-    matched = torch.isin(labels, other_labels)
-    if not bool(matched.all()):
-        row = int(matched.logical_not().nonzero()[0])
-        raise ValueError(
-            f"{name} row {row} (label {int(labels[row])}) matches no {other_name}; "
-            f"expected at least one {other_name} of that label in the batch"
-        )

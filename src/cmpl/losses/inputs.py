@@ -1,5 +1,7 @@
 """What every loss asks of its inputs, and the one L2 normalisation they share."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,44 @@ def check_labels(labels: Tensor, rows: int, name: str) -> Tensor:
     if labels.shape != (rows,):
         raise ValueError(f"{name} have shape {tuple(labels.shape)}; expected one label for each of the {rows} rows")
     return labels.long()
+
+
+def check_every_row_matches(labels: Tensor, other_labels: Tensor, name: str, other_name: str) -> None:
+    """Raise ValueError, naming the row, when a label is not among the other labels."""
+    matched = torch.isin(labels, other_labels)
+    if not bool(matched.all()):
+        row = int(matched.logical_not().nonzero()[0])
+        raise ValueError(
+            f"{name} row {row} (label {int(labels[row])}) matches no {other_name}; "
+            f"expected at least one {other_name} of that label in the batch"
+        )
+
+
+class MatchingInputs(NamedTuple):
+    """Embeddings in the type to compute in, and which image matches which text."""
+
+    images: Tensor  # [n, d]
+    texts: Tensor  # [m, d]
+    matches: Tensor  # bool [n, m]
+
+
+def matching_inputs(
+    image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None
+) -> MatchingInputs:
+    """The checked inputs of a loss over all image-text pairs of a batch; text_labels default to image_labels.
+
+    Raises ValueError for wrong shapes or label types, and when a row has no match, naming it. With text_labels on a
+    GPU this check waits for the device.
+    """
+    check_embeddings(image_embeddings, text_embeddings)
+    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
+    if text_labels is None:
+        text_labels = check_labels(image_labels, len(text_embeddings), "text_labels (taken from image_labels)")
+    else:
+        text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
+        check_every_row_matches(image_labels, text_labels, "image", "text")
+        check_every_row_matches(text_labels, image_labels, "text", "image")
+    device = image_embeddings.device
+    matches = image_labels.to(device, non_blocking=True)[:, None] == text_labels.to(device, non_blocking=True)
+    dtype = computing_dtype(image_embeddings, text_embeddings)
+    return MatchingInputs(image_embeddings.to(dtype), text_embeddings.to(dtype), matches)
