@@ -1,7 +1,6 @@
 """What the commands do: they join data, training and evaluation, and return what is to be printed."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def write_run_report(path: Path, run: Path, model: "DualEncoder", split: "Split"
         "Recipe": f"{recipe.name}: {recipe.summary}",
         "Split": f"{split_name}, {len(seen.images):,} pictures with {len(seen.texts):,} captions",
         "Image encoder": recipe.model.image.name,
-        "Losses": ", ".join(f"{name} {weight:g}" for name, weight in asdict(recipe.loss).items() if weight),
+        "Losses": ", ".join(f"{name} {weight:g}" for name, weight in recipe.loss.weights.items()),
     }
     write_report(
         path,
@@ -93,8 +92,9 @@ def import_command(checkpoint: Path, word_counts: Path, output: Path) -> str:
     model = import_checkpoint(checkpoint, word_counts)
     model.save_pretrained(output)
     config = model.config
+    words = len(model.vocabulary) - 2  # padding and the unknown word have numbers too
     return (
-        f"{config.image.name}, BiLSTM of {config.text.hidden_dim} units a direction, {len(model.vocabulary.words):,} "
+        f"{config.image.name}, BiLSTM of {config.text.hidden_dim} units a direction, {words:,} "
         f"words, {config.projection.dim} dimensions\nmodel: {output}"
     )
 

@@ -22,10 +22,44 @@ class LossConfig:
     """Weight of cross-modal projection matching; 0 leaves it out."""
     cmpc: float = 1.0
     """Weight of cross-modal projection classification; 0 leaves it out."""
+    infonce: float = 0.0
+    """Weight of InfoNCE (CLIP)."""
+    sdm: float = 0.0
+    """Weight of similarity distribution matching (IRRA)."""
+    triplet: float = 0.0
+    """Weight of the triplet loss with hardest negatives (VSE++)."""
+    siglip: float = 0.0
+    """Weight of the sigmoid loss (SigLIP)."""
+    cmpm_scale: float | None = None
+    """null projects as the paper does; a number gives both embeddings this length first, and learns it (up to 100)."""
     cmpm_ratio_epsilon: float = 0.0
     """Added to p / q inside the matching's logarithm; the original adds 1e-8."""
     label_smoothing: float = 0.0
     """Of the classification's targets."""
+    infonce_temperature: float = 0.07
+    """At the start, if it is learned; at least 0.01."""
+    infonce_learned: bool = True
+    """Learn InfoNCE's temperature."""
+    sdm_temperature: float = 0.02
+    triplet_margin: float = 0.2
+    """By how much a match's cosine should exceed that of the hardest negative."""
+    siglip_temperature: float = 0.1
+    """At the start; learned."""
+    siglip_bias: float = -10.0
+    """At the start; learned."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The losses that take part, each with its weight."""
+        every = {
+            "cmpm": self.cmpm,
+            "cmpc": self.cmpc,
+            "infonce": self.infonce,
+            "sdm": self.sdm,
+            "triplet": self.triplet,
+            "siglip": self.siglip,
+        }
+        return {name: weight for name, weight in every.items() if weight > 0}
 
 
 @dataclass
@@ -101,6 +135,12 @@ class Recipe:
     """Of the encoders; embeddings, losses and weights stay in float32 (or float64)."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    devices: int = 1
+    """Processes on each node, one a device, that share every batch; under torchrun its own number."""
+    nodes: int = 1
+    """Machines that take part; under torchrun its own number."""
+    sync_batch_norm: bool = False
+    """With several processes: batch norm sees the whole batch rather than each process's part."""
     workers: int = -1
     """Processes that decode pictures; -1 takes one a core on a GPU and none on the CPU."""
     log_every: int = 10
@@ -214,8 +254,7 @@ def _check(recipe: Recipe, name: str) -> Recipe:
     """What types alone don't say."""
     if not recipe.stages:
         raise UserError(f"recipe {name} has no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
-    if recipe.loss.cmpm <= 0 and recipe.loss.cmpc <= 0:
-        raise UserError(f"recipe {name} has no loss; set loss.cmpm or loss.cmpc above 0")
+    _check_losses(recipe.loss, name)
     for number, stage in recipe.stages:
         if stage.batch_size < 2 or stage.captions_per_picture < 0 or not 0 < stage.smallest_crop <= 1:
             raise UserError(
@@ -224,6 +263,24 @@ def _check(recipe: Recipe, name: str) -> Recipe:
                 "above 0 and at most 1"
             )
     return recipe
+
+
+def _check_losses(loss: LossConfig, name: str) -> None:
+    if not loss.weights:
+        known = ", ".join(f"loss.{known}" for known in ("cmpm", "cmpc", "infonce", "sdm", "triplet"))
+        raise UserError(f"recipe {name} has no loss; set {known} or loss.siglip above 0")
+    scale, ratio_epsilon = loss.cmpm_scale, loss.cmpm_ratio_epsilon
+    checks = [
+        ("cmpm_scale", scale is None or 0 < scale <= 100, "null, or above 0 and at most 100"),
+        ("cmpm_ratio_epsilon", ratio_epsilon == 0 or scale is None, "0 where loss.cmpm_scale is set"),
+        ("infonce_temperature", loss.infonce_temperature >= 0.01, "at least 0.01"),
+        ("sdm_temperature", loss.sdm_temperature > 0, "above 0"),
+        ("triplet_margin", loss.triplet_margin >= 0, "at least 0"),
+        ("siglip_temperature", loss.siglip_temperature > 0, "above 0"),
+    ]
+    for setting, allowed, expected in checks:
+        if not allowed:
+            raise UserError(f"recipe {name}: loss.{setting} is {getattr(loss, setting)}; expected {expected}")
 
 
 def _unknown_field(settings: dict[str, Any], known: Any, prefix: str = "") -> str | None:
