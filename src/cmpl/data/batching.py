@@ -28,6 +28,13 @@ class BatchPlan:
     mirrored: np.ndarray  # bool [b]
     crops: np.ndarray  # float64 [b, 4], in 0..1, decide the crop of a picture
 
+    def shard(self, rank: int, processes: int) -> "BatchPlan":
+        """The part of one of several processes: consecutive pictures, as many as the others' or one more or less."""
+        first, end = (len(self.pictures) * part // processes for part in (rank, rank + 1))
+        return BatchPlan(
+            self.pictures[first:end], self.captions[first:end], self.mirrored[first:end], self.crops[first:end]
+        )
+
 
 # What is looked at from the CPU: reading it from a GPU would wait for all work under way.
 _ON_CPU = {"lengths", "image_labels", "text_labels"}

@@ -20,9 +20,11 @@ class Noted:
     def __init__(self) -> None:
         self.number = 0
 
-    def raise_if_any(self) -> None:
-        if self.number:
-            raise Interrupted(self.number)
+
+def raise_if_stopped(number: int) -> None:
+    """Raise Interrupted for a signal's number; 0 is none."""
+    if number:
+        raise Interrupted(number)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 train(load_recipe("flickr8k-lite0"), open_data(Path("DATA")), Path("RUN"))
 """
 
-import logging
 import math
 import os
 import time
@@ -17,23 +16,24 @@ import torch
 from torch import Tensor
 
 from cmpl.data.batching import BatchPlan, BatchSource, load_batches, plan_epoch
-from cmpl.data.text import Vocabulary
 from cmpl.errors import UserError
 from cmpl.evaluation.metrics import evaluate_retrieval
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
-from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.dual_encoder import create_model
 from cmpl.models.embed import embed_split
 from cmpl.progress import progress_bar
 from cmpl.training.averages import WeightAverages
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from cmpl.training.distributed import Processes, counted_processes, launch
 from cmpl.training.features import picture_features
-from cmpl.training.interruption import Noted, signals_noted
+from cmpl.training.interruption import Noted, raise_if_stopped, signals_noted
 from cmpl.training.log import RunLog, memory_mb, quiet_libraries
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, StageConfig, save_recipe
 from cmpl.training.run import check_same_run, describe_source, model_card
 from cmpl.training.step import TrainingStep
+from cmpl.training.synchronised import synchronise_batch_norm
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Data
@@ -47,38 +47,45 @@ def train(recipe: Recipe, data: "Data", run: Path, *, resume: bool = False, prog
     """
     for split in ("train", "val"):
         data.split(split)
+    recipe = counted_processes(recipe)
+    with quiet_libraries():
+        processes = launch(recipe)
+        processes.once(lambda: _check_directory(recipe, data, run, resume))
+        checkpoint = load_checkpoint(run / "checkpoints") if resume else None
+        training = _Training(recipe, data, run, progress, processes, with_weights=checkpoint is None)
+        # Only now is it known that the run can start: a failed start leaves nothing behind.
+        processes.once(lambda: write_text(run / "recipe.yaml", save_recipe(recipe)))
+        return training.execute(checkpoint)
+
+
+def _check_directory(recipe: Recipe, data: "Data", run: Path, resume: bool) -> None:
     if resume:
         check_same_run(recipe, data, run)
         remove_leftovers(run)
         remove_leftovers(run / "checkpoints")
     else:
         refuse_occupied(run, "a training run")
-    with quiet_libraries():
-        checkpoint = load_checkpoint(run / "checkpoints") if resume else None
-        training = _Training(recipe, data, run, progress, with_weights=checkpoint is None)
-        # Only now is it known that the run can start: a failed start leaves nothing behind.
-        write_text(run / "recipe.yaml", save_recipe(recipe))
-        return training.execute(checkpoint)
 
 
 class _Training:
     """A run in progress: the model, what it is trained with, and the position in stage, epoch and batch."""
 
-    def __init__(self, recipe: Recipe, data: "Data", run: Path, progress: bool, with_weights: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, data: "Data", run: Path, progress: bool, processes: Processes, with_weights: bool
+    ) -> None:
         self.recipe = recipe
         self.run = run
         self.progress = progress
+        self.processes = processes
         self.source = describe_source(data)
         self.train_split = data.split("train")
         self.val_split = data.split("val")
         torch.manual_seed(recipe.seed)
-        self.fabric = _fabric(recipe)
-        text = recipe.model.text
+        self.fabric = processes.fabric
         captions = (caption for row in self.train_split.captions for caption in row)
-        vocabulary = Vocabulary.from_captions(captions, text.min_count, text.markers)
         # A checkpoint brings the image encoder's weights, wherever they came from at the start.
         image = recipe.model.image if with_weights else replace(recipe.model.image, weights="none")
-        self.model = DualEncoder(replace(recipe.model, image=image), vocabulary).to(self.fabric.device)
+        self.model = create_model(replace(recipe.model, image=image), captions).to(self.fabric.device)
         self.model.config = recipe.model
         self.num_classes = len(np.unique(self.train_split.labels))
         dim = recipe.model.projection.dim
@@ -86,8 +93,10 @@ class _Training:
         if recipe.precision == "64-true":
             self.model.double()
             self.losses.double()
-        self.wrapped = self.fabric.setup_module(self.model)
-        # The losses are computed outside of the wrapped forward, in the weights' own precision.
+        if recipe.sync_batch_norm and processes.size > 1:
+            synchronise_batch_norm(self.model)
+        processes.seed(recipe.seed)
+        self.log: RunLog | None = None  # only the first process writes
         self.step = 0  # of all stages together
         self.best: dict[str, Any] = {}
         self.position = (0, 0, 0)  # index of the stage, epoch, batch: where training goes on
@@ -98,18 +107,27 @@ class _Training:
         if checkpoint is not None:
             self._restore(checkpoint)
         first = self.position[0]
-        with RunLog(self.run, self.step) as self.log:
+        self.processes.once(self._open_log)
+        with self.log or nullcontext():
             if self.step == 0:
-                self.log.write({"kind": "start", "step": 0, **self.source})
+                self._write({"kind": "start", "step": 0, **self.source})
             for index, (number, stage) in enumerate(self.recipe.stages):
                 if index >= first:
                     self._stage(index, number, stage, checkpoint if index == first else None)
-            self.log.write({"kind": "end", "step": self.step, **{key: self.best[key] for key in ("rsum", "weights")}})
+            self._write({"kind": "end", "step": self.step, **{key: self.best[key] for key in ("rsum", "weights")}})
         return self.best
+
+    def _open_log(self) -> None:
+        self.log = RunLog(self.run, self.step)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.processes.once(lambda: self.log.write(row) if self.log is not None else None)
 
     def _stage(self, index: int, number: int, stage: StageConfig, checkpoint: Checkpoint | None) -> None:
         """Train one stage; with a checkpoint, from where it was left."""
         self._freeze(stage)
+        # Anew for each stage, as other weights train. The losses are computed outside, in the weights' own precision.
+        self.wrapped = self.fabric.setup_module(self.model)
         train_features, self.val_features = self._features(stage)
         source = BatchSource(
             self.train_split,
@@ -118,7 +136,9 @@ class _Training:
             features=train_features,
             smallest_crop=stage.smallest_crop,
         )
-        batches = len(self._plan(source, stage, number, 0))
+        plans = self._plan(source, stage, number, 0)
+        self.processes.check_batch(len(plans[0].pictures), f"stage{number}")
+        batches = len(plans)
         training = self._training_step(stage, batches * stage.epochs)
         if checkpoint is not None:
             _restore_stage(training, checkpoint)
@@ -127,7 +147,7 @@ class _Training:
             total=batches * stage.epochs,
             initial=epoch * batches + batch,
             unit="step",
-            disable=not self.progress,
+            disable=not (self.progress and self.processes.first),
         )
         with self.bar, signals_noted() as noted:
             while epoch < stage.epochs:
@@ -136,8 +156,9 @@ class _Training:
                 self._validate(training, number, epoch)
                 last = epoch == stage.epochs
                 self.position = (index + 1, 0, 0) if last else (index, epoch, 0)
+                [signal] = self.processes.agree(noted.number)
                 self._save(None if last else training)
-                noted.raise_if_any()
+                raise_if_stopped(signal)
 
     def _epoch(
         self,
@@ -152,14 +173,16 @@ class _Training:
         self.bar.set_description(f"stage {number} epoch {epoch + 1}/{stage.epochs}")
         self.wrapped.train()
         started, pairs = time.perf_counter(), 0
-        loaded = load_batches(source, plans[first:], self._workers(), self.fabric.device)
+        shards = [plan.shard(self.processes.rank, self.processes.size) for plan in plans[first:]]
+        loaded = load_batches(source, shards, self._workers(), self.fabric.device)
         for batch_index, batch in enumerate(loaded, start=first):
             observe = self.step % self.recipe.log_every == 0
             seen = training(batch, epoch * len(plans) + batch_index, observe=observe)
-            pairs += len(batch.tokens)
+            pairs += sum(len(captions) for captions in plans[batch_index].captions)
             last = batch_index + 1 == len(plans)
-            due = time.monotonic() - self.last_saved > 60 * self.recipe.checkpoint_minutes
-            keep = bool(last or due or noted.number)
+            overdue = time.monotonic() - self.last_saved > 60 * self.recipe.checkpoint_minutes
+            due, signal = self.processes.agree(overdue, noted.number)
+            keep = bool(last or due or signal)
             self._check_finite(
                 seen["loss"], f"stage {number}, epoch {epoch + 1}, batch {batch_index + 1}", observe, keep
             )
@@ -172,10 +195,16 @@ class _Training:
             self.position = (index, epoch, batch_index + 1)
             if keep and not last:  # after the last batch comes validation, then the checkpoint
                 self._save(training)
-                noted.raise_if_any()
+                raise_if_stopped(signal)
 
     def _validate(self, training: TrainingStep, number: int, epoch: int) -> None:
         """Evaluate raw and averaged weights on val; keep the best model so far in RUN/model."""
+        self.best = self.processes.once(lambda: self._best_of(training, number, epoch))
+
+    def _best_of(self, training: TrainingStep, number: int, epoch: int) -> dict[str, Any]:
+        """The best row so far, those of this validation among them."""
+        assert self.log is not None
+        best = self.best
         self.bar.set_postfix_str("validating")
         for weights in ("raw", "averaged") if training.averages is not None else ("raw",):
             averaged = training.averages.applied() if weights == "averaged" and training.averages else nullcontext()
@@ -184,15 +213,17 @@ class _Training:
                 result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels).to_dict()
                 row = {"kind": "val", "stage": number, "epoch": epoch, "step": self.step, "weights": weights, **result}
                 self.log.write(row)
-                if not self.best or row["rsum"] > self.best["rsum"]:
-                    self.best = row
+                if not best or row["rsum"] > best["rsum"]:
+                    best = row
                     self.model.save_pretrained(self.run / "model", card=model_card(self.recipe, row))
-        scores = f"rsum {row['rsum']:.1f} (best {self.best['rsum']:.1f})"
+        scores = f"rsum {row['rsum']:.1f} (best {best['rsum']:.1f})"
         recall = f"R@1 {row['image_to_text']['R@1']:.1f} image to text, {row['text_to_image']['R@1']:.1f} text to image"
         self.bar.write(f"stage {number} epoch {epoch}: val {recall}, {scores}")
         self.bar.set_postfix_str("")
+        return best
 
     def _freeze(self, stage: StageConfig) -> None:
+        self.model.freeze_text_encoder(stage.freeze_text_encoder)
         if stage.freeze_image_encoder:
             self.model.freeze_image_encoder(move_batch_norm=stage.move_batch_norm)
         else:
@@ -228,7 +259,7 @@ class _Training:
             averages = WeightAverages(self.model, recipe.averages.decay, leave_out)
         optimizer = ScheduledAdam(self.model, self.losses, recipe.optimizer, stage, steps)
         before, clip = recipe.averages.before_update, recipe.optimizer.clip_norm
-        return TrainingStep(self.fabric, self.wrapped, self.losses, optimizer, averages, before, clip)
+        return TrainingStep(self.processes, self.wrapped, self.losses, optimizer, averages, before, clip)
 
     def _workers(self) -> int:
         if self.recipe.workers >= 0:
@@ -247,7 +278,7 @@ class _Training:
             "pairs_per_second": round(rate, 1),
             "memory_mb": round(memory_mb(self.fabric.device), 1),
         }
-        self.log.write(row)
+        self._write(row)
         self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
 
     def _check_finite(self, loss: Tensor, where: str, observe: bool, keep: bool) -> None:
@@ -272,15 +303,13 @@ class _Training:
         tensors = {
             "model": self.model.state_dict(),
             "losses": self.losses.state_dict(),
-            "random": {"cpu": torch.get_rng_state()},
+            "random": self.processes.random_states(),
         }
-        if self.fabric.device.type == "cuda":
-            tensors["random"]["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
         if training is not None:
             tensors["optimizer"] = training.optimizer.tensors()
             tensors["averages"] = training.averages.shadows if training.averages is not None else {}
         state = {"step": self.step, "position": list(self.position), "best": self.best}
-        save_checkpoint(self.run / "checkpoints", Checkpoint(tensors, state))
+        self.processes.once(lambda: save_checkpoint(self.run / "checkpoints", Checkpoint(tensors, state)))
         self.last_saved = time.monotonic()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -289,9 +318,7 @@ class _Training:
         self.step = checkpoint.state["step"]
         self.position = tuple(checkpoint.state["position"])
         self.best = checkpoint.state["best"]
-        torch.set_rng_state(checkpoint.tensors["random"]["cpu"])
-        if "cuda" in checkpoint.tensors["random"] and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.fabric.device)
+        self.processes.set_random_states(checkpoint.tensors["random"])
 
 
 def _restore_stage(training: TrainingStep, checkpoint: Checkpoint) -> None:
@@ -299,17 +326,3 @@ def _restore_stage(training: TrainingStep, checkpoint: Checkpoint) -> None:
         training.optimizer.load(checkpoint.tensors["optimizer"])
         if training.averages is not None:
             training.averages.load(checkpoint.tensors["averages"])
-
-
-def _fabric(recipe: Recipe) -> Any:
-    from lightning_fabric import Fabric
-
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its notices repeat the recipe
-    # Weights in double precision need no conversions; Fabric's own "64-true" would return float32 embeddings.
-    precision = "32-true" if recipe.precision == "64-true" else recipe.precision
-    try:
-        fabric = Fabric(accelerator=recipe.device, devices=1, precision=precision)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"device '{recipe.device}' can't be used ({error}); expected auto, cpu, cuda or mps") from error
-    fabric.launch()
-    return fabric

@@ -1,43 +1,124 @@
 """The weighted sum of a recipe's losses, with the parameters that some of them learn."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from cmpl.data.batching import Batch
-from cmpl.losses import CMPCLoss, cmpc_terms, cmpm_terms
+from cmpl.losses import (
+    CMPCLoss,
+    InfoNCELoss,
+    LearnedScale,
+    SigLIPLoss,
+    cmpc_terms,
+    cmpm_terms,
+    infonce_terms,
+    sdm_terms,
+    siglip_terms,
+    triplet_terms,
+)
+from cmpl.losses.rows import cmpm_share
+from cmpl.training.distributed import Gathered
 from cmpl.training.recipe import LossConfig
 
 
 class MatchingLosses(nn.Module):
-    """The weighted sum of a recipe's losses. `cmpc` holds the class weights when classification takes part."""
+    """The weighted sum of a recipe's losses.
+
+    `cmpc` holds the class weights, `cmpm_scale`, `infonce` and `siglip` hold learned scales; each is None where the
+    recipe leaves it out.
+    """
 
     def __init__(self, config: LossConfig, num_classes: int, embedding_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.cmpc = CMPCLoss(num_classes, embedding_dim, config.label_smoothing) if config.cmpc > 0 else None
+        self.weights = config.weights
+        self.cmpc: CMPCLoss | None = None
+        self.cmpm_scale: LearnedScale | None = None
+        self.infonce: InfoNCELoss | None = None
+        self.siglip: SigLIPLoss | None = None
+        if "cmpc" in self.weights:
+            self.cmpc = CMPCLoss(num_classes, embedding_dim, config.label_smoothing)
+        if "cmpm" in self.weights and config.cmpm_scale is not None:
+            self.cmpm_scale = LearnedScale(config.cmpm_scale, largest=100.0)
+        if "infonce" in self.weights:
+            self.infonce = InfoNCELoss(config.infonce_temperature, learned=config.infonce_learned)
+        if "siglip" in self.weights:
+            self.siglip = SigLIPLoss(config.siglip_temperature, config.siglip_bias)
 
     def forward(
-        self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch
+        self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch, gathered: Gathered | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar to minimise, and its terms by the names they have in metrics.jsonl."""
+        """Scalar to minimise, and its terms and learned scales by the names they have in metrics.jsonl.
+
+        gathered: what all processes hold. With several of them everything returned is this process's share: the sum
+        over the processes is the value for the whole batch.
+        """
+        scales = self._scales()
         terms: dict[str, Tensor] = {}
         total = image_embeddings.new_zeros(())
-        if self.config.cmpm > 0:
-            matching = cmpm_terms(
-                image_embeddings,
-                text_embeddings,
-                batch.image_labels,
-                batch.text_labels,
-                ratio_epsilon=self.config.cmpm_ratio_epsilon,
-            )
-            terms["cmpm_image_to_text"], terms["cmpm_text_to_image"] = matching
-            terms["cmpm"] = matching.image_to_text + matching.text_to_image
-            total = total + self.config.cmpm * terms["cmpm"]
-        if self.cmpc is not None:
-            paired_images = image_embeddings[batch.picture_rows]
-            classification = cmpc_terms(
-                paired_images, text_embeddings, batch.classes, self.cmpc.weight, self.config.label_smoothing
-            )
-            terms["cmpc_image_to_text"], terms["cmpc_text_to_image"] = classification
-            terms["cmpc"] = classification.image_to_text + classification.text_to_image
-            total = total + self.config.cmpc * terms["cmpc"]
-        return total, terms
+        for name, weight in self.weights.items():
+            if gathered is None or gathered.processes == 1:
+                parts = self._parts(name, image_embeddings, text_embeddings, batch, scales)
+            else:
+                parts = self._shares(name, image_embeddings, text_embeddings, batch, scales, gathered)
+            terms |= {f"{name}_{part}": value for part, value in parts.items()}
+            first, second = parts.values()
+            terms[name] = first + second
+            total = total + weight * terms[name]
+        processes = 1 if gathered is None else gathered.processes
+        return total, terms | {name: value / processes for name, value in scales.items()}
+
+    def _scales(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if self.cmpm_scale is not None:
+            found["cmpm_scale"] = self.cmpm_scale()
+        if self.infonce is not None:
+            found["infonce_scale"] = self.infonce.scale()
+        if self.siglip is not None:
+            found |= {"siglip_scale": self.siglip.scale(), "siglip_bias": self.siglip.bias}
+        return found
+
+    def _parts(
+        self, name: str, images: Tensor, texts: Tensor, batch: Batch, scales: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The two terms of a loss by their names."""
+        config = self.config
+        table = (images, texts, batch.image_labels, batch.text_labels)
+        if name == "cmpm" and self.cmpm_scale is None:
+            return cmpm_terms(*table, ratio_epsilon=config.cmpm_ratio_epsilon)._asdict()
+        if name == "cmpm":  # projections of embeddings of one length are scaled cosines, as SDM has them
+            return sdm_terms(*table, 1 / scales["cmpm_scale"])._asdict()
+        if name == "infonce":
+            return infonce_terms(*table, scales["infonce_scale"])._asdict()
+        if name == "sdm":
+            return sdm_terms(*table, config.sdm_temperature)._asdict()
+        if name == "triplet":
+            return triplet_terms(*table, config.triplet_margin)._asdict()
+        if name == "siglip":
+            return siglip_terms(*table, scales["siglip_scale"], scales["siglip_bias"])._asdict()
+        assert self.cmpc is not None
+        pairs = (images[batch.picture_rows], texts, batch.classes)
+        return cmpc_terms(*pairs, self.cmpc.weight, config.label_smoothing)._asdict()
+
+    def _shares(
+        self,
+        name: str,
+        images: Tensor,
+        texts: Tensor,
+        batch: Batch,
+        scales: dict[str, Tensor],
+        gathered: Gathered,
+    ) -> dict[str, Tensor]:
+        """What this process adds to the two terms of a loss over all processes."""
+        if name == "cmpc":
+            parts = self._parts(name, images, texts, batch, scales)
+            return {part: value * gathered.share_of_texts for part, value in parts.items()}
+        if name == "cmpm" and self.cmpm_scale is None:
+            own = (gathered.image_rows, gathered.text_rows)
+            return cmpm_share(*gathered.table, *own, ratio_epsilon=self.config.cmpm_ratio_epsilon)._asdict()
+        # The others are computed whole by every process, which adds a part of that.
+        images, texts, image_labels, text_labels = gathered.table
+        everything = replace(batch, image_labels=image_labels, text_labels=text_labels)
+        parts = self._parts(name, images, texts, everything, scales)
+        return {part: value / gathered.processes for part, value in parts.items()}

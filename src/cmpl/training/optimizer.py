@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.projection import Projection
 from cmpl.training.recipe import OptimizerConfig, StageConfig
 from cmpl.training.tensorflow_adam import TensorFlowAdam
 
@@ -32,8 +33,7 @@ class ScheduledAdam:
         named = [*model.named_parameters(), *losses.named_parameters(prefix="losses")]
         self._name = {id(value): name for name, value in named}
         self.decayed = decayed_parameters(model, losses, config.decay)
-        image_rate = stage.learning_rate if stage.image_learning_rate is None else stage.image_learning_rate
-        groups = _groups(model, losses, {id(value) for value in self.decayed}, image_rate, config, stage.learning_rate)
+        groups = _groups(model, losses, {id(value) for value in self.decayed}, config.weight_decay, stage)
         self.adam = OPTIMIZERS[config.name](
             groups, lr=stage.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon
         )
@@ -90,23 +90,30 @@ def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> lis
         return [value for name, value in named if value.ndim > 1 and _is_kernel(name)]
     convolutions = [module for module in model.image_encoder.modules() if isinstance(module, nn.Conv2d)]
     kernels: list[Tensor] = [module.weight for module in convolutions if module.groups == 1]
-    return [*kernels, model.image_projection.linear.weight, model.text_projection.linear.weight]
+    projections = (model.image_projection, model.text_projection)
+    return [*kernels, *(layer.linear.weight for layer in projections if isinstance(layer, Projection))]
 
 
 def _is_kernel(name: str) -> bool:
     """Not the word embedding, initial states, or a transformer's tokens and positions."""
-    return "weight" in name.rsplit(".", 1)[-1] and not name.endswith("embedding.weight")
+    return "weight" in name.rsplit(".", 1)[-1] and not name.endswith(("embedding.weight", "embeddings.weight"))
 
 
 def _groups(
-    model: DualEncoder, losses: nn.Module, decayed: set[int], image_rate: float, config: OptimizerConfig, rate: float
+    model: DualEncoder, losses: nn.Module, decayed: set[int], weight_decay: float, stage: StageConfig
 ) -> list[dict[str, object]]:
-    image = {id(value) for value in model.image_encoder.parameters()}
+    rates: dict[int, float] = {}
+    for encoder, rate in (
+        (model.image_encoder, stage.image_learning_rate),
+        (model.text_encoder, stage.text_learning_rate),
+    ):
+        if rate is not None:
+            rates |= {id(value): rate for value in encoder.parameters()}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for value in (*model.parameters(), *losses.parameters()):
         if value.requires_grad:
-            full_rate = image_rate if id(value) in image else rate
-            decay = config.weight_decay if id(value) in decayed else 0.0
+            full_rate = rates.get(id(value), stage.learning_rate)
+            decay = weight_decay if id(value) in decayed else 0.0
             groups.setdefault((full_rate, decay), []).append(value)
     return [
         {"params": values, "full_rate": full_rate, "weight_decay": decay}

@@ -74,6 +74,8 @@ class StageConfig:
     """Let a frozen image encoder's batch norm use and follow each batch, as the original does (no features kept)."""
     fixed_batch_norm: bool = False
     """Keep the image encoder's batch norm in evaluation mode while its weights train."""
+    freeze_text_encoder: bool = False
+    """Keep the text encoder's weights, and its dropout off."""
     batch_size: int = 32
     """Pictures in a batch."""
     captions_per_picture: int = 1
@@ -83,6 +85,8 @@ class StageConfig:
     learning_rate: float = 2e-4
     image_learning_rate: float | None = None
     """Of the image encoder; null takes learning_rate."""
+    text_learning_rate: float | None = None
+    """Of the text encoder; null takes learning_rate."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate over the stage; cosine falls to 0."""
     warmup_steps: int = 0

@@ -9,6 +9,7 @@ from torch import Tensor
 from cmpl.data.batching import Batch
 from cmpl.losses import pair_distances
 from cmpl.training.averages import WeightAverages
+from cmpl.training.distributed import Processes
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
 
@@ -17,7 +18,7 @@ from cmpl.training.optimizer import ScheduledAdam
 class TrainingStep:
     """All that one step touches. Call it with a batch and the step's number within the stage, from 0."""
 
-    fabric: Any
+    processes: Processes
     model: Any  # the DualEncoder as Fabric wrapped it
     losses: MatchingLosses
     optimizer: ScheduledAdam
@@ -36,14 +37,17 @@ class TrainingStep:
         image_embeddings, text_embeddings = self.model(
             batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features
         )
-        total, terms = self.losses(image_embeddings, text_embeddings, batch)
-        seen = {"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}}
+        gathered = self.processes.gather(image_embeddings, text_embeddings, batch)
+        total, terms = self.losses(image_embeddings, text_embeddings, batch, gathered)
+        seen = self.processes.sum({"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}})
         if observe:
-            distances = pair_distances(image_embeddings, text_embeddings, batch.image_labels, batch.text_labels)
-            seen["positive_distance"], seen["negative_distance"] = distances
+            seen["positive_distance"], seen["negative_distance"] = pair_distances(*gathered.table)
             seen["regularization"] = self.optimizer.regularization()
         self.optimizer.adam.zero_grad(set_to_none=True)
-        self.fabric.backward(total)
+        # Gradients are averaged over the processes, and it is their shares' sum that counts.
+        self.processes.fabric.backward(total * self.processes.size)
+        self.processes.average_gradients(self.losses.parameters())
+        self.processes.average_statistics(self.model)
         if self.clip_norm is not None:
             trained = [value for group in self.optimizer.adam.param_groups for value in group["params"]]
             seen["gradient_norm"] = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)

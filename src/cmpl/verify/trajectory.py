@@ -23,6 +23,7 @@ from cmpl.legacy.variables import load_tf_variables, state_from_tf_variables
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.projection import Projection
 from cmpl.training.averages import WeightAverages
+from cmpl.training.distributed import Processes
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, load_recipe
@@ -146,20 +147,25 @@ class _Run:
         assert self.losses.cmpc is not None
         with torch.no_grad():
             self.losses.cmpc.weight.copy_(torch.from_numpy(recording.initial["Wfc"]))
-        fabric = Fabric(accelerator="cpu", devices=1)
+        processes = Processes(Fabric(accelerator="cpu", devices=1))
         averages = WeightAverages(self.model, recipe.averages.decay, leave_out=("text_encoder.",))
         optimizer = ScheduledAdam(self.model, self.losses, recipe.optimizer, recipe.stage2, STEPS)
         self.training = TrainingStep(
-            fabric, fabric.setup_module(self.model), self.losses, optimizer, averages, recipe.averages.before_update
+            processes,
+            processes.fabric.setup_module(self.model),
+            self.losses,
+            optimizer,
+            averages,
+            recipe.averages.before_update,
         )
         self.model.train()
 
     def _model(self, recipe: Recipe) -> DualEncoder:
         model = DualEncoder(recipe.model, Vocabulary([f"word{number}" for number in range(_WORDS)]))
         model.image_encoder = slim_mobilenet_v1(0.25) if self.mobilenet else SlimResNet(TINY_BLOCKS)
-        norm = {"eps": recipe.model.projection.norm_eps, "momentum": recipe.model.projection.norm_momentum}
         features: int = model.image_encoder.num_features
-        model.image_projection = Projection(features, _DIM, **norm)
+        norm = recipe.model.projection
+        model.image_projection = Projection(features, _DIM, eps=norm.norm_eps, momentum=norm.norm_momentum)
         model.picture_input = _Float32Input(**vars(slim_input(recipe.model.image.name)))
         self.parts: dict[str, tuple[str, nn.Module]] = {
             "image_encoder": ("MobilenetV1" if self.mobilenet else self.recording.tower, model.image_encoder),
