@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmpl.data.samplers import identity_balanced, shuffled
 from cmpl.data.text import pad
 from cmpl.data.transforms import PictureInput, random_crop
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
+    from cmpl.data.decoded import DecodedPictures
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,17 @@ def plan_epoch(
     covers: Literal["pictures", "captions"],
     mirror: bool,
     seed: Sequence[int],
+    identities: Sequence[int] | None = None,
+    pictures_per_identity: int = 1,
 ) -> list[BatchPlan]:
-    """The batches of one epoch.
+    """The batches of one epoch, as all processes together see them (`BatchPlan.shard` is one process's part).
 
     caption_counts: captions of each picture. captions_per_picture: 0 takes all. covers: `pictures` draws every picture
     once with some of its captions, `captions` every caption once, in groups of captions_per_picture that share their
     picture. A last batch that is not full is left out, unless it is the only one.
+
+    identities: the label of each picture, for batches of batch_size / pictures_per_identity different labels with
+    pictures_per_identity pictures each, as `identity_balanced` has them; None shuffles all pictures.
     """
     random = np.random.default_rng(list(seed))
     items: list[tuple[int, np.ndarray]] = []
@@ -88,19 +95,27 @@ def plan_epoch(
             items.append((picture, order[:group]))
         else:
             items += [(picture, order[start : start + group]) for start in range(0, count, group)]
-    shuffled = random.permutation(len(items))
-    mirrored = random.random(len(items)) < 0.5 if mirror else np.zeros(len(items), dtype=bool)
-    crops = random.random((len(items), 4))
-    size = min(batch_size, len(items))
-    return [
+    if identities is None:
+        batches = shuffled(len(items), batch_size, random)
+    else:
+        pictures = [picture for picture, _ in items]
+        shown = [identities[picture] for picture in pictures]
+        in_batch = batch_size // pictures_per_identity
+        batches = identity_balanced(shown, pictures, in_batch, pictures_per_identity, random)
+    ends = np.cumsum([len(batch) for batch in batches])
+    mirrored = random.random(ends[-1]) < 0.5 if mirror else np.zeros(ends[-1], dtype=bool)
+    crops = random.random((ends[-1], 4))
+    plans = [
         BatchPlan(
-            np.array([items[item][0] for item in shuffled[start : start + size]]),
-            [items[item][1] for item in shuffled[start : start + size]],
-            mirrored[start : start + size],
-            crops[start : start + size],
+            np.array([items[item][0] for item in batch]),
+            [items[item][1] for item in batch],
+            mirrored[end - len(batch) : end],
+            crops[end - len(batch) : end],
         )
-        for start in range(0, len(items) - size + 1, size)
+        for batch, end in zip(batches, ends, strict=True)
     ]
+    left_out = identities is None and len(plans) > 1 and len(batches[-1]) < batch_size
+    return plans[:-1] if left_out else plans
 
 
 class BatchSource:
@@ -114,11 +129,14 @@ class BatchSource:
         *,
         features: np.ndarray | None = None,
         smallest_crop: float = 1.0,
+        decoded: "DecodedPictures | None" = None,
     ) -> None:
         self.split = split
         self.picture_input = picture_input
         self.features = features
         self.smallest_crop = smallest_crop
+        self.decoded = decoded
+        self.tokens: list[list[list[int]]] | dict[int, list[list[int]]]
         self.tokens = [[tokenize(caption) for caption in captions] for captions in split.captions]
         self.caption_counts = [len(captions) for captions in self.tokens]
         labels, classes = np.unique(split.labels, return_inverse=True)
@@ -128,6 +146,11 @@ class BatchSource:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def identities(self) -> list[int]:
+        """The label's number among the training labels, of each picture."""
+        return self._classes.tolist()
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         """The batch of a plan (named so that a DataLoader with the plans as its sampler can call it)."""
@@ -141,33 +164,47 @@ class BatchSource:
         if self.features is not None:
             images["features"] = torch.from_numpy(self.features[plan.pictures, plan.mirrored.astype(np.int64)]).float()
         else:
-            images["pictures"] = torch.stack([self._picture(plan, row) for row in range(len(rows))])
+            images["pictures"] = torch.stack(self._pictures(plan))
         return Batch(
             tokens, lengths, labels, labels[picture_rows], self._classes[rows][picture_rows], picture_rows, **images
         )
 
-    def _picture(self, plan: BatchPlan, row: int) -> Tensor:
-        from cmpl.data.pictures import decode_picture
+    def batches(self, plans: Sequence[BatchPlan], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+        """The batches of `plans` in their order; pictures are decoded by `workers` processes (0: here)."""
+        from torch.utils.data import DataLoader
 
-        index = int(plan.pictures[row])
-        picture = decode_picture(self.split.picture(index), self.split.image_ids[index])
+        loader: DataLoader[Batch] = DataLoader(
+            self,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=plans,
+            num_workers=0 if self.features is not None else workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # a loader left to itself would draw from the generator that dropout uses
+        )
+        yield from loader
+
+    def _pictures(self, plan: BatchPlan) -> list[Tensor]:
+        return [self._picture(plan, row) for row in range(len(plan.pictures))]
+
+    def _picture(self, plan: BatchPlan, row: int) -> Tensor:
+        picture = self._pixels(int(plan.pictures[row]))
         if self.smallest_crop < 1:
             picture = random_crop(picture, self.smallest_crop, plan.crops[row])
         resized = self.picture_input.resize(picture)
         return resized.flip(-1) if plan.mirrored[row] else resized
 
+    def _pixels(self, index: int) -> Tensor:
+        """The decoded picture of a row, or what the cache keeps of it."""
+        from cmpl.data.pictures import decode_picture
 
-def load_batches(source: BatchSource, plans: list[BatchPlan], workers: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of `plans` in their order, on `device`; pictures are decoded by `workers` processes (0: here)."""
-    from torch.utils.data import DataLoader
+        if self.decoded is not None:
+            return self.decoded[index]
+        return decode_picture(self.split.picture(index), self.split.image_ids[index])
 
-    loader: DataLoader[Batch] = DataLoader(
-        source,  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=plans,
-        num_workers=0 if source.features is not None else workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # a loader left to itself would draw from the generator that dropout uses
-    )
-    for batch in loader:
+
+def load_batches(
+    source: BatchSource, plans: Sequence[BatchPlan], workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """The batches of `plans` in their order, on `device`; `workers` as `BatchSource.batches` takes them."""
+    for batch in source.batches(plans, workers, pin_memory=device.type == "cuda"):
         yield batch.to(device)

@@ -78,6 +78,10 @@ class StageConfig:
     """Keep the text encoder's weights, and its dropout off."""
     batch_size: int = 32
     """Pictures in a batch."""
+    sampler: Literal["shuffled", "identities"] = "shuffled"
+    """identities: a batch holds batch_size / pictures_per_identity labels, with that many pictures of each."""
+    pictures_per_identity: int = 4
+    """For sampler identities; a label that has fewer pictures gives all of them."""
     captions_per_picture: int = 1
     """Captions drawn for each picture of a batch; 0 takes all."""
     epoch_covers: Literal["pictures", "captions"] = "captions"
@@ -265,6 +269,12 @@ def _check(recipe: Recipe, name: str) -> Recipe:
                 f"recipe {name}: stage{number} has batch_size {stage.batch_size}, captions_per_picture "
                 f"{stage.captions_per_picture}, smallest_crop {stage.smallest_crop}; expected at least 2, at least 0, "
                 "above 0 and at most 1"
+            )
+        of_each = stage.pictures_per_identity
+        if stage.sampler == "identities" and (of_each < 1 or stage.batch_size % of_each or stage.batch_size == of_each):
+            raise UserError(
+                f"recipe {name}: stage{number} has batch_size {stage.batch_size} and pictures_per_identity {of_each}; "
+                "expected a batch that holds at least two labels with as many pictures each"
             )
     return recipe
 
