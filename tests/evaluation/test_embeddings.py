@@ -114,4 +114,8 @@ def test_tensors_are_taken_too():
     import torch
 
     taken = Embeddings.checked(torch.eye(2).half(), torch.eye(2), torch.arange(2), torch.arange(2))
-    assert taken.images.dtype == np.float32
+    assert taken.images.dtype == np.float16
+    assert (
+        Embeddings.checked(torch.eye(2).bfloat16(), torch.eye(2), torch.arange(2), torch.arange(2)).images.dtype
+        == np.float32
+    )

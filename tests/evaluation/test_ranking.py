@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmpl.evaluation import ranking
+from cmpl.evaluation import counting
 from cmpl.evaluation.ranking import PositiveRanks, rank_positives
 
 
@@ -124,7 +124,7 @@ def test_many_positives_a_query_rank_the_same_by_sorting_and_by_comparing(metric
     texts = torch.randint(-2, 3, (2100, 4), generator=generator).double()
     labels = torch.randint(0, 4, (500,), generator=generator), torch.randint(0, 4, (2100,), generator=generator)
     by_sorting = rank_positives(images, texts, *labels, metric)
-    monkeypatch.setattr(ranking, "_SORT_FROM", 10**6)
+    monkeypatch.setattr(counting, "_SORT_FROM", 10**6)
     by_comparing = rank_positives(images, texts, *labels, metric)
     assert by_sorting[0].positives.max() > 120 > 10
     for one, other in zip(by_sorting, by_comparing, strict=True):

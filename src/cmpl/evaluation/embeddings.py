@@ -1,4 +1,7 @@
-"""Pictures and texts to be ranked: their embeddings and labels, from a model of ours or from anyone's .npz file."""
+"""Pictures and texts to be ranked: their embeddings and labels, from a model of ours or from anyone's files.
+
+An .npz file is read into memory. A directory of .npy files of the same names is mapped, and may be larger.
+"""
 
 import zipfile
 import zlib
@@ -14,16 +17,20 @@ from cmpl.errors import UserError
 from cmpl.evaluation.inputs import EvaluationInputError, check_embeddings, check_labels
 
 REQUIRED = ("image_embeddings", "text_embeddings", "image_labels", "text_labels")
+OPTIONAL = ("text_pictures", "image_ids", "caption_ids")
 _ADVICE = f"expected an .npz file with {', '.join(REQUIRED)}, as numpy.savez writes it (docs/evaluation.md)"
+_DAMAGED = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+_CHUNK = 65_536
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """n pictures and m texts, checked: finite numbers, one integer label each, equal means match.
 
-    images [n, d], texts [m, d]: float32 or float64, need not be of unit length.
+    images [n, d], texts [m, d]: float16, float32 or float64, need not be of unit length; may be mapped files.
     text_pictures [m]: row of the picture that each text was written for, or None where nobody knows.
-    image_names, text_names: for exported rankings; rows where none are given.
+    image_ids [n], caption_ids [m]: COCO's own, which lists of right answers go by; None where nobody knows.
+    given_image_names, given_text_names: for exported rankings; without them rows are names.
     """
 
     images: NDArray[Any]
@@ -31,8 +38,10 @@ class Embeddings:
     image_labels: NDArray[np.int64]
     text_labels: NDArray[np.int64]
     text_pictures: NDArray[np.int64] | None = None
-    image_names: tuple[str, ...] = ()
-    text_names: tuple[str, ...] = ()
+    given_image_names: tuple[str, ...] = ()
+    given_text_names: tuple[str, ...] = ()
+    image_ids: NDArray[np.int64] | None = None
+    caption_ids: NDArray[np.int64] | None = None
 
     @classmethod
     def checked(
@@ -44,71 +53,119 @@ class Embeddings:
         text_pictures: Tensor | NDArray[Any] | None = None,
         image_names: tuple[str, ...] = (),
         text_names: tuple[str, ...] = (),
+        image_ids: Tensor | NDArray[Any] | None = None,
+        caption_ids: Tensor | NDArray[Any] | None = None,
     ) -> "Embeddings":
         """Raises EvaluationInputError, naming array and row, for what can't be evaluated."""
         images = check_embeddings(image_embeddings, "image_embeddings")
         texts = check_embeddings(text_embeddings, "text_embeddings")
-        image_ids = check_labels(image_labels, len(images), "image_labels")
-        text_ids = check_labels(text_labels, len(texts), "text_labels")
-        rows = None if text_pictures is None else _check_pictures(text_pictures, image_ids, text_ids)
+        numbers = check_labels(image_labels, len(images), "image_labels")
+        text_numbers = check_labels(text_labels, len(texts), "text_labels")
         return cls(
             images,
             texts,
-            image_ids,
-            text_ids,
-            rows,
-            image_names or tuple(f"image-{row}" for row in range(len(images))),
-            text_names or tuple(f"text-{row}" for row in range(len(texts))),
+            numbers,
+            text_numbers,
+            None if text_pictures is None else _check_pictures(text_pictures, numbers, text_numbers),
+            image_names,
+            text_names,
+            None if image_ids is None else check_labels(image_ids, len(images), "image_ids"),
+            None if caption_ids is None else check_labels(caption_ids, len(texts), "caption_ids"),
         )
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        return self.given_image_names or tuple(f"image-{row}" for row in range(len(self.images)))
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        return self.given_text_names or tuple(f"text-{row}" for row in range(len(self.texts)))
 
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Embeddings":
         """The pictures and texts of these rows; which picture a text was written for is no longer known."""
+        image_names, text_names = self.image_names, self.text_names
         return Embeddings(
             self.images[images],
             self.texts[texts],
             self.image_labels[images],
             self.text_labels[texts],
-            image_names=tuple(self.image_names[row] for row in images),
-            text_names=tuple(self.text_names[row] for row in texts),
+            given_image_names=tuple(image_names[row] for row in images),
+            given_text_names=tuple(text_names[row] for row in texts),
+            image_ids=None if self.image_ids is None else self.image_ids[images],
+            caption_ids=None if self.caption_ids is None else self.caption_ids[texts],
         )
 
     def averaged_texts(self) -> "Embeddings":
         """One text for each label: the mean of its texts' embeddings as they are, by ascending label."""
         order = np.argsort(self.text_labels, kind="stable")
-        labels, starts, counts = np.unique(self.text_labels[order], return_index=True, return_counts=True)
-        sums = np.add.reduceat(self.texts[order], starts, axis=0, dtype=np.float64)
+        labels, counts = np.unique(self.text_labels, return_counts=True)
+        means = np.zeros((len(labels), self.texts.shape[1]))
+        for start in range(0, len(order), _CHUNK):
+            rows = order[start : start + _CHUNK]
+            some, starts = np.unique(self.text_labels[rows], return_index=True)
+            means[np.searchsorted(labels, some)] += np.add.reduceat(self.texts[rows], starts, axis=0, dtype=np.float64)
+        means /= counts[:, None]
         return Embeddings(
             self.images,
-            (sums / counts[:, None]).astype(self.texts.dtype),
+            means.astype(np.float64 if self.texts.dtype == np.float64 else np.float32),
             self.image_labels,
             labels,
-            image_names=self.image_names,
-            text_names=tuple(f"class-{label}" for label in labels),
+            given_image_names=self.given_image_names,
+            given_text_names=tuple(f"class-{label}" for label in labels),
         )
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """The embeddings and labels of an .npz file; `text_pictures` may be with them. Nothing is ever unpickled.
+    """The arrays REQUIRED and OPTIONAL of an .npz file or of a directory of .npy files. Nothing is ever unpickled.
 
     Raises UserError for a file that is none, and naming file, array and row for what can't be evaluated.
     """
+    arrays = _map_directory(path) if path.is_dir() else _read_npz(path)
+    missing = [name for name in REQUIRED if name not in arrays]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}, it has {', '.join(arrays) or 'nothing'}; {_ADVICE}")
+    try:
+        return Embeddings.checked(
+            arrays["image_embeddings"],
+            arrays["text_embeddings"],
+            arrays["image_labels"],
+            arrays["text_labels"],
+            text_pictures=arrays.get("text_pictures"),
+            image_ids=arrays.get("image_ids"),
+            caption_ids=arrays.get("caption_ids"),
+        )
+    except EvaluationInputError as error:
+        raise EvaluationInputError(f"{path}: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise UserError(f"{path} holds a single array; {_ADVICE}")
         with file:
-            for name in REQUIRED:
-                if name not in file:
-                    raise UserError(f"{path} has no {name}, it has {', '.join(file.files) or 'nothing'}; {_ADVICE}")
-            images, texts, image_labels, text_labels = (file[name] for name in REQUIRED)
-            pictures = file.get("text_pictures")
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        reason = "holds Python objects" if "Object arrays" in str(error) else "can't be read"
-        raise UserError(f"{path} {reason}; {_ADVICE}") from error
-    try:
-        return Embeddings.checked(images, texts, image_labels, text_labels, pictures)
-    except EvaluationInputError as error:
-        raise EvaluationInputError(f"{path}: {error}") from error
+            return {name: file[name] for name in file.files if name in (*REQUIRED, *OPTIONAL)}
+    except _DAMAGED as error:
+        raise UserError(f"{path} {_reason(error)}; {_ADVICE}") from error
+
+
+def _map_directory(path: Path) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in (*REQUIRED, *OPTIONAL):
+        file = path / f"{name}.npy"
+        if not file.is_file():
+            continue
+        try:
+            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(arrays[name], np.ndarray):
+                raise ValueError("it is an archive")
+        except _DAMAGED as error:
+            raise UserError(f"{file} {_reason(error)}; expected one array, as numpy.save writes it") from error
+    return arrays
+
+
+def _reason(error: Exception) -> str:
+    return "holds Python objects" if "object" in str(error).lower() else "can't be read"
 
 
 def _check_pictures(

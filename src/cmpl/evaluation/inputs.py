@@ -17,17 +17,16 @@ class EvaluationInputError(UserError, ValueError):
 
 
 def check_embeddings(embeddings: Tensor | NDArray[Any], name: str) -> NDArray[Any]:
-    """Embeddings as a numpy matrix [n, d] of float32 or float64, without a copy where that is possible.
+    """Embeddings as a numpy matrix [n, d] of float16, float32 or float64, without a copy where that is possible.
 
-    Half precision becomes float32. Raises EvaluationInputError for other types and shapes and for NaN or infinity.
+    A mapped file stays one. Raises EvaluationInputError for other types and shapes and for NaN or infinity.
     """
     if isinstance(embeddings, Tensor):
         tensor = embeddings.detach().cpu()
-        matrix = (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+        matrix = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     else:
         matrix = np.asarray(embeddings)
-        matrix = matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix
-    if matrix.dtype not in (np.float32, np.float64):
+    if matrix.dtype not in (np.float16, np.float32, np.float64):
         raise EvaluationInputError(f"{name} are {matrix.dtype}; expected floating point numbers, convert them first")
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise EvaluationInputError(

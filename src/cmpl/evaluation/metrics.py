@@ -182,15 +182,20 @@ def evaluate_retrieval(
     metric: Metric = "cosine",
     metric_definition: MetricDefinition = "exact",
     extra: tuple[str, ...] = (),
+    *,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> RetrievalResult:
     """Evaluate retrieval of texts by images and of images by texts, each item of the other side being ranked.
 
-    image_embeddings [n, d], text_embeddings [m, d]: any float type, need not be normalised.
+    image_embeddings [n, d], text_embeddings [m, d]: any float type, need not be normalised; mapped files are read in
+    blocks.
     image_labels [n], text_labels [m]: integers; equal means match. A picture appears once, however many texts match it.
     ks: cut-offs of Recall@K, positive; a k beyond the gallery gives 100.
     metric: "cosine" or "euclidean"; see `rank_positives` for zero rows and ties, which count against the model.
     metric_definition: "original" adds `mAP_original`, the short average precision of the released CMPL code.
     extra: further metrics by name, such as ("mINP", "nDCG", "AP@50").
+    device: "cpu" or "cuda". progress: say what a long job will cost before it starts, and show a bar.
     Raises EvaluationInputError (a UserError and a ValueError) for NaN, mismatched shapes, labels that aren't integers,
     and a query without a positive, naming the row.
     """
@@ -200,7 +205,9 @@ def evaluate_retrieval(
         raise EvaluationInputError(f"metric_definition is {metric_definition!r}; expected 'exact' or 'original'")
     for name in extra:
         check_metric(name)
-    image_to_text, text_to_image = rank_positives(image_embeddings, text_embeddings, image_labels, text_labels, metric)
+    image_to_text, text_to_image = rank_positives(
+        image_embeddings, text_embeddings, image_labels, text_labels, metric, device=device, progress=progress
+    )
     ks = tuple(int(k) for k in ks)
     return RetrievalResult(
         DirectionResult(image_to_text, ks, metric_definition, extra),

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from cmpl.errors import UserError
 from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult, evaluate_retrieval
-from cmpl.evaluation.ranking import Metric, PositiveRanks
+from cmpl.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult
+from cmpl.evaluation.ranking import Metric, PositiveRanks, rank_positives
 
 _RECALLS = ("R@1", "R@5", "R@10")
 
@@ -213,21 +213,49 @@ class Evaluation:
 
 
 def evaluate_protocol(
-    protocol: Protocol, embeddings: Embeddings, metric: Metric = "cosine", metric_definition: MetricDefinition = "exact"
+    protocol: Protocol,
+    embeddings: Embeddings,
+    metric: Metric = "cosine",
+    metric_definition: MetricDefinition = "exact",
+    *,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> Evaluation:
-    """Evaluate embeddings by a protocol. Raises UserError when they don't fit it or can't be evaluated."""
+    """Evaluate embeddings by a protocol. Raises UserError when they don't fit it or can't be evaluated.
+
+    device, progress: as `rank_positives` takes them.
+    """
     tasks = arrange(protocol, embeddings)
-    results = [
-        evaluate_retrieval(
+    ranks = [
+        rank_positives(
             task.embeddings.images,
             task.embeddings.texts,
             task.embeddings.image_labels,
             task.embeddings.text_labels,
-            metric=metric,
-            metric_definition=metric_definition,
-            extra=protocol.extra,
+            metric,
+            device=device,
+            progress=progress,
         )
         for task in tasks
+    ]
+    return evaluation_of(protocol, tasks, ranks, metric, metric_definition)
+
+
+def evaluation_of(
+    protocol: Protocol,
+    tasks: Sequence[Task],
+    ranks: Sequence[tuple[PositiveRanks, PositiveRanks]],
+    metric: Metric = "cosine",
+    metric_definition: MetricDefinition = "exact",
+) -> Evaluation:
+    """What the ranks of a protocol's tasks amount to."""
+    results = [
+        RetrievalResult(
+            DirectionResult(image_to_text, metric_definition=metric_definition, extra=protocol.extra),
+            DirectionResult(text_to_image, metric_definition=metric_definition, extra=protocol.extra),
+            metric,
+        )
+        for image_to_text, text_to_image in ranks
     ]
     pooled = RetrievalResult(
         _pooled([result.image_to_text for result in results]),
