@@ -249,6 +249,8 @@ class _Training:
             covers=stage.epoch_covers,
             mirror=self.recipe.mirror,
             seed=(self.recipe.seed, number, epoch),
+            identities=source.identities if stage.sampler == "identities" else None,
+            pictures_per_identity=stage.pictures_per_identity,
         )
 
     def _training_step(self, stage: StageConfig, steps: int) -> TrainingStep:
