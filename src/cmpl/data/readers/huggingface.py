@@ -62,7 +62,7 @@ def _records(
         where = f"row {number} of {name}"
         image_id = str(row.get("image_id", f"{name}/{number}"))
         captions = captions_of(row[caption_column], where, caption_column)
-        picture = _picture(row[picture_column], images, where, picture_column)
+        picture = picture_of(row[picture_column], images, where, picture_column)
         yield Record(image_id, picture, next(labels), tuple(captions), split)
 
 
@@ -79,7 +79,7 @@ def _labels(splits: "dict[str, Dataset]") -> list[int]:
     return number_labels([str(value) for value in values])
 
 
-def _picture(value: object, images: Path, where: str, column: str) -> Path | bytes:
+def picture_of(value: object, images: Path, where: str, column: str) -> Path | bytes:
     """A picture as the library stores it: its bytes or the path of its file; or a path inside `images`."""
     if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
         data: bytes | None = value.get("bytes")

@@ -10,10 +10,11 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from cmpl.data.readers.columns import CAPTION_COLUMNS, captions_of, split_name
 from cmpl.data.readers.schema import SchemaError
@@ -39,8 +40,8 @@ def read_webdataset(annotations: Path, images: Path) -> Iterator[Record]:
     labelled: bool | None = None
     for shard in shards:
         split = split_name(re.split("[^A-Za-z]", shard.stem, maxsplit=1)[0])
-        try:
-            for sample in _samples(shard):
+        with _named_errors(str(shard)), shard.open("rb") as file:
+            for sample in _samples(file):
                 labelled = sample.label is not None if labelled is None else labelled
                 if labelled != (sample.label is not None):
                     raise SchemaError(f"only some samples have a label ({sample.key[:80]!r} differs); give it to all")
@@ -48,10 +49,23 @@ def read_webdataset(annotations: Path, images: Path) -> Iterator[Record]:
                 name = f"{shard.stem}/{sample.key}"
                 yield Record(name, sample.picture, label, tuple(sample.captions), split if split in _SPLITS else "")
                 number += 1
-        except SchemaError as problem:
-            raise UserError(f"{shard} can't be used: {problem}; {_FIX}") from None
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
-            raise UserError(f"{shard} is damaged or no tar shard ({error}); copy it again") from error
+
+
+def read_samples(name: str, file: IO[bytes]) -> "Iterator[Sample]":
+    """The samples of one shard in their order, read as they are needed. Raises UserError with the shard's name."""
+    with _named_errors(name):
+        yield from _samples(file)
+
+
+@contextmanager
+def _named_errors(shard: str) -> Iterator[None]:
+    """What is wrong with a shard as one sentence with its name."""
+    try:
+        yield
+    except SchemaError as problem:
+        raise UserError(f"{shard} can't be used: {problem}; {_FIX}") from None
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+        raise UserError(f"{shard} is damaged or no tar shard ({error}); copy it again") from error
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -83,17 +97,19 @@ def _shards(annotations: Path) -> list[Path]:
 
 
 @dataclass
-class _Sample:
+class Sample:
+    """What a shard holds of one picture; a label only where it has one."""
+
     key: str
     picture: bytes = b""
     captions: list[str] = field(default_factory=list)
     label: int | None = None
 
 
-def _samples(shard: Path) -> Iterator[_Sample]:
+def _samples(file: IO[bytes]) -> Iterator[Sample]:
     """The samples of a shard; the files of one lie next to each other."""
-    sample: _Sample | None = None
-    with tarfile.open(shard, "r|*") as tar:
+    sample: Sample | None = None
+    with tarfile.open(fileobj=file, mode="r|*") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
             if not member.isfile() or not path.name or path.name.startswith("."):
@@ -103,7 +119,7 @@ def _samples(shard: Path) -> Iterator[_Sample]:
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
-                sample = _Sample(key)
+                sample = Sample(key)
             _add(sample, extension.lower(), _content(tar, member), member.name)
     if sample is not None:
         yield sample
@@ -116,7 +132,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read() if file else b""
 
 
-def _add(sample: _Sample, extension: str, content: bytes, name: str) -> None:
+def _add(sample: Sample, extension: str, content: bytes, name: str) -> None:
     """Enter one file; those of other kinds are left alone."""
     where = f"{name[:80]!r}"
     if extension in _PICTURES:
@@ -131,7 +147,7 @@ def _add(sample: _Sample, extension: str, content: bytes, name: str) -> None:
         _add_fields(sample, _object(content, where), where)
 
 
-def _add_fields(sample: _Sample, fields: dict[str, Any], where: str) -> None:
+def _add_fields(sample: Sample, fields: dict[str, Any], where: str) -> None:
     column = next((name for name in CAPTION_COLUMNS if name in fields), None)
     if column and not sample.captions:  # img2dataset writes the caption as .txt and again into .json
         sample.captions += captions_of(fields[column], where, column)
