@@ -5,7 +5,8 @@ randomness (order, captions, mirroring, crops), so batches are the same for any 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ class BatchPlan:
 
 # What is looked at from the CPU: reading it from a GPU would wait for all work under way.
 _ON_CPU = {"lengths", "image_labels", "text_labels"}
+_OF_A_PICTURE = {"image_labels", "pictures", "features"}  # the others have a row for each caption
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         return self._map(lambda _, value: value.pin_memory())
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Consecutive pictures with their captions, in parts that differ by one picture at most."""
+        count = len(self.image_labels)
+        captions_up_to = [0, *torch.bincount(self.picture_rows, minlength=count).cumsum(0).tolist()]
+        bounds = [count * part // parts for part in range(parts + 1)]
+        ends = [captions_up_to[bound] for bound in bounds]
+        cuts = zip(pairwise(bounds), pairwise(ends), strict=True)
+        return [self._part(slice(*pictures), slice(*captions)) for pictures, captions in cuts]
+
+    def _part(self, pictures: slice, captions: slice) -> "Batch":
+        part = self._map(lambda name, value: value[pictures if name in _OF_A_PICTURE else captions])
+        return replace(part, picture_rows=part.picture_rows - pictures.start)
 
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> "Batch":
         present = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -127,7 +127,7 @@ class StreamData:
         return self._train if name == "train" else self._val.split(name)
 
 
-def open_stream(source: str, val: Data, *, on_error: OnError = "stop", progress: bool = True) -> StreamData:
+def open_stream(source: str, *, on_error: OnError = "stop", progress: bool = True) -> StreamSplit:
     """A stream opened for training; the first time it is read once.
 
     source: tar shards (URLs or paths with {000..123}, a folder of them, a .txt file with one a line) or the name of a
@@ -141,7 +141,7 @@ def open_stream(source: str, val: Data, *, on_error: OnError = "stop", progress:
         facts = _first_pass(shards, directory, on_error, progress)
     if not any(one.captions for one in facts):
         raise UserError(f"{source} holds no sample with a picture and a caption; name another stream")
-    return StreamData(source, StreamSplit(shards, facts, directory), val)
+    return StreamSplit(shards, facts, directory)
 
 
 def _first_pass(shards: list[Shard], directory: Path, on_error: OnError, progress: bool) -> list[ShardFacts]:
@@ -156,7 +156,7 @@ def _first_pass(shards: list[Shard], directory: Path, on_error: OnError, progres
             write_text(files[number], json.dumps(asdict(kept)))
         if kept.skipped and on_error == "stop":
             why = next(iter(kept.skipped.values()))
-            raise UserError(f"{why}; mend it, or leave such samples out with --stream_on_error skip")
+            raise UserError(f"{why}; mend it, or leave such samples out with --stream.on_error skip")
         return kept
 
     missing = sum(not file.exists() for file in files)
