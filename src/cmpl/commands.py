@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cmpl.errors import UserError
 from cmpl.files import refuse_occupied
@@ -10,24 +10,33 @@ from cmpl.files import refuse_occupied
 VALIDATIONS_SHOWN = 12  # of a run, the last ones
 
 if TYPE_CHECKING:
-    from cmpl.data.dataset import Split
+    from cmpl.data.dataset import Data
+    from cmpl.evaluation.protocols import Evaluation
     from cmpl.models.dual_encoder import DualEncoder
 
 
 def train_command(recipe_name: str, overrides: list[str], data: Path, run: Path, resume: bool) -> int:
-    """Train a recipe; returns the exit code."""
+    """Train a recipe; returns the exit code. Of several processes the first one speaks for all."""
     from cmpl.training.recipe import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
     from cmpl.data.dataset import open_data
+    from cmpl.training.distributed import is_first_process
     from cmpl.training.interruption import Interrupted
     from cmpl.training.loop import train
 
     try:
         best = train(recipe, open_data(data), run, resume=resume)
     except Interrupted as stop:
-        print(f"cmpl: {stop}; the same command with --resume goes on from here", file=sys.stderr)
+        if is_first_process():
+            print(f"cmpl: {stop}; the same command with --resume goes on from here", file=sys.stderr)
         return 128 + stop.number
+    except UserError:
+        if is_first_process():
+            raise
+        return 2
+    if not is_first_process():
+        return 0
     report_command(run, data, "val", None)
     where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
     print(f"best on val: rsum {best['rsum']:.1f} ({where})")
@@ -45,26 +54,29 @@ def report_command(run: Path, data: Path | None, split_name: str, output: Path |
     history = read_metrics(run)
     if not history:
         raise UserError(f"{run} has no metrics.jsonl; expected a training run as `cmpl train --output RUN` writes it")
-    split = open_data(data or Path(history[0]["data"])).split(split_name)
+    opened = open_data(data or Path(history[0]["data"]))
+    opened.split(split_name)  # before the model is loaded
     path = output or run / "report.html"
-    write_run_report(path, run, DualEncoder.from_pretrained(directory), split, split_name)
+    write_run_report(path, run, DualEncoder.from_pretrained(directory), opened, split_name)
     return f"report: {path}"
 
 
-def write_run_report(path: Path, run: Path, model: "DualEncoder", split: "Split", split_name: str) -> Any:
-    """Evaluate `model` on a split, write the report of its run, and return the RetrievalResult."""
-    from cmpl.evaluation.metrics import evaluate_retrieval
+def write_run_report(path: Path, run: Path, model: "DualEncoder", data: "Data", split_name: str) -> "Evaluation":
+    """Evaluate `model` on a split by the protocol of its data, write the report of its run; the evaluation."""
+    from cmpl.evaluate import embed
+    from cmpl.evaluation.protocols import choose_protocol, evaluate_protocol
     from cmpl.evaluation.report import write_report
-    from cmpl.models.embed import embed_split
     from cmpl.training.log import read_metrics
     from cmpl.training.recipe import load_recipe
 
     recipe = load_recipe(str(run / "recipe.yaml"))
-    seen = embed_split(model, split, progress=True)
-    result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels)
+    split = data.split(split_name)
+    protocol = choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
+    embeddings = embed(model, split)
+    evaluation = evaluate_protocol(protocol, embeddings)
     facts = {
         "Recipe": f"{recipe.name}: {recipe.summary}",
-        "Split": f"{split_name}, {len(seen.images):,} pictures with {len(seen.texts):,} captions",
+        "Split": f"{split_name}, {len(embeddings.images):,} pictures with {len(embeddings.texts):,} captions",
         "Image encoder": recipe.model.image.name,
         "Losses": ", ".join(f"{name} {weight:g}" for name, weight in recipe.loss.weights.items()),
     }
@@ -72,16 +84,13 @@ def write_run_report(path: Path, run: Path, model: "DualEncoder", split: "Split"
         path,
         title=f"{recipe.name} on {split_name}",
         facts=facts,
-        result=result,
-        image_embeddings=seen.images,
-        text_embeddings=seen.texts,
-        image_labels=seen.image_labels,
-        text_labels=seen.text_labels,
-        captions=seen.captions,
+        embeddings=embeddings,
+        evaluation=evaluation,
+        captions=[caption for of_picture in split.captions for caption in of_picture],
         thumbnail=split.picture,
         history=read_metrics(run),
     )
-    return result
+    return evaluation
 
 
 def import_command(checkpoint: Path, word_counts: Path, output: Path) -> str:

@@ -35,6 +35,8 @@ def tokenize(caption: str) -> list[str]:
 class Vocabulary:
     """Words and their numbers: 0 is padding, 1 an unknown word, 2 and up the words by falling count."""
 
+    FILE = "vocabulary.txt"
+
     def __init__(self, words: Sequence[str]) -> None:
         if len(set(words)) != len(words):
             raise ValueError("a word stands twice in the vocabulary")

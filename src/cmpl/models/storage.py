@@ -1,4 +1,7 @@
-"""A model as files: config.json, model.safetensors and vocabulary.txt. Reading it never runs code from it."""
+"""A model as files: config.json, model.safetensors and the vocabulary. Reading it never runs code from it.
+
+The vocabulary is vocabulary.txt, one word a line, or the tokenizer.json of a text encoder from `transformers`.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,10 +19,12 @@ from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig
 from cmpl.models.image import check_state
 
 if TYPE_CHECKING:
+    from cmpl.data.subwords import SubwordTokenizer
     from cmpl.models.dual_encoder import DualEncoder
+    from cmpl.models.transformer_text import TransformerTextEncoder
 
 FORMAT = 1
-FILES = {"config.json", "model.safetensors", "vocabulary.txt", "README.md"}
+FILES = {"config.json", "model.safetensors", "vocabulary.txt", "tokenizer.json", "README.md"}
 
 
 def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
@@ -36,11 +41,16 @@ def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
         "model": asdict(model.config),
         "picture_input": asdict(model.picture_input),
     }
+    architecture = getattr(model.text_encoder, "architecture", None)
+    if architecture is not None:
+        config["text_architecture"] = architecture
     with whole_directory(directory) as temporary:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        model.vocabulary.save(temporary / "vocabulary.txt")
+        model.vocabulary.save(temporary / model.vocabulary.FILE)
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        # safetensors makes the file readable by its owner alone; a model is made to be shared like its other files.
+        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
@@ -61,9 +71,18 @@ class SavedModel:
 
     path: Path
     config: ModelConfig
-    vocabulary: Vocabulary
+    vocabulary: "Vocabulary | SubwordTokenizer"
     picture_input: PictureInput
+    text_architecture: dict[str, Any] | None  # of a text encoder from `transformers`
     state: dict[str, Tensor]
+
+    def text_encoder(self) -> "TransformerTextEncoder | None":
+        """The text encoder without its weights; None for the BiLSTM."""
+        if self.text_architecture is None:
+            return None
+        from cmpl.models.transformer_text import TransformerTextEncoder
+
+        return TransformerTextEncoder(self.text_architecture, self.config.text.pooling)
 
     def fill(self, model: nn.Module) -> None:
         """Give a model built from the above its weights. Raises UserError unless they are exactly its own."""
@@ -77,14 +96,19 @@ def read_model(name: str) -> SavedModel:
     from safetensors.torch import load_file
 
     directory = _local(name)
-    config, picture_input = _read_config(directory / "config.json")
+    config, picture_input, architecture = _read_config(directory / "config.json")
     config.image.weights = "none"  # all weights are in the directory
     path = directory / "model.safetensors"
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
-    return SavedModel(path, config, Vocabulary.load(directory / "vocabulary.txt"), picture_input, state)
+    if architecture is None:
+        return SavedModel(path, config, Vocabulary.load(directory / Vocabulary.FILE), picture_input, None, state)
+    from cmpl.data.subwords import SubwordTokenizer
+
+    tokenizer = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, architecture)
+    return SavedModel(path, config, tokenizer, picture_input, architecture, state)
 
 
 def push_model(model: "DualEncoder", name: str) -> str:
@@ -112,13 +136,13 @@ def _local(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "vocabulary.txt"]))
+        return Path(snapshot_download(name, allow_patterns=sorted(FILES - {"README.md"})))
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} is no directory here, and the hub did not give it ({reason})") from error
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, PictureInput]:
+def _read_config(path: Path) -> tuple[ModelConfig, PictureInput, dict[str, Any] | None]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] > FORMAT:
@@ -129,6 +153,6 @@ def _read_config(path: Path) -> tuple[ModelConfig, PictureInput]:
             TextEncoderConfig(**model["text"]),
             ProjectionConfig(**model["projection"]),
         )
-        return config, PictureInput(**found["picture_input"])
+        return config, PictureInput(**found["picture_input"]), found.get("text_architecture")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a cmpl model's configuration ({error!r}); copy the model again") from error

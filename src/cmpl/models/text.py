@@ -30,15 +30,18 @@ class BiLSTMEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
         self.lstm = nn.LSTM(word_dim, hidden_dim, batch_first=True, bidirectional=True)
-        # PyTorch's LSTM adds two biases; training both would move their sum twice as far as one bias.
-        self.lstm.bias_hh_l0.requires_grad_(False)
-        self.lstm.bias_hh_l0_reverse.requires_grad_(False)
+        self.fix_second_biases()
         self.initial_hidden = nn.Parameter(torch.empty(2, hidden_dim))
         self.initial_cell = nn.Parameter(torch.empty(2, hidden_dim))
         self.dropout = nn.Dropout(dropout)
         self.pool_padding = pool_padding
         self.num_features = 2 * hidden_dim
         self.reset_parameters()
+
+    def fix_second_biases(self) -> None:
+        """PyTorch's LSTM adds two biases; training both would move their sum twice as far as one bias."""
+        self.lstm.bias_hh_l0.requires_grad_(False)
+        self.lstm.bias_hh_l0_reverse.requires_grad_(False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
