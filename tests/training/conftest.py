@@ -47,7 +47,7 @@ def toy_data(toy_directory: Path) -> Data:
     return open_data(toy_directory)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_recipe() -> Callable[..., Recipe]:
     """Two stages of two epochs with three steps each, dropout and crops on. Settings by name replace it."""
 

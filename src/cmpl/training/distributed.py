@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cmpl.data.batching import Batch
 from cmpl.errors import UserError
+from cmpl.training.collectives import gather
 from cmpl.training.recipe import Recipe
 
 T = TypeVar("T")
@@ -57,6 +58,11 @@ def counted_processes(recipe: Recipe) -> Recipe:
         return recipe
     devices = int(os.environ["LOCAL_WORLD_SIZE"])
     return replace(recipe, devices=devices, nodes=int(os.environ["WORLD_SIZE"]) // devices)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and speaks, as its launcher numbers it."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 class Processes:
@@ -119,7 +125,7 @@ class Processes:
         most = max(int(count.sum()) for count in counts)
         own = torch.cat([image_embeddings, text_embeddings])
         # One collective for both, so that the backward pass is one as well and all processes take it in one order.
-        gathered = self.fabric.all_gather(F.pad(own, (0, 0, 0, most - len(own))), sync_grads=True)
+        gathered = gather(F.pad(own, (0, 0, 0, most - len(own))))
         labels = torch.cat([batch.image_labels.cpu(), batch.text_labels.cpu()])
         all_labels = self._gather_facts(F.pad(labels, (0, most - len(labels))))
         pictures, captions = ([int(count[kind]) for count in counts] for kind in (0, 1))
@@ -184,6 +190,11 @@ class Processes:
         if self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(states[_state_name("cuda", self.rank)], self.fabric.device)
 
+    def leave(self) -> None:
+        """The end of what is done together."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     def _gather_facts(self, own: Tensor) -> list[Tensor]:
         """A CPU tensor of one shape in all processes, from each of them."""
         found = [torch.empty_like(own) for _ in range(self.size)]
@@ -217,8 +228,11 @@ def launch(recipe: Recipe) -> Processes:
     # Weights in double precision need no conversions; Fabric's own "64-true" would return float32 embeddings.
     precision = "32-true" if recipe.precision == "64-true" else recipe.precision
     several = recipe.devices * recipe.nodes > 1
-    # Batch norm's statistics are averaged after each step, which keeps weight averages equal in all processes.
-    strategy = DDPStrategy(timeout=PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+    strategy = DDPStrategy(
+        timeout=PATIENCE,
+        broadcast_buffers=False,  # averaged after each step instead, so that weight averages are the same everywhere
+        gradient_as_bucket_view=True,
+    )
     try:
         fabric = Fabric(
             accelerator=recipe.device,

@@ -1,0 +1,219 @@
+"""Scenarios of two processes that share a run, as torchrun would start them; run as a script by test_distributed.py.
+
+It imports everything once and forks, so that a process costs little. Each scenario leaves FOLDER/scenario-RANK.json.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import lightning_fabric
+import timm  # noqa: F401 - before the fork
+import torch
+import torch.utils.tensorboard
+
+from cmpl.data.batching import Batch, BatchSource, plan_epoch
+from cmpl.data.dataset import open_data
+from cmpl.errors import UserError
+from cmpl.models.embed import embed_split  # noqa: F401
+from cmpl.training import loop
+from cmpl.training.distributed import Processes, launch
+from cmpl.training.interruption import Interrupted
+from cmpl.training.loop import train
+from cmpl.training.losses import MatchingLosses
+from cmpl.training.optimizer import ScheduledAdam
+from cmpl.training.recipe import LossConfig, StageConfig, load_recipe
+from cmpl.training.step import TrainingStep
+from cmpl.training.synchronised import synchronise_batch_norm
+
+EVERY_LOSS = LossConfig(cmpm=1.0, cmpc=0.7, infonce=0.5, sdm=0.3, triplet=0.2, siglip=0.1)
+data, folder = open_data(Path(sys.argv[1])), Path(sys.argv[2])
+recipe = load_recipe(sys.argv[3])
+calm = replace(
+    recipe,
+    model=replace(
+        recipe.model,
+        image=replace(recipe.model.image, feature_dropout=0.0),
+        text=replace(recipe.model.text, dropout=0.0),
+    ),
+)
+
+
+def alone() -> Processes:
+    return Processes(lightning_fabric.Fabric(accelerator="cpu", devices=1))
+
+
+def gradients(processes, losses, images, texts, image_labels, text_labels, picture_rows):
+    """Loss, and its gradients with respect to the embeddings and what the losses learn, averaged as training does."""
+    images, texts = images.clone().requires_grad_(), texts.clone().requires_grad_()
+    losses.zero_grad()
+    classes = text_labels % 7
+    words = torch.ones(len(texts), 1, dtype=torch.int64)
+    batch = Batch(words, words[:, 0], image_labels, text_labels, classes, picture_rows)
+    total, terms = losses(images, texts, batch, processes.gather(images, texts, batch))
+    (total * processes.size).backward()
+    processes.average_gradients(losses.parameters())
+    learned = {name: value.grad.clone() for name, value in losses.named_parameters()}
+    seen = processes.sum({"loss": total, **terms})
+    return seen, images.grad / processes.size, texts.grad / processes.size, learned
+
+
+def difference(found, expected) -> float:
+    return float((found - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1))
+
+
+def losses_of(rank, shards):
+    """The losses of a batch whose pictures and captions are shared as `shards` says: (pictures, captions) of each."""
+    torch.manual_seed(0)
+    losses = MatchingLosses(EVERY_LOSS, 7, 16)
+    pictures, captions = (sum(column) for column in zip(*shards, strict=True))
+    images, texts = torch.randn(pictures, 16), torch.randn(captions, 16)
+    rows = []
+    for n, m in shards:
+        first = sum(part[0] for part in shards[: len(rows)])
+        rows.append(first + torch.arange(m) % n)
+    picture_rows = torch.cat(rows)
+    labels = torch.arange(pictures) % 5  # pictures of one label in both processes
+    own_images = slice(sum(part[0] for part in shards[:rank]), sum(part[0] for part in shards[: rank + 1]))
+    own_texts = slice(sum(part[1] for part in shards[:rank]), sum(part[1] for part in shards[: rank + 1]))
+    whole = gradients(alone(), losses, images, texts, labels, labels[picture_rows], picture_rows)
+    share = gradients(
+        Processes(launch_two().fabric),
+        losses,
+        images[own_images],
+        texts[own_texts],
+        labels[own_images],
+        labels[picture_rows][own_texts],
+        picture_rows[own_texts] - own_images.start,
+    )
+    return {
+        **{name: difference(share[0][name], value) for name, value in whole[0].items()},
+        "image gradient": difference(share[1], whole[1][own_images]),
+        "text gradient": difference(share[2], whole[2][own_texts]),
+        **{f"{name} gradient": difference(share[3][name], value) for name, value in whole[3].items()},
+    }
+
+
+def launch_two() -> Processes:
+    return launch(replace(recipe, devices=2))
+
+
+def a_step(rank):
+    """One training step of the whole model on a shared batch: 7 pictures, so 3 and 4, with 1 to 3 captions."""
+
+    def train_on(processes, shard) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        with loop.quiet_libraries():
+            settings = replace(calm, loss=EVERY_LOSS, precision="64-true")
+            training = loop._Training(settings, data, folder, False, alone(), False)
+        model, losses = training.model, training.losses
+        if processes.size > 1:
+            synchronise_batch_norm(model)
+        stage = StageConfig(1, batch_size=7, captions_per_picture=0, learning_rate=1e-3)
+        model.unfreeze_image_encoder()
+        optimizer = ScheduledAdam(model, losses, calm.optimizer, stage, 1)
+        step = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
+        source = BatchSource(data.split("train"), model.tokenize, model.picture_input)
+        how = {"captions_per_picture": 0, "covers": "pictures", "mirror": True, "seed": (1,)}
+        plan = plan_epoch(source.caption_counts, batch_size=7, **how)[0]
+        model.train()
+        seen = step(source[shard(plan)], 0, observe=True)
+        parameters = [*model.named_parameters(), *losses.named_parameters(prefix="losses")]
+        buffers = {name: value for name, value in model.named_buffers() if "running" in name}
+        return {**seen, **{name: value.grad for name, value in parameters}, **buffers}
+
+    whole = train_on(alone(), lambda plan: plan)
+    share = train_on(launch_two(), lambda plan: plan.shard(rank, 2))
+    assert share.keys() == whole.keys()
+    return {name: difference(share[name], value) for name, value in whole.items() if value is not None}
+
+
+def a_run(rank, name, **changes):
+    train(replace(recipe, **changes), data, folder / name, progress=False)
+
+
+def few_pictures(rank, name):
+    a_run(rank, name, stage1=replace(recipe.stage1, batch_size=3))
+
+
+def stopped(rank, name, number, by):
+    """A signal comes to one process in the middle of a step, then the run is resumed."""
+    steps = []
+    call = TrainingStep.__call__
+
+    def interrupting(self, *arguments, **options):
+        steps.append(None)
+        if len(steps) == number and rank == by:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, *arguments, **options)
+
+    TrainingStep.__call__ = interrupting
+    try:
+        train(recipe, data, folder / name, progress=False)
+    except Interrupted as error:
+        return {"error": str(error), "checkpoint": max((folder / name / "checkpoints").glob("step-*")).name}
+
+
+def resumed(rank, name):
+    train(recipe, data, folder / name, resume=True, progress=False)
+
+
+def full_disk(rank, name):
+    def full(directory, checkpoint):
+        raise UserError("the disk is full")
+
+    loop.save_checkpoint = full
+    a_run(rank, name)
+
+
+SCENARIOS = {
+    "even": (losses_of, [(6, 9), (6, 9)]),
+    "uneven": (losses_of, [(5, 11), (7, 7)]),
+    "step": (a_step,),
+    "plain": (a_run, "plain"),
+    "stopped": (stopped, "stopped", 2, 1),
+    "resumed": (resumed, "stopped"),
+    "again": (resumed, "stopped"),
+    "few": (few_pictures, "few"),
+    "full": (full_disk, "full"),
+}
+
+
+def start(rank, name, port) -> int:
+    child = os.fork()
+    if child:
+        return child
+    os.environ |= {
+        **{"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    }
+    try:
+        act, *arguments = SCENARIOS[name]
+        result = act(rank, *arguments)
+    except UserError as error:
+        result = {"error": str(error)}
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
+    os._exit(0)
+
+
+def main() -> None:
+    for name in SCENARIOS:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [start(rank, name, port) for rank in range(2)]
+        failed = [os.waitpid(child, 0)[1] for child in children]
+        if any(failed):
+            sys.exit(f"{name} failed")
+
+
+if __name__ == "__main__":
+    main()
