@@ -42,11 +42,10 @@ def run_demo(output: Path, *, quick: bool) -> None:
         print(f"training: recipe {recipe.name}, {recipe.summary}")
         train(recipe, data, run, resume=(run / "recipe.yaml").is_file())
     model = DualEncoder.from_pretrained(run / "model")
-    split = data.split("test")
-    result = write_run_report(run / "report.html", run, model, split, "test")
+    evaluation = write_run_report(run / "report.html", run, model, data, "test")
     print("\ntest: emoji that training never saw, so this measures known words on new drawings\n")
-    print(result.to_table())
-    print(_examples(model, split))
+    print(evaluation.to_table())
+    print(_examples(model, data.split("test")))
     print(f"done in {time.monotonic() - started:.0f} s\nmodel: {run / 'model'}\nreport: {run / 'report.html'}")
 
 

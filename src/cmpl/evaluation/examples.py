@@ -1,22 +1,24 @@
-"""Queries worth looking at: some found at once, some found late, some missed, with what they retrieve."""
+"""Queries worth looking at: found at once, late or not, the hardest and the most confident mistakes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmpl.evaluation.hubness import Neighbours, nearest
 from cmpl.evaluation.ranking import Metric
 
 # Names of the groups with the ranks of the first right item they hold, the second excluded.
-GROUPS = {"Found at once": (1, 2), "Found among the first ten": (2, 11), "Missed": (11, np.inf)}
+GROUPS = {"found at once": (1, 2), "found among the first ten": (2, 11), "missed": (11, np.inf)}
 
 
 @dataclass(frozen=True)
 class Query:
     """A query and its first items, best first.
 
-    query: row of its embedding; first: rank of its first right item; group: a name of GROUPS.
+    query: row of its embedding; first: rank of its first right item; group: what it is shown among, say in GROUPS.
     items, scores, right: row, score (cosine, or distance for "euclidean") and match of the items retrieved.
     """
 
@@ -46,6 +48,38 @@ def choose_queries(first: NDArray[np.int64], count: int, seed: int = 0) -> list[
     ]
 
 
+def hardest_queries(first: NDArray[np.int64], labels: NDArray[np.int64], count: int) -> list[int]:
+    """Rows of the queries whose first right item ranks last, worst first, one of each label; none that are found."""
+    order = np.argsort(-first, kind="stable")
+    return _distinct((row for row in order if first[row] > 1), [labels], count)
+
+
+def confident_mistakes(
+    neighbours: Neighbours, first: NDArray[np.int64], labels: NDArray[np.int64], metric: Metric, count: int
+) -> list[int]:
+    """Rows of the queries whose first item is wrong and most similar, one of each label and of each wrong item."""
+    wrong = np.flatnonzero(~neighbours.right[:, 0] & (first[neighbours.queries] > 1))
+    scores = neighbours.scores[wrong, 0]
+    wrong = wrong[np.argsort(-scores if metric == "cosine" else scores, kind="stable")]
+    kinds = [labels[neighbours.queries], neighbours.items[:, 0]]
+    return [int(neighbours.queries[row]) for row in _distinct(wrong, kinds, count)]
+
+
+def _distinct(rows: Iterable[int], kinds: list[NDArray[np.int64]], count: int) -> list[int]:
+    """The first `count` rows that share none of their kinds with one before."""
+    chosen: list[int] = []
+    seen: list[set[int]] = [set() for _ in kinds]
+    for row in rows:
+        if len(chosen) == count:
+            break
+        own = [int(kind[row]) for kind in kinds]
+        if not any(value in before for value, before in zip(own, seen, strict=True)):
+            chosen.append(int(row))
+            for value, before in zip(own, seen, strict=True):
+                before.add(value)
+    return chosen
+
+
 def retrieve(
     chosen: list[tuple[str, int]],
     first: NDArray[np.int64],
@@ -57,26 +91,19 @@ def retrieve(
     top: int = 5,
 ) -> list[Query]:
     """The `top` items of the chosen queries; queries [n, d] and gallery [m, d] are unit rows for "cosine"."""
-    found = []
-    for group, row in chosen:
-        if metric == "cosine":
-            scores = gallery @ queries[row]
-            order = np.argsort(-scores, kind="stable")[:top]
-        else:
-            scores = np.linalg.norm(gallery - queries[row], axis=1)
-            order = np.argsort(scores, kind="stable")[:top]
-        right = gallery_labels[order] == labels[row]
-        found.append(
-            Query(
-                row,
-                int(first[row]),
-                group,
-                tuple(order.tolist()),
-                tuple(float(score) for score in scores[order]),
-                tuple(right.tolist()),
-            )
+    rows = np.array([row for _, row in chosen], dtype=np.int64)
+    found = nearest(queries, gallery, labels, gallery_labels, metric, rows, top)
+    return [
+        Query(
+            row,
+            int(first[row]),
+            group,
+            tuple(found.items[place].tolist()),
+            tuple(found.scores[place].tolist()),
+            tuple(found.right[place].tolist()),
         )
-    return found
+        for place, (group, row) in enumerate(chosen)
+    ]
 
 
 def sample_similarities(

@@ -1,32 +1,47 @@
-"""One self-contained HTML file about a run: its numbers, its training, and what it retrieves.
+"""One self-contained HTML file about a run: its numbers, what it retrieves, where it fails, and its training.
 
-The page needs no network and no script, follows the reader's light or dark scheme, and holds every picture once.
+The page needs no network, follows the reader's light or dark scheme, and holds every picture once beside the map's
+sheet. Only the map runs a script; the page's policy allows that script by its hash and nothing else.
 """
 
 import base64
-import io
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
-from itertools import groupby
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from cmpl.evaluation.charts import Series, histogram, line_chart
-from cmpl.evaluation.examples import Query, choose_queries, retrieve, sample_similarities
-from cmpl.evaluation.inputs import EvaluationInputError, check_embeddings, check_labels
+from cmpl.evaluation import report_figures as figures
+from cmpl.evaluation.embedding_map import draw_map
+from cmpl.evaluation.embeddings import Embeddings
+from cmpl.evaluation.examples import (
+    choose_queries,
+    confident_mistakes,
+    hardest_queries,
+    retrieve,
+    sample_similarities,
+)
+from cmpl.evaluation.hubness import Neighbours, count_retrieved, nearest
+from cmpl.evaluation.inputs import EvaluationInputError
 from cmpl.evaluation.metrics import RetrievalResult
+from cmpl.evaluation.protocols import PLAIN, Evaluation, evaluate_protocol
+from cmpl.evaluation.report_cards import RIGHT, grouped_cards, hub_pictures, hub_texts, picture_card, text_card
+from cmpl.evaluation.report_pictures import Pictures, Sheet, Thumbnail
+from cmpl.evaluation.report_tables import facts_list, results_table
+from cmpl.evaluation.tsne import kept_neighbours, tsne
+from cmpl.evaluation.uncertainty import bootstrap
 from cmpl.files import write_text
 
-_THUMBNAIL = 200  # pixels of the longer side; shown at half of that or less
-_PAIRS = {"matching": "positive", "other": "negative"}
-_RIGHT = '<span class="mark-right">✓ right</span>'
+ON_MAP = 1000  # pictures; the layout's time and memory grow with their square
+QUERIES = 25_000  # of a direction, whose first items are counted
+FAILURES = 4  # shown of a kind
 
 
 def write_report(
@@ -34,249 +49,265 @@ def write_report(
     *,
     title: str,
     facts: dict[str, str],
-    result: RetrievalResult,
-    image_embeddings: Tensor | NDArray[Any],
-    text_embeddings: Tensor | NDArray[Any],
-    image_labels: Tensor | NDArray[Any],
-    text_labels: Tensor | NDArray[Any],
-    captions: list[str],
-    thumbnail: Callable[[int], bytes],
+    embeddings: Embeddings,
+    evaluation: Evaluation,
+    captions: Sequence[str],
+    thumbnail: Thumbnail,
     history: list[dict[str, Any]],
     queries: int = 24,
 ) -> None:
     """Write the report of one evaluation to `output`, whole or not at all.
 
-    facts: what was evaluated, by name, shown on top.
-    result: what evaluate_retrieval returned for these embeddings and labels.
-    image_embeddings [n, d], text_embeddings [m, d], image_labels [n], text_labels [m], captions (m of them).
-    thumbnail: row of a picture to its encoded bytes (JPEG, PNG); called once for every picture shown.
+    facts: what was evaluated, by name, shown on top; the protocol is added.
+    embeddings: of n pictures and m texts; evaluation: of these by a protocol. captions: the m texts.
+    thumbnail: row of a picture to its encoded bytes (JPEG, PNG).
     history: rows of metrics.jsonl, of kinds "train" and "val"; may be empty.
-    queries: how many to show, half of them texts and half pictures.
+    queries: how many examples to show, half of them texts and half pictures.
     """
-    image_ids = check_labels(image_labels, len(image_embeddings), "image_labels")
-    text_ids = check_labels(text_labels, len(text_embeddings), "text_labels")
-    if len(captions) != len(text_embeddings):
+    if len(captions) != len(embeddings.texts):
         raise EvaluationInputError(
-            f"found {len(captions)} captions; expected one for each of {len(text_embeddings)} texts"
+            f"found {len(captions)} captions; expected one for each of {len(embeddings.texts)} texts"
         )
-    images = _comparable(check_embeddings(image_embeddings, "image_embeddings"), result)
-    texts = _comparable(check_embeddings(text_embeddings, "text_embeddings"), result)
-    pictures = _Pictures(thumbnail, _captions_of_pictures(image_ids, text_ids, captions))
-
-    to_images, to_texts = result.text_to_image.ranks.first, result.image_to_text.ranks.first
-    by_text = choose_queries(to_images, queries // 2, seed=0)
-    by_picture = choose_queries(to_texts, queries - queries // 2, seed=1)
-    found_images = retrieve(by_text, to_images, texts, images, text_ids, image_ids, result.metric)
-    found_texts = retrieve(by_picture, to_texts, images, texts, image_ids, text_ids, result.metric)
-    body = [
-        _facts(facts),
-        '<div class="overview">',
-        _table(result),
-        _similarities(images, texts, image_ids, text_ids, result),
-        "</div>",
+    page = _Page(embeddings, evaluation, captions, thumbnail)
+    parts = [
+        page.results(),
+        page.similarities(),
+        page.map(),
+        page.failures(),
+        page.hubs(),
+        page.examples(queries),
         _training(history),
-        _text_queries(found_images, captions, pictures, text_ids, image_ids, result),
-        _picture_queries(found_texts, captions, pictures, result),
-        "<footer>Ranks start at 1, and a tie counts against the model. "
-        "Examples are drawn at random, a third from each group where there are enough.</footer>",
     ]
-    template = Template(resources.files("cmpl.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=escape(title), body="\n".join(body), pictures=pictures.styles())
-    write_text(output, page)
+    protocol = evaluation.protocol
+    shown = [part for part in parts if part]
+    links = "".join(f'<a href="#{part.name}">{part.heading}</a>' for part in shown)
+    body = [
+        facts_list({**facts, "Protocol": f"{protocol.name}: {protocol.summary}"}),
+        f'<nav aria-label="Sections">{links}</nav>',
+        *(part.html() for part in shown),
+        "<footer>Ranks start at 1, and a tie counts against the model.</footer>",
+    ]
+    source = resources.files("cmpl.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    text = Template(source).substitute(
+        title=escape(title), body="\n".join(body), pictures=page.styles(), script_hash=_script_hash(source)
+    )
+    write_text(output, text)
 
 
-class _Pictures:
-    """Thumbnails as backgrounds of style classes, so that a picture shown many times is stored once."""
+@dataclass(frozen=True)
+class _Section:
+    """A part of the page. name: of its link. explanation, content: HTML."""
 
-    def __init__(self, thumbnail: Callable[[int], bytes], captions: list[str]) -> None:
-        self.thumbnail, self.captions = thumbnail, captions
-        self.data: dict[int, str] = {}
+    name: str
+    heading: str
+    explanation: str
+    content: str
 
-    def show(self, row: int) -> str:
-        if row not in self.data:
-            self.data[row] = base64.b64encode(_small_jpeg(self.thumbnail(row))).decode("ascii")
-        description = f"Picture {row}" + (f": {self.captions[row]}" if self.captions[row] else "")
-        return f'<span class="picture p{row}" role="img" aria-label="{escape(description)}"></span>'
+    def html(self) -> str:
+        return (
+            f'<section id="{self.name}"><h2>{self.heading}</h2><p class="quiet">{self.explanation}</p>'
+            f"{self.content}</section>"
+        )
+
+
+class _Page:
+    """The sections, and the pictures that they show."""
+
+    def __init__(
+        self, embeddings: Embeddings, evaluation: Evaluation, captions: Sequence[str], thumbnail: Thumbnail
+    ) -> None:
+        self.data, self.evaluation, self.captions, self.thumbnail = embeddings, evaluation, captions, thumbnail
+        self.result = _of_all(evaluation, embeddings)
+        self.names = embeddings.image_names
+        self.images, self.texts = (_comparable(each, self.result) for each in (embeddings.images, embeddings.texts))
+        self.own_captions = _captions_of_pictures(embeddings, captions)
+        self.pictures = Pictures(thumbnail, self.names, self.own_captions)
+        self.sheet: Sheet | None = None
+        self.to_images, self.to_texts = self.result.text_to_image.ranks.first, self.result.image_to_text.ranks.first
+        self.text_neighbours = self._nearest(of_texts=True, rows=_sample(len(self.texts), QUERIES))
+        self.image_neighbours = self._nearest(of_texts=False, rows=_sample(len(self.images), QUERIES))
 
     def styles(self) -> str:
-        return "\n".join(
-            f".p{row}{{background-image:url(data:image/jpeg;base64,{data})}}" for row, data in self.data.items()
+        return "\n".join([self.pictures.styles(), self.sheet.styles() if self.sheet else ""])
+
+    def results(self) -> _Section:
+        intervals = bootstrap(self.evaluation)
+        table = results_table(self.evaluation, intervals)
+        explanation = (
+            "Each sentence looks for its picture among all pictures, each picture for its sentences among all of them. "
+            "Recall at K (R@K) is the share of queries with a right item among the first K they retrieve."
         )
+        content = f'<div class="overview">{table}{figures.recall_curve(self.result)}</div>'
+        return _Section("results", "Results", explanation, content)
+
+    def similarities(self) -> _Section:
+        ids = self.data.image_labels, self.data.text_labels
+        matching, other = sample_similarities(self.images, self.texts, *ids, self.result.metric)
+        charts = [
+            figures.similarities(matching, other, self.result),
+            figures.recall_by_length(self.result.text_to_image, self.captions),
+            figures.recall_by_positives(self.result.image_to_text),
+        ]
+        explanation = (
+            "The less the two histograms overlap, the better the model tells matching pairs from others "
+            f"({len(matching):,} and {len(other):,} pairs). Longer sentences say more, and are often easier to find."
+        )
+        content = f'<div class="overview">{"".join(charts)}</div>'
+        return _Section("similarities", "Similarities and lengths", explanation, content)
+
+    def map(self) -> _Section | None:
+        if len(self.images) < 3:
+            return None
+        rows = _sample(len(self.images), ON_MAP)
+        points, first = self.images[rows], self.to_texts[rows]
+        places = tsne(points)
+        found = self._nearest(of_texts=False, rows=rows, top=1)
+        notes = [
+            (
+                self.own_captions[row],
+                f"first right caption at rank {rank:,} of {len(self.texts):,}",
+                "" if rank == 1 else self.captions[item],
+            )
+            for row, rank, item in zip(rows.tolist(), first.tolist(), found.items[:, 0].tolist(), strict=True)
+        ]
+        self.sheet = Sheet(self.thumbnail, rows)
+        drawn = draw_map(places, first, [self.names[row] for row in rows], notes, self.sheet)
+        some = (
+            f"{len(rows):,} of the {len(self.images):,} pictures, drawn at random"
+            if len(rows) < len(self.images)
+            else "all pictures"
+        )
+        explanation = (
+            f"Pictures the model takes for alike are near to each other ({some}; t-SNE of their embeddings). Point, "
+            "tap or use the arrow keys to see them. Neighbourhoods mean something, distances between far points don't: "
+            f"of a picture's ten nearest, {100 * kept_neighbours(points, places):.0f} % are among its ten nearest here."
+        )
+        return _Section("map", "Map of the pictures", explanation, drawn)
+
+    def failures(self) -> _Section | None:
+        metric, data = self.result.metric, self.data
+        kinds = {
+            "Hardest sentences": (True, hardest_queries(self.to_images, data.text_labels, FAILURES)),
+            "Hardest pictures": (False, hardest_queries(self.to_texts, data.image_labels, FAILURES)),
+            "Most confident wrong pictures": (
+                True,
+                confident_mistakes(self.text_neighbours, self.to_images, data.text_labels, metric, FAILURES),
+            ),
+            "Most confident wrong captions": (
+                False,
+                confident_mistakes(self.image_neighbours, self.to_texts, data.image_labels, metric, FAILURES),
+            ),
+        }
+        cards = [self._cards([(name, row) for row in rows], of_texts=of) for name, (of, rows) in kinds.items() if rows]
+        explanation = (
+            "The hardest queries are those whose right item ranks last. A confident mistake has a wrong item in first "
+            "place that is very similar all the same: often it fits as well, and only the data doesn't say so. "
+            "Different queries and different wrong items, not five captions of one picture."
+        )
+        return _Section("failures", "Where it fails", explanation, "\n".join(cards)) if cards else None
+
+    def hubs(self) -> _Section:
+        of_images, of_texts = count_retrieved(self.text_neighbours), count_retrieved(self.image_neighbours)
+        charts = figures.hubness_chart(of_images, "pictures", "sentences") + figures.hubness_chart(
+            of_texts, "captions", "pictures"
+        )
+        asked = [
+            f"{len(each.queries):,} of the {total:,} {what}"
+            for each, total, what in (
+                (self.text_neighbours, len(self.texts), "sentences"),
+                (self.image_neighbours, len(self.images), "pictures"),
+            )
+            if len(each.queries) < total
+        ]
+        sampled = f" Counted over {' and '.join(asked)}, drawn at random." if asked else ""
+        explanation = (
+            f"Hubs come up among the first {of_images.k} of far more queries than others do and push right items down. "
+            "A skewness near 0 means that all items come up about equally often; above 1 there are clear hubs. "
+            "Below the pictures and captions: how often each is retrieved, and how often that is right." + sampled
+        )
+        content = (
+            f'<div class="overview">{charts}</div><div class="overview">{hub_pictures(of_images, self.pictures)}'
+            f"{hub_texts(of_texts, self.captions)}</div>"
+        )
+        return _Section("hubs", "Hubs", explanation, content)
+
+    def examples(self, count: int) -> _Section:
+        by_text, by_picture = (
+            [(f"{what} {group}", row) for group, row in choose_queries(first, number, seed)]
+            for what, first, number, seed in (
+                ("Sentences", self.to_images, count // 2, 0),
+                ("Pictures", self.to_texts, count - count // 2, 1),
+            )
+        )
+        explanation = (
+            "What a sentence and a picture retrieve first. Drawn at random, a third from each group where there are "
+            f"enough. What matches is marked {RIGHT}; beside the places is the "
+            + ("cosine similarity." if self.result.metric == "cosine" else "distance.")
+        )
+        content = self._cards(by_text, of_texts=True) + self._cards(by_picture, of_texts=False)
+        return _Section("examples", "Examples", explanation, content)
+
+    def _cards(self, chosen: list[tuple[str, int]], *, of_texts: bool) -> str:
+        sides = [
+            (self.images, self.data.image_labels, self.to_texts),
+            (self.texts, self.data.text_labels, self.to_images),
+        ]
+        (queries, labels, first), (gallery, gallery_labels, _) = sides[::-1] if of_texts else sides
+        found = retrieve(chosen, first, queries, gallery, labels, gallery_labels, self.result.metric)
+        card = (text_card if of_texts else picture_card)(self.data, self.captions, self.pictures)
+        return grouped_cards(found, card)
+
+    def _nearest(self, *, of_texts: bool, rows: NDArray[np.int64], top: int = 10) -> Neighbours:
+        sides = [(self.images, self.data.image_labels), (self.texts, self.data.text_labels)]
+        (queries, labels), (gallery, gallery_labels) = sides[::-1] if of_texts else sides
+        return nearest(queries, gallery, labels, gallery_labels, self.result.metric, rows, top)
 
 
-def _small_jpeg(picture: bytes) -> bytes:
-    with Image.open(io.BytesIO(picture)) as opened:
-        opened.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-        small = opened.convert("RGBA")
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    white = Image.new("RGBA", small.size, "white")
-    file = io.BytesIO()
-    Image.alpha_composite(white, small).convert("RGB").save(file, "JPEG", quality=78, optimize=True)
-    return file.getvalue()
+def _training(history: list[dict[str, Any]]) -> _Section | None:
+    charts = figures.training_charts(history)
+    explanation = "Losses on the training split and validations after each epoch, over the steps of both stages."
+    return _Section("training", "Training", explanation, f'<div class="overview">{charts}</div>') if charts else None
+
+
+def _of_all(evaluation: Evaluation, embeddings: Embeddings) -> RetrievalResult:
+    """The ranks of every text among all pictures and of every picture among all texts."""
+    result = evaluation.result
+    sizes = result.text_to_image.ranks.gallery_size, result.image_to_text.ranks.gallery_size
+    queries = len(result.image_to_text.ranks.first), len(result.text_to_image.ranks.first)
+    if sizes == queries == (len(embeddings.images), len(embeddings.texts)) and not evaluation.protocol.by_class:
+        return result
+    return evaluate_protocol(PLAIN, embeddings, result.metric).result
 
 
 def _comparable(embeddings: NDArray[Any], result: RetrievalResult) -> NDArray[Any]:
+    embeddings = embeddings.astype(np.float32) if embeddings.dtype == np.float16 else embeddings
     if result.metric == "euclidean":
         return embeddings
     unit: NDArray[Any] = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     return unit
 
 
-def _captions_of_pictures(
-    image_ids: NDArray[np.int64], text_ids: NDArray[np.int64], captions: Sequence[str]
-) -> list[str]:
+def _sample(count: int, most: int) -> NDArray[np.int64]:
+    """All rows, or `most` of them drawn at random, ascending."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def _captions_of_pictures(data: Embeddings, captions: Sequence[str]) -> list[str]:
     """The first caption of each picture, or of another picture that means the same; for who can't see it."""
-    first: dict[int, str] = {}
-    for label, caption in zip(text_ids.tolist(), captions, strict=True):
-        first.setdefault(label, caption)
-    return [first.get(label, "") for label in image_ids.tolist()]
+    of_label: dict[int, str] = {}
+    for label, caption in zip(data.text_labels.tolist(), captions, strict=True):
+        of_label.setdefault(label, caption)
+    first = [of_label.get(label, "") for label in data.image_labels.tolist()]
+    if data.text_pictures is not None:
+        for row, caption in zip(data.text_pictures[::-1].tolist(), reversed(captions), strict=True):
+            first[row] = caption
+    return first
 
 
-def _facts(facts: dict[str, str]) -> str:
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
-    return f'<dl class="facts">{rows}</dl>' if facts else ""
-
-
-def _table(result: RetrievalResult) -> str:
-    to_text, to_image = result.image_to_text.to_dict(), result.text_to_image.to_dict()
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th>{_cell(name, to_text)}{_cell(name, to_image)}</tr>'
-        for name in to_text
-    )
-    images, texts = result.text_to_image.ranks.gallery_size, result.image_to_text.ranks.gallery_size
-    return (
-        '<section class="card"><table><caption>Retrieval</caption><thead><tr><th scope="col"><span class="hidden">'
-        'Metric</span></th><th scope="col">Image to text</th><th scope="col">Text to image</th></tr></thead>'
-        f'<tbody>{rows}</tbody><tfoot><tr><th scope="row">Sum of recalls</th><td colspan="2">{result.rsum:.1f}</td>'
-        f'</tr></tfoot></table><p class="quiet small">Recall and mAP in per cent; ranks of the first right item among '
-        f"{texts:,} texts and {images:,} pictures.</p></section>"
-    )
-
-
-def _cell(name: str, values: dict[str, float]) -> str:
-    value = values[name]
-    if name.endswith("rank"):
-        return f"<td>{value:,.0f}</td>" if value.is_integer() else f"<td>{value:,.1f}</td>"
-    return f'<td class="share" style="--share:{value:.1f}%">{value:.1f}</td>'
-
-
-def _similarities(
-    images: NDArray[Any],
-    texts: NDArray[Any],
-    image_ids: NDArray[np.int64],
-    text_ids: NDArray[np.int64],
-    result: RetrievalResult,
-) -> str:
-    matching, other = sample_similarities(images, texts, image_ids, text_ids, result.metric)
-    samples = {"matching pairs": matching, "other pairs": other}
-    name = "cosine similarity" if result.metric == "cosine" else "euclidean distance"
-    return histogram("Similarities", {key: value for key, value in samples.items() if len(value)}, name)
-
-
-def _training(history: list[dict[str, Any]]) -> str:
-    train = [row for row in history if row.get("kind") == "train"]
-    val = [row for row in history if row.get("kind") == "val"]
-    weights = {kind: [row for row in val if row.get("weights") == kind] for kind in ("averaged", "raw")}
-    followed = weights["averaged"] or weights["raw"]
-    charts = [
-        line_chart(
-            "Training loss",
-            [_series(name, train, key) for name, key in (("total", "loss"), ("CMPM", "cmpm"), ("CMPC", "cmpc"))],
-            "step",
-            "nats",
-        ),
-        line_chart(
-            "Sum of recalls on val, by weights",
-            [_series(kind, rows, "rsum", marks=True) for kind, rows in weights.items()],
-            "step",
-            "rsum",
-        ),
-        line_chart(
-            "Recall@1 on val",
-            [
-                _series("image to text", followed, "image_to_text", "R@1", marks=True),
-                _series("text to image", followed, "text_to_image", "R@1", marks=True),
-            ],
-            "step",
-            "%",
-        ),
-        line_chart(
-            "Cosine distance in training",
-            [_series(f"{kind} pairs", train, f"{key}_distance") for kind, key in _PAIRS.items()],
-            "step",
-            "distance",
-        ),
-    ]
-    drawn = "".join(charts)
-    return f'<section><h2>Training</h2><div class="overview">{drawn}</div></section>' if drawn else ""
-
-
-def _series(name: str, rows: Iterable[dict[str, Any]], *keys: str, marks: bool = False) -> Series:
-    """The values under `keys` of the rows that have them, by step."""
-    points = []
-    for row in rows:
-        value: Any = row
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and "step" in row:
-            points.append((float(row["step"]), float(value)))
-    return Series(name, [x for x, _ in points], [y for _, y in points], marks)
-
-
-def _text_queries(
-    found: list[Query],
-    captions: Sequence[str],
-    pictures: _Pictures,
-    text_ids: NDArray[np.int64],
-    image_ids: NDArray[np.int64],
-    result: RetrievalResult,
-) -> str:
-    def card(query: Query) -> str:
-        items = "".join(
-            f'<li{_class(right)}>{pictures.show(item)}<span class="note"><span>{place} · {score:.2f}</span>'
-            f"{_RIGHT if right else ''}</span></li>"
-            for place, (item, score, right) in enumerate(zip(query.items, query.scores, query.right, strict=True), 1)
-        )
-        if not any(query.right):
-            sought = int(np.flatnonzero(image_ids == text_ids[query.query])[0])
-            note = f'<span class="note"><span>sought</span>{_RIGHT}</span>'
-            items += f'<li class="sought is-right">{pictures.show(sought)}{note}</li>'
-        return (
-            f'<article class="card query"><p class="sentence">“{escape(captions[query.query])}”</p>'
-            f'{_verdict(query, "picture", result.text_to_image.ranks.gallery_size)}<ol class="pictures">{items}</ol>'
-            "</article>"
-        )
-
-    return _groups("Text to image", "The five pictures nearest to a sentence.", found, card)
-
-
-def _picture_queries(found: list[Query], captions: Sequence[str], pictures: _Pictures, result: RetrievalResult) -> str:
-    def card(query: Query) -> str:
-        items = "".join(
-            f'<li{_class(right)}><span class="quiet">{place}</span><span class="quiet">{score:.2f}</span>'
-            f'<span><span class="sentence">{escape(captions[item])}</span> {_RIGHT if right else ""}</span></li>'
-            for place, (item, score, right) in enumerate(zip(query.items, query.scores, query.right, strict=True), 1)
-        )
-        return (
-            f'<article class="card query by-picture">{pictures.show(query.query)}<div>'
-            f'{_verdict(query, "caption", result.image_to_text.ranks.gallery_size)}<ol class="captions">{items}</ol>'
-            "</div></article>"
-        )
-
-    return _groups("Image to text", "The five captions nearest to a picture.", found, card)
-
-
-def _groups(heading: str, explanation: str, found: list[Query], card: Callable[[Query], str]) -> str:
-    parts = [f'<section><h2>{heading}</h2><p class="quiet">{explanation} Those that match are marked {_RIGHT}.</p>']
-    for group, queries in groupby(found, key=lambda query: query.group):
-        parts.append(f"<h3>{group}</h3>")
-        parts.extend(card(query) for query in queries)
-    return "\n".join([*parts, "</section>"])
-
-
-def _verdict(query: Query, what: str, gallery_size: int) -> str:
-    return f'<p class="verdict">first right {what} at rank {query.first:,} of {gallery_size:,}</p>'
-
-
-def _class(right: bool) -> str:
-    return ' class="is-right"' if right else ""
+def _script_hash(source: str) -> str:
+    """The template's script as a source of a content security policy."""
+    script = re.search(r"<script>(.*?)</script>", source, re.DOTALL)
+    assert script, "the template has a script"
+    return "sha256-" + base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode("ascii")
