@@ -17,7 +17,7 @@ def identity_balanced(
     """Batches of `in_batch` different identities with `of_each` different pictures of each.
 
     identities, pictures: what each item shows. An identity with fewer pictures gives all it has, and where there are
-    fewer identities a batch has all of them. Every item is in at least one batch, few are in two; the number of batches
+    fewer identities a batch has all of them. Every item is in at least one batch, some are in two; the number of batches
     depends on what the items show alone.
     """
     items_of: dict[int, list[int]] = {}

@@ -78,6 +78,8 @@ class StageConfig:
     """Keep the text encoder's weights, and its dropout off."""
     batch_size: int = 32
     """Pictures in a batch."""
+    micro_batch: int = 0
+    """Pictures encoded at a time, while the loss sees the whole batch; saves memory for one more forward; 0: all."""
     sampler: Literal["shuffled", "identities"] = "shuffled"
     """identities: a batch holds batch_size / pictures_per_identity labels, with that many pictures of each."""
     pictures_per_identity: int = 4
@@ -128,6 +130,16 @@ class AveragesConfig:
 
 
 @dataclass
+class StreamConfig:
+    """Training data that is streamed."""
+
+    shuffle_buffer: int = 5000
+    """Pictures in memory to shuffle from, over all processes; shards come in random order besides."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """At a sample that can't be used: stop before training, or leave it out."""
+
+
+@dataclass
 class Recipe:
     """Everything that decides a training run."""
 
@@ -151,6 +163,8 @@ class Recipe:
     """With several processes: batch norm sees the whole batch rather than each process's part."""
     workers: int = -1
     """Processes that decode pictures; -1 takes one a core on a GPU and none on the CPU."""
+    decoded_cache_gb: float = 0.0
+    """Disk for decoded pictures, kept between epochs and runs in the user's cache; 0 decodes in every epoch."""
     log_every: int = 10
     """Steps between two rows of metrics."""
     checkpoint_minutes: float = 10.0
@@ -159,6 +173,7 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     averages: AveragesConfig = field(default_factory=AveragesConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     stage1: StageConfig = field(default_factory=lambda: StageConfig(freeze_image_encoder=True))
     stage2: StageConfig = field(default_factory=StageConfig)
 
@@ -263,12 +278,21 @@ def _check(recipe: Recipe, name: str) -> Recipe:
     if not recipe.stages:
         raise UserError(f"recipe {name} has no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
     _check_losses(recipe.loss, name)
+    if recipe.decoded_cache_gb < 0 or recipe.stream.shuffle_buffer < 1:
+        raise UserError(
+            f"recipe {name} has decoded_cache_gb {recipe.decoded_cache_gb}, stream.shuffle_buffer "
+            f"{recipe.stream.shuffle_buffer}; expected at least 0, at least 1"
+        )
     for number, stage in recipe.stages:
         if stage.batch_size < 2 or stage.captions_per_picture < 0 or not 0 < stage.smallest_crop <= 1:
             raise UserError(
                 f"recipe {name}: stage{number} has batch_size {stage.batch_size}, captions_per_picture "
                 f"{stage.captions_per_picture}, smallest_crop {stage.smallest_crop}; expected at least 2, at least 0, "
                 "above 0 and at most 1"
+            )
+        if stage.micro_batch != 0 and stage.micro_batch < 4:  # no part of a batch may be too small for batch norm
+            raise UserError(
+                f"recipe {name}: stage{number} has micro_batch {stage.micro_batch}; expected 0 (no parts) or at least 4"
             )
         of_each = stage.pictures_per_identity
         if stage.sampler == "identities" and (of_each < 1 or stage.batch_size % of_each or stage.batch_size == of_each):

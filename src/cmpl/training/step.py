@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cmpl.data.batching import Batch
 from cmpl.losses import pair_distances
+from cmpl.training.accumulation import CachedEmbeddings
 from cmpl.training.averages import WeightAverages
 from cmpl.training.distributed import Processes
 from cmpl.training.losses import MatchingLosses
@@ -25,6 +26,7 @@ class TrainingStep:
     averages: WeightAverages | None
     average_before: bool = False
     clip_norm: float | None = None
+    micro_batch: int = 0  # pictures that are encoded at a time; 0 takes the whole batch
 
     def __call__(self, batch: Batch, step: int, *, observe: bool = False) -> dict[str, Tensor]:
         """Train on a batch. Returns detached scalars on the device, by their names in metrics.jsonl.
@@ -34,9 +36,13 @@ class TrainingStep:
         if self.averages is not None and self.average_before:
             self.averages.update(step)
         self.optimizer.prepare(step)
-        image_embeddings, text_embeddings = self.model(
-            batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features
-        )
+        cached = self._in_parts(batch)
+        if cached is None:
+            image_embeddings, text_embeddings = self.model(
+                batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features
+            )
+        else:
+            image_embeddings, text_embeddings = cached.image_embeddings, cached.text_embeddings
         gathered = self.processes.gather(image_embeddings, text_embeddings, batch)
         total, terms = self.losses(image_embeddings, text_embeddings, batch, gathered)
         seen = self.processes.sum({"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}})
@@ -46,6 +52,8 @@ class TrainingStep:
         self.optimizer.adam.zero_grad(set_to_none=True)
         # Gradients are averaged over the processes, and it is their shares' sum that counts.
         self.processes.fabric.backward(total * self.processes.size)
+        if cached is not None:
+            cached.backward(self.processes.fabric)
         self.processes.average_gradients(self.losses.parameters())
         self.processes.average_statistics(self.model)
         if self.clip_norm is not None:
@@ -55,3 +63,10 @@ class TrainingStep:
         if self.averages is not None and not self.average_before:
             self.averages.update(step)
         return seen
+
+    def _in_parts(self, batch: Batch) -> CachedEmbeddings | None:
+        """The batch embedded in micro batches, as many in every process; None where one takes it whole."""
+        if not self.micro_batch:
+            return None
+        [parts] = self.processes.agree(-(-len(batch.image_labels) // self.micro_batch))
+        return CachedEmbeddings(self.model, batch, parts) if parts > 1 else None

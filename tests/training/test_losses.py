@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from cmpl.data.batching import Batch
+from cmpl.losses import CMPMLoss, InfoNCELoss, SDMLoss, SigLIPLoss, TripletLoss
+from cmpl.training.losses import MatchingLosses
+from cmpl.training.recipe import LossConfig
+
+NONE = {"cmpm": 0.0, "cmpc": 0.0}
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """3 pictures, two of one label, with 5 captions."""
+    rows = torch.tensor([0, 0, 1, 2, 2])
+    labels = torch.tensor([70, 2**40, 70])
+    return Batch(
+        tokens=torch.zeros(5, 1, dtype=torch.int64),
+        lengths=torch.ones(5, dtype=torch.int64),
+        image_labels=labels,
+        text_labels=labels[rows],
+        classes=torch.tensor([0, 0, 1, 0, 0]),
+        picture_rows=rows,
+    )
+
+
+@pytest.fixture
+def embeddings() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(3, 8), torch.randn(5, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [
+        ({"infonce": 2.0, "infonce_temperature": 0.05}, InfoNCELoss(0.05)),
+        ({"sdm": 2.0, "sdm_temperature": 0.1}, SDMLoss(0.1)),
+        ({"triplet": 2.0, "triplet_margin": 0.3}, TripletLoss(0.3)),
+        ({"siglip": 2.0, "siglip_temperature": 0.2, "siglip_bias": -1.0}, SigLIPLoss(0.2, -1.0)),
+        ({"cmpm": 2.0}, CMPMLoss()),
+        ({"cmpm": 2.0, "cmpm_scale": 20.0}, SDMLoss(1 / 20)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_loss_alone_is_itself_times_its_weight(settings, alone, batch, embeddings):
+    losses = MatchingLosses(LossConfig(**{**NONE, **settings}), 2, 8)
+    total, terms = losses(*embeddings, batch)
+    expected = alone(*embeddings, batch.image_labels, batch.text_labels)
+    torch.testing.assert_close(total, 2 * expected)
+    torch.testing.assert_close(terms[next(iter(settings))], expected)
+
+
+def test_several_losses_add_up_and_show_their_parts_and_scales(batch, embeddings):
+    config = LossConfig(cmpm=0.5, cmpm_scale=20.0, cmpc=0.25, infonce=1.0, sdm=2.0, triplet=3.0, siglip=4.0)
+    total, terms = MatchingLosses(config, 2, 8)(*embeddings, batch)
+    assert total.item() == pytest.approx(sum(config.weights[name] * terms[name].item() for name in config.weights))
+    for name in ("cmpm", "cmpc", "infonce", "sdm", "triplet"):
+        assert terms[name] == terms[f"{name}_image_to_text"] + terms[f"{name}_text_to_image"]
+    assert terms["siglip"] == terms["siglip_positive"] + terms["siglip_negative"]
+    scales = {name: terms[name].item() for name in ("cmpm_scale", "infonce_scale", "siglip_scale", "siglip_bias")}
+    expected = {"cmpm_scale": 20, "infonce_scale": 1 / 0.07, "siglip_scale": 10, "siglip_bias": -10}
+    assert scales == pytest.approx(expected, rel=1e-6)
+
+
+def test_scales_and_biases_learn(batch, embeddings):
+    losses = MatchingLosses(LossConfig(cmpc=0.0, cmpm_scale=20.0, infonce=1.0, siglip=1.0), 2, 8)
+    losses(*embeddings, batch)[0].backward()
+    learned = dict(losses.named_parameters())
+    assert set(learned) == {"cmpm_scale.logarithm", "infonce.scale.logarithm", "siglip.scale.logarithm", "siglip.bias"}
+    assert all(value.grad is not None and value.grad != 0 for value in learned.values())
+
+
+def test_what_takes_no_part_has_no_parameters():
+    assert not list(MatchingLosses(LossConfig(cmpc=0.0, sdm=1.0, triplet=1.0), 2, 8).parameters())
+    fixed = MatchingLosses(LossConfig(**NONE, infonce=1.0, infonce_learned=False), 2, 8)
+    assert not any(value.requires_grad for value in fixed.parameters())
