@@ -16,12 +16,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from cmpl.cache import locked, user_cache
-from cmpl.data.dataset import Data, Split
+from cmpl.data.dataset import Data
 from cmpl.data.pictures import PictureError, decode_picture
 from cmpl.data.readers.webdataset import Sample
 from cmpl.data.records import Record, caption_problem, printable
@@ -118,12 +118,13 @@ class StreamData:
     """A stream to train on, and the val split of a DATA directory; to training what `Data` is."""
 
     def __init__(self, stream: str, train: StreamSplit, val: Data) -> None:
-        self.stream = stream
+        self.name = stream
         self.path = val.path
         self._train = train
         self._val = val
 
-    def split(self, name: str) -> "Split | StreamSplit":
+    def split(self, name: str) -> Any:
+        """`train` is a StreamSplit, every other name a Split."""
         return self._train if name == "train" else self._val.split(name)
 
 

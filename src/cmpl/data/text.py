@@ -45,8 +45,14 @@ class Vocabulary:
 
     @classmethod
     def from_captions(cls, captions: Iterable[str], min_count: int = 3, markers: Markers = "none") -> "Vocabulary":
-        """Words seen at least `min_count` times, after the markers; words of equal count in alphabetical order."""
-        counts = Counter(word for caption in captions for word in tokenize(caption))
+        """Words seen at least `min_count` times, after the markers; words of equal count in alphabetical order.
+
+        captions: or a Counter of their words.
+        """
+        if isinstance(captions, Counter):
+            counts: Counter[str] = captions
+        else:
+            counts = Counter(word for caption in captions for word in tokenize(caption))
         kept = [word for word, count in counts.items() if count >= min_count]
         before, behind = _MARKERS[markers]
         return cls([*before, *behind, *sorted(kept, key=lambda word: (-counts[word], word))])

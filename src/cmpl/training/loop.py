@@ -6,6 +6,7 @@ train(load_recipe("flickr8k-lite0"), open_data(Path("DATA")), Path("RUN"))
 import math
 import os
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmpl.data.batching import BatchPlan, BatchSource, load_batches, plan_epoch
+from cmpl.data.batching import BatchPlan, BatchSource, load_batches
+from cmpl.data.streaming import StreamSplit
 from cmpl.errors import UserError
 from cmpl.evaluation.metrics import evaluate_retrieval
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
@@ -23,6 +25,7 @@ from cmpl.models.dual_encoder import create_model
 from cmpl.models.embed import embed_split
 from cmpl.progress import progress_bar
 from cmpl.training.averages import WeightAverages
+from cmpl.training.batches import batch_source, epoch_plan, share
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.distributed import Processes, counted_processes, launch
 from cmpl.training.features import picture_features
@@ -36,10 +39,13 @@ from cmpl.training.step import TrainingStep
 from cmpl.training.synchronised import synchronise_batch_norm
 
 if TYPE_CHECKING:
-    from cmpl.data.dataset import Data
+    from cmpl.data.dataset import Data, Split
+    from cmpl.data.streaming import StreamData
 
 
-def train(recipe: Recipe, data: "Data", run: Path, *, resume: bool = False, progress: bool = True) -> dict[str, Any]:
+def train(
+    recipe: Recipe, data: "Data | StreamData", run: Path, *, resume: bool = False, progress: bool = True
+) -> dict[str, Any]:
     """Run all stages of a recipe and return the row of the best model on val, which is then in RUN/model.
 
     resume: go on from RUN's newest whole checkpoint (or start, if there is none yet).
@@ -55,10 +61,12 @@ def train(recipe: Recipe, data: "Data", run: Path, *, resume: bool = False, prog
         training = _Training(recipe, data, run, progress, processes, with_weights=checkpoint is None)
         # Only now is it known that the run can start: a failed start leaves nothing behind.
         processes.once(lambda: write_text(run / "recipe.yaml", save_recipe(recipe)))
-        return training.execute(checkpoint)
+        best = training.execute(checkpoint)
+        processes.leave()
+        return best
 
 
-def _check_directory(recipe: Recipe, data: "Data", run: Path, resume: bool) -> None:
+def _check_directory(recipe: Recipe, data: "Data | StreamData", run: Path, resume: bool) -> None:
     if resume:
         check_same_run(recipe, data, run)
         remove_leftovers(run)
@@ -71,18 +79,28 @@ class _Training:
     """A run in progress: the model, what it is trained with, and the position in stage, epoch and batch."""
 
     def __init__(
-        self, recipe: Recipe, data: "Data", run: Path, progress: bool, processes: Processes, with_weights: bool
+        self,
+        recipe: Recipe,
+        data: "Data | StreamData",
+        run: Path,
+        progress: bool,
+        processes: Processes,
+        with_weights: bool,
     ) -> None:
         self.recipe = recipe
         self.run = run
         self.progress = progress
         self.processes = processes
         self.source = describe_source(data)
-        self.train_split = data.split("train")
-        self.val_split = data.split("val")
+        self.train_split: Split | StreamSplit = data.split("train")
+        self.val_split: Split = data.split("val")
+        for number, stage in recipe.stages:
+            processes.check_batch(min(stage.batch_size, len(self.train_split)), f"stage{number}")
         torch.manual_seed(recipe.seed)
         self.fabric = processes.fabric
-        captions = (caption for row in self.train_split.captions for caption in row)
+        captions: Iterable[str] = (caption for row in self.train_split.captions for caption in row)
+        if isinstance(self.train_split, StreamSplit):
+            captions = self.train_split.word_counts
         # A checkpoint brings the image encoder's weights, wherever they came from at the start.
         image = recipe.model.image if with_weights else replace(recipe.model.image, weights="none")
         self.model = create_model(replace(recipe.model, image=image), captions).to(self.fabric.device)
@@ -129,16 +147,8 @@ class _Training:
         # Anew for each stage, as other weights train. The losses are computed outside, in the weights' own precision.
         self.wrapped = self.fabric.setup_module(self.model)
         train_features, self.val_features = self._features(stage)
-        source = BatchSource(
-            self.train_split,
-            self.model.tokenize,
-            self.model.picture_input,
-            features=train_features,
-            smallest_crop=stage.smallest_crop,
-        )
-        plans = self._plan(source, stage, number, 0)
-        self.processes.check_batch(len(plans[0].pictures), f"stage{number}")
-        batches = len(plans)
+        source = batch_source(self.train_split, self.model, self.recipe, stage, train_features, self.progress)
+        batches = len(self._plan(source, stage, number, 0))
         training = self._training_step(stage, batches * stage.epochs)
         if checkpoint is not None:
             _restore_stage(training, checkpoint)
@@ -173,8 +183,8 @@ class _Training:
         self.bar.set_description(f"stage {number} epoch {epoch + 1}/{stage.epochs}")
         self.wrapped.train()
         started, pairs = time.perf_counter(), 0
-        shards = [plan.shard(self.processes.rank, self.processes.size) for plan in plans[first:]]
-        loaded = load_batches(source, shards, self._workers(), self.fabric.device)
+        shares = share(plans[first:], self.processes.rank, self.processes.size)
+        loaded = load_batches(source, shares, self._workers(), self.fabric.device)
         for batch_index, batch in enumerate(loaded, start=first):
             observe = self.step % self.recipe.log_every == 0
             seen = training(batch, epoch * len(plans) + batch_index, observe=observe)
@@ -238,20 +248,13 @@ class _Training:
             "autocast": self.fabric.autocast,
             "progress": self.progress,
         }
-        train = picture_features(self.model, self.train_split, mirror=self.recipe.mirror, **how)
+        train = None  # a stream is read in its own order, and too large to keep
+        if not isinstance(self.train_split, StreamSplit):
+            train = picture_features(self.model, self.train_split, mirror=self.recipe.mirror, **how)
         return train, picture_features(self.model, self.val_split, mirror=False, **how)
 
-    def _plan(self, source: BatchSource, stage: StageConfig, number: int, epoch: int) -> list[BatchPlan]:
-        return plan_epoch(
-            source.caption_counts,
-            batch_size=stage.batch_size,
-            captions_per_picture=stage.captions_per_picture,
-            covers=stage.epoch_covers,
-            mirror=self.recipe.mirror,
-            seed=(self.recipe.seed, number, epoch),
-            identities=source.identities if stage.sampler == "identities" else None,
-            pictures_per_identity=stage.pictures_per_identity,
-        )
+    def _plan(self, source: BatchSource, stage: StageConfig, number: int, epoch: int) -> Sequence[BatchPlan]:
+        return epoch_plan(source, self.recipe, stage, number, epoch, self.processes.size)
 
     def _training_step(self, stage: StageConfig, steps: int) -> TrainingStep:
         recipe = self.recipe
@@ -261,7 +264,8 @@ class _Training:
             averages = WeightAverages(self.model, recipe.averages.decay, leave_out)
         optimizer = ScheduledAdam(self.model, self.losses, recipe.optimizer, stage, steps)
         before, clip = recipe.averages.before_update, recipe.optimizer.clip_norm
-        return TrainingStep(self.processes, self.wrapped, self.losses, optimizer, averages, before, clip)
+        settings = (before, clip, stage.micro_batch)
+        return TrainingStep(self.processes, self.wrapped, self.losses, optimizer, averages, *settings)
 
     def _workers(self) -> int:
         if self.recipe.workers >= 0:

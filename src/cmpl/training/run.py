@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmpl.data.streaming import StreamData
 from cmpl.errors import UserError
 from cmpl.training.log import read_metrics
 from cmpl.training.recipe import Recipe, save_recipe
@@ -16,13 +17,17 @@ def finished(run: Path) -> bool:
     return any(row["kind"] == "end" for row in read_metrics(run)[-1:])
 
 
-def describe_source(data: "Data") -> dict[str, Any]:
-    """Which DATA a run reads, as the first row of metrics.jsonl keeps it."""
+def describe_source(data: "Data | StreamData") -> dict[str, Any]:
+    """What a run reads, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
     fingerprints = {name: data.split(name).fingerprint for name in ("train", "val")}
-    return {"data": str(data.path.resolve()), "fingerprints": fingerprints}
+    source: dict[str, Any] = {"data": str(data.path.resolve()), "fingerprints": fingerprints}
+    if isinstance(data, StreamData):
+        train = data.split("train")
+        source |= {"stream": data.name, "pictures": len(train), "skipped": len(train.skipped)}
+    return source
 
 
-def check_same_run(recipe: Recipe, data: "Data", run: Path) -> None:
+def check_same_run(recipe: Recipe, data: "Data | StreamData", run: Path) -> None:
     """Resuming under another recipe or on other data would give a run that nothing describes."""
     path = run / "recipe.yaml"
     if not path.exists():
@@ -33,7 +38,9 @@ def check_same_run(recipe: Recipe, data: "Data", run: Path) -> None:
         )
     rows = read_metrics(run)
     if rows and rows[0]["fingerprints"] != describe_source(data)["fingerprints"]:
-        raise UserError(f"{run} was trained on other data than {data.path}; resume with --data {rows[0]['data']}")
+        found = data.name if isinstance(data, StreamData) else data.path
+        before = rows[0].get("stream", rows[0]["data"])
+        raise UserError(f"{run} was trained on other data than {found}; resume with --data {before}")
     if finished(run):
         raise UserError(f"{run} is finished already; start another run with another --output")
 

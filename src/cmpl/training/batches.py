@@ -1,0 +1,76 @@
+"""What a stage trains on: where its batches come from, prepared data or a stream, and which ones an epoch has."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cmpl.data.batching import BatchPlan, BatchSource, plan_epoch
+from cmpl.data.decoded import decoded_pictures
+from cmpl.data.stream_batches import StreamPlans, StreamSource, plan_stream
+from cmpl.data.streaming import StreamSplit
+from cmpl.errors import UserError
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.training.recipe import Recipe, StageConfig
+
+if TYPE_CHECKING:
+    from cmpl.data.dataset import Split
+
+
+def batch_source(
+    split: "Split | StreamSplit",
+    model: DualEncoder,
+    recipe: Recipe,
+    stage: StageConfig,
+    features: np.ndarray | None,
+    progress: bool,
+) -> BatchSource:
+    """Makes a stage's batches; features [n, 1 or 2, num_features]: of a frozen image encoder, in place of pictures."""
+    tokenize, picture_input, crop = model.tokenize, model.picture_input, stage.smallest_crop
+    if isinstance(split, StreamSplit):
+        return StreamSource(split, tokenize, picture_input, smallest_crop=crop)
+    decoded = None
+    if features is None:
+        budget = recipe.decoded_cache_gb
+        decoded = decoded_pictures(split, picture_input, resized=crop == 1, budget_gb=budget, progress=progress)
+    return BatchSource(split, tokenize, picture_input, features=features, smallest_crop=crop, decoded=decoded)
+
+
+def epoch_plan(
+    source: BatchSource, recipe: Recipe, stage: StageConfig, number: int, epoch: int, processes: int
+) -> Sequence[BatchPlan]:
+    """The batches of an epoch (from 0) of stage `number`; each is shared by the processes."""
+    seed = (recipe.seed, number, epoch)
+    if isinstance(source, StreamSource):
+        if stage.sampler != "shuffled":
+            raise UserError(
+                f"stage{number}.sampler is {stage.sampler}, which needs prepared data; train on a DATA directory or "
+                f"set stage{number}.sampler to shuffled"
+            )
+        return plan_stream(
+            source.stream,
+            batch_size=stage.batch_size,
+            captions_per_picture=stage.captions_per_picture,
+            covers=stage.epoch_covers,
+            mirror=recipe.mirror,
+            seed=seed,
+            shuffle_buffer=recipe.stream.shuffle_buffer,
+            processes=processes,
+        )
+    return plan_epoch(
+        source.caption_counts,
+        batch_size=stage.batch_size,
+        captions_per_picture=stage.captions_per_picture,
+        covers=stage.epoch_covers,
+        mirror=recipe.mirror,
+        seed=seed,
+        identities=source.identities if stage.sampler == "identities" else None,
+        pictures_per_identity=stage.pictures_per_identity,
+    )
+
+
+def share(plans: Sequence[BatchPlan], rank: int, processes: int) -> Sequence[BatchPlan]:
+    """What one of the processes takes of each batch."""
+    if isinstance(plans, StreamPlans):
+        return plans.shard(rank, processes)
+    return [plan.shard(rank, processes) for plan in plans]
