@@ -20,6 +20,8 @@ _SHARES = {
     "mAP_original": "original_average_precision",
     "mINP": "inverse_negative_penalty",
     "nDCG": "ndcg",
+    "mAP@R": "average_precision_at_r",
+    "R-Precision": "r_precision",
 }
 _AT_K = re.compile(r"(R|AP)@[1-9][0-9]*")
 
@@ -38,7 +40,7 @@ class DirectionResult:
     ranks: of all positives of all queries.
     ks: the cut-offs of Recall@K.
     metric_definition: "original" adds the average precision of the released CMPL code to `to_dict`.
-    extra: further metrics for `to_dict`, by name: "mINP", "nDCG", "AP@50" (or another cut-off), "R@20" ...
+    extra: further metrics for `to_dict`, by name: "mINP", "nDCG", "mAP@R", "AP@50" (or another cut-off), "R@20" ...
     """
 
     ranks: PositiveRanks
@@ -126,6 +128,25 @@ class DirectionResult:
         gain, ideal = (1 / np.log2(1 + places) for places in (self.ranks.places, self.ranks.numbers))
         starts = self.ranks.offsets[:-1]
         return np.asarray(np.add.reduceat(gain, starts) / np.add.reduceat(ideal, starts))
+
+    @property
+    def average_precision_at_r(self) -> NDArray[np.float64]:
+        """Average precision of each query [queries], 0 to 1, over its first R places, R being its number of positives.
+
+        The precision at each of these places that holds a positive, summed and divided by R (Musgrave et al., "A
+        Metric Learning Reality Check", ECCV 2020, section 3.2). Negatives of a tie go first.
+        """
+        places, numbers = self.ranks.places, self.ranks.numbers
+        return _mean_per_query(np.where(self._among_first_r, numbers / places, 0.0), self.ranks)
+
+    @property
+    def r_precision(self) -> NDArray[np.float64]:
+        """Share of positives among the first R places of each query [queries], R being its number of positives."""
+        return _mean_per_query(self._among_first_r.astype(np.float64), self.ranks)
+
+    @property
+    def _among_first_r(self) -> NDArray[np.bool_]:
+        return np.asarray(self.ranks.places <= np.repeat(self.ranks.positives, self.ranks.positives))
 
     def to_dict(self) -> dict[str, float]:
         """The metrics by name: recall and mean average precision in per cent, ranks of the first positive from 1.

@@ -4,8 +4,8 @@ A protocol turns the pictures and texts of a split into one or several retrieval
 report. docs/evaluation.md describes each in full.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Protocol:
     extra: further metrics of every result. formats: source formats of DATA that it is chosen for.
     pictures: how many the test split must have. captions: how many of each picture's are used, the first ones.
     folds: blocks of consecutive pictures, each evaluated on its own. by_class: a text is the mean of its class's.
+    listed: what is right are lists of COCO's ids, not equal labels; see `eccv`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Protocol:
     captions: int | None = None
     folds: int = 1
     by_class: bool = False
+    listed: bool = False
 
     @property
     def main(self) -> tuple[tuple[str, str], ...]:
@@ -51,6 +53,7 @@ class Protocol:
 _KARPATHY = "Karpathy and Fei-Fei, CVPR 2015"
 _IDENTITIES = "all pictures of a text's person are right; text to image"
 _CLASSES = "a text query is the mean of its class's sentence embeddings; R@1 of classes, AP@50 of pictures"
+_ECCV = ("mAP@R", "R-Precision", "R@1")
 _REED = "Reed et al., CVPR 2016; Zhang and Lu, ECCV 2018"
 
 
@@ -97,6 +100,15 @@ PROTOCOLS = {
         _of_persons("rstpreid", "Zhu et al., ACM MM 2021"),
         _of_classes("cub"),
         _of_classes("flowers"),
+        Protocol(
+            "eccv-caption",
+            "COCO's 5,000 test pictures with the right answers that people found, CxC's and COCO's own beside",
+            "Chun et al., ECCV 2022; CxC: Parekh et al., EACL 2021",
+            _ECCV,
+            _ECCV,
+            extra=("mAP@R", "R-Precision"),
+            listed=True,
+        ),
     )
 }
 
@@ -162,6 +174,10 @@ class Task:
 
 def arrange(protocol: Protocol, embeddings: Embeddings) -> list[Task]:
     """The retrieval tasks of a protocol. Raises UserError when the pictures and texts don't fit it."""
+    if protocol.listed:
+        raise UserError(
+            f"protocol {protocol.name} has no single task that could be exported or divided; take coco-5k for that"
+        )
     if protocol.by_class:
         classes = embeddings.averaged_texts()
         return [Task(classes, classes.image_labels, classes.text_labels)]
@@ -185,7 +201,8 @@ class Evaluation:
     """What a protocol gives: metrics over all queries, of each fold where there are several, and the clusters.
 
     The folds are of equal size, so the mean over all queries is the mean of the folds; `median_rank` is the median over
-    all queries. image_clusters, text_clusters: of the queries of `result`, in its order.
+    all queries. image_clusters, text_clusters: of the queries of `result`, in its order. beside: the same embeddings
+    by other judgements, by name.
     """
 
     protocol: Protocol
@@ -193,11 +210,13 @@ class Evaluation:
     folds: tuple[RetrievalResult, ...]
     image_clusters: NDArray[np.int64]
     text_clusters: NDArray[np.int64]
+    beside: Mapping[str, RetrievalResult] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: the protocol's name, the metrics as RetrievalResult gives them, and those of the folds."""
+        """Ready for JSON: the protocol's name, the metrics as RetrievalResult gives them, those of folds and beside."""
         folds = {"folds": [fold.to_dict() for fold in self.folds]} if self.folds else {}
-        return {"protocol": self.protocol.name, **self.result.to_dict(), **folds}
+        beside = {"beside": {name: result.to_dict() for name, result in self.beside.items()}} if self.beside else {}
+        return {"protocol": self.protocol.name, **self.result.to_dict(), **folds, **beside}
 
     def to_table(self) -> str:
         """Lines of text: the metrics, the protocol, and the reported metrics of each fold."""
@@ -209,6 +228,10 @@ class Evaluation:
         for number, fold in enumerate(self.folds, 1):
             cells = (f"{getattr(fold, direction).value(name):6.1f}" for direction, name in protocol.main)
             lines.append(f"{number:8}  {'  '.join(cells)}")
+        for name, beside in self.beside.items():
+            directions = (beside.image_to_text, beside.text_to_image)
+            values = ("/".join(f"{each.recall(k):.1f}" for k in each.ks) for each in directions)
+            lines.append(f"{name:13}  R@1/5/10 {'  '.join(values)}  (image to text, text to image)")
         return "\n".join(lines)
 
 
@@ -225,6 +248,10 @@ def evaluate_protocol(
 
     device, progress: as `rank_positives` takes them.
     """
+    if protocol.listed:
+        from cmpl.evaluation.eccv import evaluate_eccv
+
+        return evaluate_eccv(protocol, embeddings, metric, metric_definition)
     tasks = arrange(protocol, embeddings)
     ranks = [
         rank_positives(
