@@ -103,8 +103,11 @@ def launch_two() -> Processes:
     return launch(replace(recipe, devices=2))
 
 
-def a_step(rank):
-    """One training step of the whole model on a shared batch: 7 pictures, so 3 and 4, with 1 to 3 captions."""
+def a_step(rank, micro_batch=0):
+    """One training step of the whole model on a shared batch: 7 pictures, so 3 and 4, with 1 to 3 captions.
+
+    micro_batch: of the two processes; then batch norm looks at nothing but its picture, as it would see other ones.
+    """
 
     def train_on(processes, shard) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -118,10 +121,11 @@ def a_step(rank):
         model.unfreeze_image_encoder()
         optimizer = ScheduledAdam(model, losses, calm.optimizer, stage, 1)
         step = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
+        step.micro_batch = micro_batch if processes.size > 1 else 0
         source = BatchSource(data.split("train"), model.tokenize, model.picture_input)
         how = {"captions_per_picture": 0, "covers": "pictures", "mirror": True, "seed": (1,)}
         plan = plan_epoch(source.caption_counts, batch_size=7, **how)[0]
-        model.train()
+        model.train(not micro_batch)
         seen = step(source[shard(plan)], 0, observe=True)
         parameters = [*model.named_parameters(), *losses.named_parameters(prefix="losses")]
         buffers = {name: value for name, value in model.named_buffers() if "running" in name}
@@ -175,6 +179,7 @@ SCENARIOS = {
     "even": (losses_of, [(6, 9), (6, 9)]),
     "uneven": (losses_of, [(5, 11), (7, 7)]),
     "step": (a_step,),
+    "parts": (a_step, 2),
     "plain": (a_run, "plain"),
     "stopped": (stopped, "stopped", 2, 1),
     "resumed": (resumed, "stopped"),
