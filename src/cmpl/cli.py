@@ -80,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a recipe; any of its fields can follow, as --stage1.epochs 3")
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a built-in name (cmpl recipes) or a YAML file")
-    train.add_argument("--data", type=Path, metavar="DATA")
+    train.add_argument(
+        "--data", metavar="DATA", help='a DATA directory, or with --val a stream: "http://host/train-{000..123}.tar"'
+    )
+    train.add_argument("--val", type=Path, metavar="DATA", help="for a stream: the directory whose split val is used")
     train.add_argument("--output", type=Path, metavar="RUN")
     train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
     train.add_argument("--fields", action="store_true", help="list the recipe's fields with their defaults, and stop")
@@ -90,8 +93,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, metavar="DATA")
     evaluate.add_argument("--split", help="default: test")
     evaluate.add_argument(
-        "--embeddings", type=Path, metavar="FILE", help="instead of RUN and DATA: an .npz file (docs/evaluation.md)"
+        "--embeddings",
+        type=Path,
+        metavar="FILE",
+        help="instead of RUN and DATA: an .npz file, or a directory of .npy files of any size (docs/evaluation.md)",
     )
+    parts = evaluate.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--shard", metavar="K/N", help="of --embeddings count only the K-th of N shares, into the part --output"
+    )
+    parts.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="of --embeddings: all N parts")
+    evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that ranks --embeddings")
     evaluate.add_argument(
         "--protocol", metavar="NAME", help="coco-1k-5fold, cuhk-pedes ... (docs/evaluation.md); default: by DATA"
     )
@@ -173,7 +185,7 @@ def _train(options: argparse.Namespace) -> int | None:
         raise UserError(f"missing {' and '.join(missing)}; expected cmpl train RECIPE --data DATA --output RUN")
     from cmpl.commands import train_command
 
-    return train_command(options.recipe, options.overrides, options.data, options.output, options.resume)
+    return train_command(options.recipe, options.overrides, options.data, options.val, options.output, options.resume)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -181,13 +193,26 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError("expected cmpl evaluate RUN --data DATA, or cmpl evaluate --embeddings FILE")
     if options.embeddings is not None and (options.model or options.data or options.split):
         raise UserError("--embeddings takes the place of RUN, --data and --split; give one or the others")
-    from cmpl.evaluate import evaluate_embeddings_command, evaluate_model_command
+    if options.embeddings is None and (options.shard or options.merge):
+        raise UserError("--shard and --merge are for --embeddings; evaluate RUN as a whole")
+    if options.shard and options.output is None:
+        raise UserError("--shard needs a file to count into; expected --output PART.npz")
+    if (options.shard or options.merge) and options.trec:
+        raise UserError("--trec needs all scores, which no part keeps; leave it out, or --shard and --merge")
+    from cmpl import evaluate
 
-    how = {"definition": options.metric_definition, "protocol_name": options.protocol, "trec": options.trec}
-    if options.embeddings is not None:
-        print(evaluate_embeddings_command(options.embeddings, options.output, **how))
+    path, output, protocol = options.embeddings, options.output, options.protocol
+    definition, trec, device = options.metric_definition, options.trec, options.device
+    if options.shard:
+        text = evaluate.evaluate_shard_command(path, options.shard, output, protocol, device)
+    elif options.merge:
+        text = evaluate.merge_command(path, options.merge, output, definition, protocol)
+    elif path is not None:
+        text = evaluate.evaluate_embeddings_command(path, output, definition, protocol, trec, device)
     else:
-        print(evaluate_model_command(options.model, options.data, options.split or "test", options.output, **how))
+        split = options.split or "test"
+        text = evaluate.evaluate_model_command(options.model, options.data, split, output, definition, protocol, trec)
+    print(text)
 
 
 def _compare(options: argparse.Namespace) -> None:

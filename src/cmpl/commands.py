@@ -11,22 +11,29 @@ VALIDATIONS_SHOWN = 12  # of a run, the last ones
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Data
+    from cmpl.data.streaming import StreamData
     from cmpl.evaluation.protocols import Evaluation
     from cmpl.models.dual_encoder import DualEncoder
+    from cmpl.training.recipe import Recipe
 
 
-def train_command(recipe_name: str, overrides: list[str], data: Path, run: Path, resume: bool) -> int:
-    """Train a recipe; returns the exit code. Of several processes the first one speaks for all."""
+def train_command(
+    recipe_name: str, overrides: list[str], source: str, val: Path | None, run: Path, resume: bool
+) -> int:
+    """Train a recipe; returns the exit code. Of several processes the first one speaks for all.
+
+    source: a DATA directory, or a stream, which takes its split val from the DATA directory `val`.
+    """
     from cmpl.training.recipe import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
-    from cmpl.data.dataset import open_data
     from cmpl.training.distributed import is_first_process
     from cmpl.training.interruption import Interrupted
     from cmpl.training.loop import train
 
     try:
-        best = train(recipe, open_data(data), run, resume=resume)
+        data = _training_data(source, val, recipe)
+        best = train(recipe, data, run, resume=resume)
     except Interrupted as stop:
         if is_first_process():
             print(f"cmpl: {stop}; the same command with --resume goes on from here", file=sys.stderr)
@@ -37,11 +44,31 @@ def train_command(recipe_name: str, overrides: list[str], data: Path, run: Path,
         return 2
     if not is_first_process():
         return 0
-    report_command(run, data, "val", None)
+    report_command(run, data.path, "val", None)
     where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
     print(f"best on val: rsum {best['rsum']:.1f} ({where})")
     print(f"model: {run / 'model'}\nreport: {run / 'report.html'}")
     return 0
+
+
+def _training_data(source: str, val: Path | None, recipe: "Recipe") -> "Data | StreamData":
+    from cmpl.data.dataset import open_data
+    from cmpl.data.layout import MANIFEST
+
+    prepared = (Path(source) / MANIFEST).is_file()
+    if val is None:
+        if not prepared and any(sign in source for sign in ("://", "{", ".tar")):
+            raise UserError(
+                f"{source} is a stream, which has no split val; name a DATA directory that has it with --val"
+            )
+        return open_data(source)
+    if prepared:
+        raise UserError(f"--val goes with a stream, and {source} is a DATA directory; leave --val out")
+    from cmpl.data.streaming import StreamData, open_stream
+
+    held_out = open_data(val)
+    held_out.split("val")  # before the stream is read
+    return StreamData(source, open_stream(source, on_error=recipe.stream.on_error), held_out)
 
 
 def report_command(run: Path, data: Path | None, split_name: str, output: Path | None) -> str:
