@@ -1,5 +1,6 @@
-"""Runs killed with SIGKILL at random moments, again and again until they are through."""
+"""Runs killed with SIGKILL, again and again until they are through, end as the undisturbed one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,41 +17,89 @@ from pathlib import Path
 
 import timm
 import lightning_fabric
+import safetensors.torch
 import torch.utils.tensorboard
 from cmpl.data.dataset import open_data
-from cmpl.training.loop import train
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.training import loop
 from cmpl.training.recipe import load_recipe
 
-KILLS = 4
+RANDOM_KILLS = 20
 recipe, data, folder = load_recipe(sys.argv[1]), open_data(sys.argv[2]), Path(sys.argv[3])
 
+# Where to die: the function, the call of it that is the last, and whether that call is done first.
+MOMENTS = {
+    "before the first step": (loop._Training, "_epoch", 1, False),
+    "between the stages": (loop._Training, "_freeze", 2, False),
+    "while features are computed": (DualEncoder, "image_features", 2, False),
+    "in the middle of an epoch": (loop.TrainingStep, "__call__", 5, True),
+    "between a validation and its checkpoint": (loop._Training, "_validate", 3, True),
+    "while a checkpoint is written": (safetensors.torch, "save_file", 33, True),
+    "while a checkpoint gets its name": (Path, "rename", 5, False),
+    "after the last step": (loop.TrainingStep, "__call__", 12, True),
+}
 
-def start(run):
+
+def die_at(owner, name, number, after):
+    act, calls = getattr(owner, name), []
+
+    def counting(*arguments, **options):
+        calls.append(None)
+        result = act(*arguments, **options) if after or len(calls) < number else None
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, counting)
+
+
+def start(run, moment=None):
     child = os.fork()
     if child:
         return child
+    os.environ["CMPL_CACHE"] = f"{run}.cache"
+    if moment:
+        die_at(*MOMENTS[moment])
     try:
-        train(recipe, data, run, resume=(run / "recipe.yaml").exists(), progress=False)
+        loop.train(recipe, data, run, resume=(run / "recipe.yaml").exists(), progress=False)
     except BaseException as error:
         print(repr(error), file=sys.stderr)
         os._exit(1)
     os._exit(0)
 
 
+def end(child):
+    "Whether it went through; False when it was killed."
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, -signal.SIGKILL):
+        sys.exit(f"a run failed with {code}")
+    return code == 0
+
+
+end(start(folder / "warm"))
 began = time.monotonic()
-os.waitpid(start(folder / "undisturbed"), 0)
+end(start(folder / "undisturbed"))
 duration = time.monotonic() - began
+
+for number, moment in enumerate(MOMENTS):
+    run = folder / f"moment {number}"
+    if end(start(run, moment)):
+        sys.exit(f"nothing happened {moment}")
+    end(start(run))
+
 random.seed(7)
-for kill in range(KILLS + 1):
-    child = start(folder / "killed")
-    if kill < KILLS:
-        time.sleep(random.uniform(0, duration))
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status):
-        break
-print(kill)
-sys.exit(os.waitstatus_to_exitcode(status))
+kills = runs = 0
+while kills < RANDOM_KILLS:
+    run, through = folder / f"random {runs}", False
+    runs += 1
+    while not through:
+        child = start(run)
+        if kills < RANDOM_KILLS:
+            time.sleep(random.uniform(0, duration))
+            os.kill(child, signal.SIGKILL)
+        through = end(child)
+        kills += not through
+print(kills, runs)
 """
 
 
@@ -59,12 +108,19 @@ def weights(run: Path) -> dict[str, bytes]:
     return {f"{file.name} {name}": value.numpy().tobytes() for file in files for name, value in load_file(file).items()}
 
 
-def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(toy_recipe, toy_directory, tmp_path, metrics):
+def test_runs_killed_at_twenty_random_and_eight_chosen_moments_end_as_the_undisturbed_one(
+    toy_recipe, toy_directory, tmp_path, metrics
+):
     (tmp_path / "toy.yaml").write_text(save_recipe(toy_recipe(checkpoint_minutes=0.0)))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "toy.yaml"), str(toy_directory), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.splitlines()[-1]) >= 1
-    assert finished(tmp_path / "killed")
-    assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "undisturbed")
+    kills, runs = map(int, done.stdout.splitlines()[-1].split())
+    assert kills == 20
+    disturbed = [tmp_path / f"moment {number}" for number in range(8)]
+    disturbed += [tmp_path / f"random {number}" for number in range(runs)]
+    for run in disturbed:
+        assert finished(run)
+        assert weights(run) == weights(tmp_path / "undisturbed"), run
+        assert metrics(run) == metrics(tmp_path / "undisturbed"), run

@@ -72,6 +72,8 @@ def _check_directory(recipe: Recipe, data: "Data | StreamData", run: Path, resum
         remove_leftovers(run)
         remove_leftovers(run / "checkpoints")
     else:
+        for path in run.glob(".recipe.yaml.*"):  # all that a start leaves when it is killed before it knows that it can
+            path.unlink()
         refuse_occupied(run, "a training run")
 
 
