@@ -43,6 +43,12 @@ def test_a_dotted_override_changes_one_field():
         ("flickr8k-lite0", ["--loss.sdm_temperature=0"], "loss.sdm_temperature is 0.0; expected above 0"),
         ("flickr8k-lite0", ["--loss.triplet_margin=-1"], "loss.triplet_margin is -1.0; expected at least 0"),
         ("flickr8k-lite0", ["--stage1.batch_size=1"], "batch_size 1"),
+        ("flickr8k-lite0", ["--stage1.micro_batch=3"], "stage1 has micro_batch 3; expected 0"),
+        (
+            "flickr8k-lite0",
+            ["--stage1.sampler=identities", "--stage1.batch_size=10"],
+            "batch_size 10 and pictures_per_identity 4; expected a batch that holds at least two labels",
+        ),
         ("flickr8k-lite0", ["--optimizer.name", "sgd"], "optimizer.name"),
         ("flickr8k-lite0", ["stray"], "stray"),
     ],
