@@ -11,7 +11,7 @@ from cmpl.data.dataset import open_data
 from cmpl.errors import UserError
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
-from cmpl.training import loop
+from cmpl.training import loop, validation
 from cmpl.training.interruption import Interrupted
 from cmpl.training.loop import train
 from cmpl.training.losses import MatchingLosses
@@ -302,6 +302,34 @@ class TestInterrupted:
         assert [row["step"] for row in metrics(tmp_path / "run")][-1] == 4
         assert newest(tmp_path / "run").name == "step-00000004"
         go(checkpoint_minutes=0.0, resume=True)
+        assert metrics(tmp_path / "run") == expected["metrics"]
+
+    def test_by_a_signal_in_a_validation_it_is_cut_short_and_made_anew(
+        self, go, expected, tmp_path, metrics, monkeypatch
+    ):
+        embed, save, embedded = validation.embed_split, loop.save_checkpoint, []
+
+        def signalled(*arguments, **options):
+            embedded.append(None)
+            if len(embedded) == 4:  # the averaged weights after the second epoch
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise AssertionError("went on")
+            return embed(*arguments, **options)
+
+        def crash(directory, checkpoint):
+            raise RuntimeError("a crash")
+
+        monkeypatch.setattr(validation, "embed_split", signalled)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            go()
+        assert newest(tmp_path / "run").name == "step-00000006"
+        assert [row["step"] for row in metrics(tmp_path / "run") if row["kind"] == "val"] == [3, 3]
+        monkeypatch.setattr(loop, "save_checkpoint", crash)
+        with pytest.raises(RuntimeError, match="a crash"):  # with the rows written, and no checkpoint after them
+            go(resume=True)
+        monkeypatch.setattr(loop, "save_checkpoint", save)
+        go(resume=True)
+        assert weights(tmp_path / "run") == expected["weights"]
         assert metrics(tmp_path / "run") == expected["metrics"]
 
     def test_signal_handlers_are_put_back(self, go):

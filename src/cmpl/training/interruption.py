@@ -15,10 +15,21 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 
 
 class Noted:
-    """A signal that came while a step was running."""
+    """A signal that came: its number, or 0."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.raises = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the block a signal raises Interrupted where it comes; one that came before does so here."""
+        raise_if_stopped(self.number)
+        self.raises = True
+        try:
+            yield
+        finally:
+            self.raises = False
 
 
 def raise_if_stopped(number: int) -> None:
@@ -37,6 +48,8 @@ def signals_noted() -> Iterator[Noted]:
         if noted.number:
             raise KeyboardInterrupt
         noted.number = number
+        if noted.raises:
+            raise Interrupted(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:

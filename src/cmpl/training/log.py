@@ -35,13 +35,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Appends rows to RUN/metrics.jsonl and to TensorBoard.
 
-    step: how many steps the run has done; rows that it had written beyond them, before an interruption, are dropped.
+    step: how many steps the run has done, validated: whether the validation after them is done as well, if there is
+    one. Rows that it had written beyond that, before an interruption, are dropped.
     """
 
-    def __init__(self, run: Path, step: int = 0) -> None:
+    def __init__(self, run: Path, step: int = 0, *, validated: bool = True) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [row for row in read_metrics(run) if _written_by(row, step)] if step else []
+        kept = [row for row in read_metrics(run) if _written_by(row, step, validated)] if step else []
         self._path = run / METRICS
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
@@ -66,10 +67,11 @@ class RunLog:
         self._board.close()
 
 
-def _written_by(row: dict[str, Any], step: int) -> bool:
+def _written_by(row: dict[str, Any], step: int, validated: bool) -> bool:
     """Whether a row was written when `step` steps were done: the row of training step n comes while n + 1 is done."""
     reached: int = row["step"]
-    return reached < step if row["kind"] == "train" else reached <= step
+    before = row["kind"] == "train" or (row["kind"] == "val" and not validated)
+    return reached < step if before else reached <= step
 
 
 def memory_mb(device: torch.device) -> float:

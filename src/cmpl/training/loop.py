@@ -19,17 +19,15 @@ from torch import Tensor
 from cmpl.data.batching import BatchPlan, BatchSource, load_batches
 from cmpl.data.streaming import StreamSplit
 from cmpl.errors import UserError
-from cmpl.evaluation.metrics import evaluate_retrieval
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
 from cmpl.models.dual_encoder import create_model
-from cmpl.models.embed import embed_split
 from cmpl.progress import progress_bar
 from cmpl.training.averages import WeightAverages
 from cmpl.training.batches import batch_source, epoch_plan, share
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.distributed import Processes, counted_processes, launch
 from cmpl.training.features import picture_features
-from cmpl.training.interruption import Noted, raise_if_stopped, signals_noted
+from cmpl.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
 from cmpl.training.log import RunLog, memory_mb, quiet_libraries
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
@@ -37,6 +35,7 @@ from cmpl.training.recipe import Recipe, StageConfig, save_recipe
 from cmpl.training.run import check_same_run, describe_source, model_card
 from cmpl.training.step import TrainingStep
 from cmpl.training.synchronised import synchronise_batch_norm
+from cmpl.training.validation import in_a_line, validation_rows, weights_held
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Data, Split
@@ -138,7 +137,7 @@ class _Training:
         return self.best
 
     def _open_log(self) -> None:
-        self.log = RunLog(self.run, self.step)
+        self.log = RunLog(self.run, self.step, validated=self.position[2] == 0)
 
     def _write(self, row: dict[str, Any]) -> None:
         self.processes.once(lambda: self.log.write(row) if self.log is not None else None)
@@ -165,10 +164,11 @@ class _Training:
             while epoch < stage.epochs:
                 self._epoch(training, source, stage, (index, number, epoch, batch), noted)
                 epoch, batch = epoch + 1, 0
-                self._validate(training, number, epoch)
-                last = epoch == stage.epochs
-                self.position = (index + 1, 0, 0) if last else (index, epoch, 0)
-                [signal] = self.processes.agree(noted.number)
+                signal = self._validate(training, number, epoch, noted)
+                last = epoch == stage.epochs and not signal
+                if not signal:
+                    self.position = (index + 1, 0, 0) if last else (index, epoch, 0)
+                [signal] = self.processes.agree(signal or noted.number)
                 self._save(None if last else training)
                 raise_if_stopped(signal)
 
@@ -209,30 +209,34 @@ class _Training:
                 self._save(training)
                 raise_if_stopped(signal)
 
-    def _validate(self, training: TrainingStep, number: int, epoch: int) -> None:
-        """Evaluate raw and averaged weights on val; keep the best model so far in RUN/model."""
-        self.best = self.processes.once(lambda: self._best_of(training, number, epoch))
+    def _validate(self, training: TrainingStep, number: int, epoch: int, noted: Noted) -> int:
+        """Evaluate raw and averaged weights on val; keep the best model so far in RUN/model.
 
-    def _best_of(self, training: TrainingStep, number: int, epoch: int) -> dict[str, Any]:
-        """The best row so far, those of this validation among them."""
+        Returns 0, or the number of a signal that came before it was through: then nothing is written.
+        """
+        signal, self.best = self.processes.once(lambda: self._best_of(training, number, epoch, noted))
+        return signal
+
+    def _best_of(self, training: TrainingStep, number: int, epoch: int, noted: Noted) -> tuple[int, dict[str, Any]]:
         assert self.log is not None
-        best = self.best
         self.bar.set_postfix_str("validating")
-        for weights in ("raw", "averaged") if training.averages is not None else ("raw",):
-            averaged = training.averages.applied() if weights == "averaged" and training.averages else nullcontext()
-            with averaged, self.fabric.autocast():
-                seen = embed_split(self.model, self.val_split, features=self.val_features)
-                result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels).to_dict()
-                row = {"kind": "val", "stage": number, "epoch": epoch, "step": self.step, "weights": weights, **result}
-                self.log.write(row)
-                if not best or row["rsum"] > best["rsum"]:
-                    best = row
-                    self.model.save_pretrained(self.run / "model", card=model_card(self.recipe, row))
-        scores = f"rsum {row['rsum']:.1f} (best {best['rsum']:.1f})"
-        recall = f"R@1 {row['image_to_text']['R@1']:.1f} image to text, {row['text_to_image']['R@1']:.1f} text to image"
-        self.bar.write(f"stage {number} epoch {epoch}: val {recall}, {scores}")
+        averages, best = training.averages, self.best
+        try:
+            with noted.at_once():
+                seen = validation_rows(self.model, self.val_split, self.val_features, averages, self.fabric.autocast)
+        except Interrupted as stop:
+            return stop.number, best
+        rows = [{"kind": "val", "stage": number, "epoch": epoch, "step": self.step, **row} for row in seen]
+        for row in rows:
+            self.log.write(row)
+        newest = max(rows, key=lambda row: row["rsum"])
+        if not best or newest["rsum"] > best["rsum"]:
+            best = newest
+            with weights_held(averages, best["weights"]):
+                self.model.save_pretrained(self.run / "model", card=model_card(self.recipe, best))
+        self.bar.write(f"stage {number} epoch {epoch}: {in_a_line(rows[-1], best['rsum'])}")
         self.bar.set_postfix_str("")
-        return best
+        return 0, best
 
     def _freeze(self, stage: StageConfig) -> None:
         self.model.freeze_text_encoder(stage.freeze_text_encoder)
