@@ -58,9 +58,7 @@ def _training_data(source: str, val: Path | None, recipe: "Recipe") -> "Data | S
     prepared = (Path(source) / MANIFEST).is_file()
     if val is None:
         if not prepared and any(sign in source for sign in ("://", "{", ".tar")):
-            raise UserError(
-                f"{source} is a stream, which has no split val; name a DATA directory that has it with --val"
-            )
+            raise UserError(f"{source} is a stream; name a DATA directory whose split val to use with --val")
         return open_data(source)
     if prepared:
         raise UserError(f"--val goes with a stream, and {source} is a DATA directory; leave --val out")
