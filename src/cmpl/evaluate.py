@@ -11,19 +11,24 @@ import numpy as np
 import cmpl
 from cmpl.commands import model_directory
 from cmpl.errors import UserError
+from cmpl.evaluation.counting import Counting
 from cmpl.evaluation.embeddings import Embeddings, read_embeddings
 from cmpl.evaluation.metrics import MetricDefinition
 from cmpl.evaluation.protocols import (
     PLAIN,
     Evaluation,
     Protocol,
+    Task,
     arrange,
     check_fits,
     choose_protocol,
     evaluate_protocol,
+    evaluation_of,
     find_protocol,
 )
+from cmpl.evaluation.ranking import prepare_counting, ranks_of
 from cmpl.evaluation.results import labels_checksum, ranks_path, write_result
+from cmpl.evaluation.shards import count_shard, merge_parts, parse_shard
 from cmpl.evaluation.trec import write_trec
 from cmpl.evaluation.uncertainty import Intervals, bootstrap
 from cmpl.files import refuse_directory
@@ -103,7 +108,8 @@ def measure_model(
         "split": split_name,
         "fingerprint": split.fingerprint,
     }
-    return _measured(protocol, embeddings, definition, facts)
+    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, progress=True)
+    return _measured(evaluation, embeddings, facts)
 
 
 def evaluate_embeddings_command(
@@ -112,17 +118,72 @@ def evaluate_embeddings_command(
     definition: MetricDefinition = "exact",
     protocol_name: str | None = None,
     trec: Path | None = None,
+    device: str = "cpu",
 ) -> str:
-    """Evaluate an .npz file of embeddings and labels; `plain` unless a protocol is named."""
+    """Evaluate a file or a directory of embeddings and labels; `plain` unless a protocol is named."""
     protocol = find_protocol(protocol_name) if protocol_name else PLAIN
-    if output is not None:
-        refuse_directory(output)
-        if path.resolve() in (output.resolve(), ranks_path(output).resolve()):
-            raise UserError(f"the result would replace the embeddings in {path}; name another --output")
+    _refuse_to_replace(path, output)
     embeddings = read_embeddings(path)
-    measured = _measured(protocol, embeddings, definition, {"embeddings": str(path)})
+    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, device=device, progress=True)
+    measured = _measured(evaluation, embeddings, {"embeddings": str(path)})
     intervals = measured.store([output] if output else [])
     return f"{path}: {measured.describe(intervals)}{measured.export(trec)}"
+
+
+def evaluate_shard_command(
+    path: Path, shard_text: str, output: Path, protocol_name: str | None = None, device: str = "cpu"
+) -> str:
+    """Count one shard of the ranking of anyone's embeddings into the part `output`, or go on with it."""
+    shard = parse_shard(shard_text)
+    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
+    refuse_directory(output)
+    task, counting = _single_task(protocol, read_embeddings(path), device)
+    count_shard(counting, shard, output, _shard_facts(protocol, task))
+    return (
+        f"{output}: shard {shard[0]} of {shard[1]}, complete\n"
+        f"when all are there: cmpl evaluate --embeddings {path} --merge PART PART ..."
+    )
+
+
+def merge_command(
+    path: Path,
+    parts: list[Path],
+    output: Path | None,
+    definition: MetricDefinition = "exact",
+    protocol_name: str | None = None,
+) -> str:
+    """The evaluation that all shards of a ranking amount to."""
+    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
+    _refuse_to_replace(path, output)
+    embeddings = read_embeddings(path)
+    task, counting = _single_task(protocol, embeddings, "cpu")
+    merge_parts(counting, parts, _shard_facts(protocol, task))
+    evaluation = evaluation_of(protocol, [task], [ranks_of(counting)], metric_definition=definition)
+    measured = _measured(evaluation, embeddings, {"embeddings": str(path)})
+    intervals = measured.store([output] if output else [])
+    return f"{path}, {len(parts)} parts: {measured.describe(intervals)}"
+
+
+def _single_task(protocol: Protocol, embeddings: Embeddings, device: str) -> tuple[Task, Counting]:
+    tasks = arrange(protocol, embeddings)
+    if len(tasks) > 1:
+        raise UserError(f"protocol {protocol.name} has {len(tasks)} folds, small ones; evaluate them without --shard")
+    data = tasks[0].embeddings
+    counting = prepare_counting(data.images, data.texts, data.image_labels, data.text_labels, device=device)
+    return tasks[0], counting
+
+
+def _shard_facts(protocol: Protocol, task: Task) -> dict[str, Any]:
+    labels = labels_checksum(task.embeddings.image_labels, task.embeddings.text_labels)
+    return {"protocol": protocol.name, "labels_checksum": labels}
+
+
+def _refuse_to_replace(embeddings: Path, output: Path | None) -> None:
+    if output is None:
+        return
+    refuse_directory(output)
+    if embeddings.resolve() in (output.resolve(), ranks_path(output).resolve()):
+        raise UserError(f"the result would replace the embeddings in {embeddings}; name another --output")
 
 
 def embed(model: Any, split: "Split") -> Embeddings:
@@ -176,10 +237,7 @@ def recipe_facts(run: Path) -> dict[str, Any]:
     return {"recipe": recipe.name, "seed": recipe.seed, "recipe_checksum": checksum}
 
 
-def _measured(
-    protocol: Protocol, embeddings: Embeddings, definition: MetricDefinition, facts: dict[str, Any]
-) -> Measured:
-    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition)
+def _measured(evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, Any]) -> Measured:
     more = {
         "pictures": len(embeddings.images),
         "captions": len(embeddings.texts),
