@@ -18,7 +18,10 @@ from cmpl.evaluation.inputs import EvaluationInputError, check_embeddings, check
 
 REQUIRED = ("image_embeddings", "text_embeddings", "image_labels", "text_labels")
 OPTIONAL = ("text_pictures", "image_ids", "caption_ids")
-_ADVICE = f"expected an .npz file with {', '.join(REQUIRED)}, as numpy.savez writes it (docs/evaluation.md)"
+_ADVICE = (
+    f"expected an .npz file with {', '.join(REQUIRED)}, as numpy.savez writes it, or a directory of .npy files "
+    "of these names (docs/evaluation.md)"
+)
 _DAMAGED = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 _CHUNK = 65_536
 
