@@ -1,0 +1,121 @@
+"""The OpenVINO runtime of image encoders against PyTorch. Skipped where OpenVINO is not installed."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cmpl.data.transforms import PictureInput
+from cmpl.errors import UserError
+from cmpl.models.image import create_image_encoder
+from cmpl.models.runtime import (
+    REQUEST,
+    CompiledImageEncoder,
+    convert_image_encoder,
+    cosines,
+    import_openvino,
+    openvino_precisions,
+)
+
+pytestmark = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
+SIZE = (33, 47)  # odd, so that a swap of height and width or another padding would show
+
+
+@pytest.fixture(scope="module")
+def encoder_and_input() -> tuple[nn.Module, PictureInput]:
+    torch.manual_seed(0)
+    encoder, picture_input = create_image_encoder("slim_mobilenet_v1_025", "none", SIZE)
+    for name, value in encoder.named_buffers():  # statistics that matter
+        if value.is_floating_point():
+            value.uniform_(0.5, 1.5) if name.endswith("var") else value.uniform_(-0.5, 0.5)
+    return encoder.eval().requires_grad_(False), picture_input
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3 * REQUEST + 1, 3, *SIZE), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected(encoder_and_input, pictures) -> np.ndarray:
+    encoder, picture_input = encoder_and_input
+    return encoder(picture_input.normalize(torch.from_numpy(pictures))).numpy()
+
+
+@pytest.fixture(scope="module")
+def compiled(encoder_and_input) -> CompiledImageEncoder:
+    return CompiledImageEncoder(convert_image_encoder(*encoder_and_input), "f32", threads=2)
+
+
+def test_f32_gives_pytorchs_features(compiled, pictures, expected):
+    found = compiled(pictures)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_bf16_is_near_them_and_another_arithmetic(encoder_and_input, pictures, expected):
+    if openvino_precisions() != ["bf16", "f32"]:
+        pytest.skip("this processor has no instructions for bf16")
+    found = CompiledImageEncoder(convert_image_encoder(*encoder_and_input), "bf16", threads=1)(pictures)
+    assert 0.999 < cosines(found, expected).mean() < 0.9999999
+
+
+def test_a_pictures_features_do_not_depend_on_its_neighbours(compiled, pictures):
+    together = compiled(pictures)
+    for row in (0, 1, REQUEST, len(pictures) - 1):
+        np.testing.assert_array_equal(compiled(pictures[row : row + 1])[0], together[row])
+    np.testing.assert_array_equal(compiled(pictures[::-1]), together[::-1])
+    assert compiled(pictures[:0]).shape == (0, together.shape[1])
+
+
+def test_many_threads_may_call_it(compiled, pictures):
+    with ThreadPoolExecutor(8) as threads:
+        rows = list(threads.map(lambda row: compiled(pictures[row % 13 : row % 13 + 1])[0], range(52)))
+    np.testing.assert_array_equal(np.stack(rows), np.tile(compiled(pictures), (4, 1)))
+
+
+def test_pictures_resized_to_floats_keep_their_fractions(encoder_and_input, pictures):
+    encoder, picture_input = encoder_and_input
+    picture_input = PictureInput(*SIZE, picture_input.mean, picture_input.std, resample="tensorflow1")
+    fractions = pictures.astype(np.float32) * np.float32(0.997)
+    found = CompiledImageEncoder(convert_image_encoder(encoder, picture_input), "f32", threads=1)(fractions)
+    expected = encoder(picture_input.normalize(torch.from_numpy(fractions))).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_converting_leaves_the_encoder_in_its_mode_and_reads_its_running_statistics(encoder_and_input, pictures):
+    encoder, picture_input = encoder_and_input
+    expected = encoder(picture_input.normalize(torch.from_numpy(pictures))).numpy()
+    encoder.train()
+    encoder.layers["conv2d_0"].eval()
+    try:
+        modes = [module.training for module in encoder.modules()]
+        statistics = [value.clone() for value in encoder.buffers()]
+        model = convert_image_encoder(encoder, picture_input)
+        assert [module.training for module in encoder.modules()] == modes
+        assert all(torch.equal(*pair) for pair in zip(encoder.buffers(), statistics, strict=True))
+    finally:
+        encoder.eval()
+    np.testing.assert_allclose(CompiledImageEncoder(model, "f32")(pictures), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_operation_that_openvino_lacks_is_one_sentence():
+    class Odd(nn.Module):
+        def forward(self, pixels):
+            return torch.special.bessel_j0(pixels).mean(dim=(2, 3))
+
+    with pytest.raises(UserError, match="OpenVINO can't run the encoder Odd"):
+        convert_image_encoder(Odd(), PictureInput(8, 8))
+
+
+def test_nothing_is_reported_over_the_network():
+    import_openvino()
+    assert sys.modules["openvino_telemetry"] is None  # what would do it
+
+
+def test_cosines_are_those_of_the_rows():
+    found = cosines(np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]), np.array([[2.0, 0.0], [-1.0, 1.0], [1.0, 0.0]]))
+    np.testing.assert_allclose(found, [1.0, 0.0, 0.0], atol=1e-12)
