@@ -1,12 +1,13 @@
 """Cross-modal projection matching: the distribution of projections against the distribution of matches."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmpl.losses.cmpm_tiled import Products, tile_side, tiled_divergences
 from cmpl.losses.inputs import (
     check_embeddings,
     check_every_row_matches,
@@ -26,9 +27,10 @@ class CMPMTerms(NamedTuple):
 class CMPMLoss(nn.Module):
     """Cross-modal projection matching loss (Zhang and Lu, ECCV 2018, eq. 1-6): the sum of `cmpm_terms`."""
 
-    def __init__(self, epsilon: float = 1e-8) -> None:
+    def __init__(self, epsilon: float = 1e-8, *, products: Products = "float32") -> None:
         super().__init__()
         self.epsilon = epsilon
+        self.products: Products = products
 
     def forward(
         self,
@@ -38,11 +40,13 @@ class CMPMLoss(nn.Module):
         text_labels: Tensor | None = None,
     ) -> Tensor:
         """Scalar loss in nats; arguments and errors as in `cmpm_terms`."""
-        terms = cmpm_terms(image_embeddings, text_embeddings, image_labels, text_labels, self.epsilon)
+        terms = cmpm_terms(
+            image_embeddings, text_embeddings, image_labels, text_labels, self.epsilon, products=self.products
+        )
         return terms.image_to_text + terms.text_to_image
 
     def extra_repr(self) -> str:
-        return f"epsilon={self.epsilon:g}"
+        return f"epsilon={self.epsilon:g}, products={self.products}"
 
 
 def cmpm_terms(
@@ -52,6 +56,8 @@ def cmpm_terms(
     text_labels: Tensor | None = None,
     epsilon: float = 1e-8,
     ratio_epsilon: float = 0.0,
+    *,
+    products: Products = "float32",
 ) -> CMPMTerms:
     """KL(p || q) from images to texts and from texts to images (Zhang and Lu, ECCV 2018, eq. 1-6).
 
@@ -64,11 +70,20 @@ def cmpm_terms(
     epsilon, above 0, bounds log q where nothing matches.
     ratio_epsilon is added to the ratio inside the logarithm. The original adds 1e-8, which changes a term by at most
         1e-8 nats; it is not in the paper and not kept by default.
+    products: how a batch that is computed by tiles multiplies its matrices. "bf16" takes 0.6 of the time where the
+        processor multiplies in bfloat16. Its gradients are off by about 0.4 % (norm of the difference over the norm),
+        by more where they nearly vanish.
+
+    A batch of more pairs than fit into a tile (1024 x 1024 on a CPU, 4096 x 4096 elsewhere) is computed by tiles, in
+    memory that grows with n + m instead of n m. Its gradients can't be differentiated again; those of smaller batches
+    can. A ratio_epsilon needs all ratios at once: with it no batch is computed by tiles.
 
     A NaN or infinite embedding gives a NaN loss. Raises ValueError for wrong shapes or label types, and when an image
-    has no matching text or a text no matching image, naming its row. With text_labels on a GPU this check waits for
-    the device; labels may stay on the CPU, and then it does not.
+    has no matching text or a text no matching image, naming its row; under torch.compile matches are not checked. With
+    text_labels on a GPU this check waits for the device; labels may stay on the CPU, and then it does not.
     """
+    if products not in get_args(Products):
+        raise ValueError(f"products are '{products}'; expected one of {', '.join(get_args(Products))}")
     check_embeddings(image_embeddings, text_embeddings)
     image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
     if text_labels is None:
@@ -78,10 +93,13 @@ def cmpm_terms(
         check_every_row_matches(image_labels, text_labels, "image", "text")
         check_every_row_matches(text_labels, image_labels, "text", "image")
     device = image_embeddings.device
-    matches = image_labels.to(device, non_blocking=True)[:, None] == text_labels.to(device, non_blocking=True)
+    image_labels, text_labels = (labels.to(device, non_blocking=True) for labels in (image_labels, text_labels))
     dtype = computing_dtype(image_embeddings, text_embeddings)
     images, texts = image_embeddings.to(dtype), text_embeddings.to(dtype)
     with torch.autocast(device.type, enabled=False):
+        if ratio_epsilon == 0 and len(images) * len(texts) > tile_side(device) ** 2:
+            return CMPMTerms(*tiled_divergences(images, texts, image_labels, text_labels, epsilon, products))
+        matches = image_labels[:, None] == text_labels
         return CMPMTerms(
             image_to_text=_matching_divergence(images @ unit_vectors(texts).T, matches, epsilon, ratio_epsilon),
             text_to_image=_matching_divergence(texts @ unit_vectors(images).T, matches.T, epsilon, ratio_epsilon),

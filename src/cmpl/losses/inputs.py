@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_SQUARED_NORM_FLOOR = 1e-12
+SQUARED_LENGTH_FLOOR = 1e-12
 
 
 def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
@@ -15,7 +15,7 @@ def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
     torch.nn.functional.normalize bounds the norm itself and differs below that length.
     """
     squared_norm = vectors.square().sum(dim, keepdim=True)
-    return vectors * squared_norm.clamp(min=_SQUARED_NORM_FLOOR).rsqrt()
+    return vectors * squared_norm.clamp(min=SQUARED_LENGTH_FLOOR).rsqrt()
 
 
 def computing_dtype(*tensors: Tensor) -> torch.dtype:
@@ -51,7 +51,12 @@ def check_labels(labels: Tensor, rows: int, name: str) -> Tensor:
 
 
 def check_every_row_matches(labels: Tensor, other_labels: Tensor, name: str, other_name: str) -> None:
-    """Raise ValueError, naming the row, when a label is not among the other labels."""
+    """Raise ValueError, naming the row, when a label is not among the other labels.
+
+    Does nothing under torch.compile, where looking at values would break the graph.
+    """
+    if torch.compiler.is_compiling():
+        return
     matched = torch.isin(labels, other_labels)
     if not bool(matched.all()):
         row = int(matched.logical_not().nonzero()[0])

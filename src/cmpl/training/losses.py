@@ -86,7 +86,8 @@ class MatchingLosses(nn.Module):
         config = self.config
         table = (images, texts, batch.image_labels, batch.text_labels)
         if name == "cmpm" and self.cmpm_scale is None:
-            return cmpm_terms(*table, ratio_epsilon=config.cmpm_ratio_epsilon)._asdict()
+            products = config.cmpm_products
+            return cmpm_terms(*table, ratio_epsilon=config.cmpm_ratio_epsilon, products=products)._asdict()
         if name == "cmpm":  # projections of embeddings of one length are scaled cosines, as SDM has them
             return sdm_terms(*table, 1 / scales["cmpm_scale"])._asdict()
         if name == "infonce":

@@ -34,6 +34,8 @@ class LossConfig:
     """null projects as the paper does; a number gives both embeddings this length first, and learns it (up to 100)."""
     cmpm_ratio_epsilon: float = 0.0
     """Added to p / q inside the matching's logarithm; the original adds 1e-8."""
+    cmpm_products: Literal["float32", "bf16"] = "float32"
+    """Of batches of over a million pairs (on a CPU): bf16 nearly halves the time, with gradients off by about 0.4 %."""
     label_smoothing: float = 0.0
     """Of the classification's targets."""
     infonce_temperature: float = 0.07
