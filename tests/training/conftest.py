@@ -55,6 +55,7 @@ def toy_recipe() -> Callable[..., Recipe]:
         settings: dict[str, Any] = {
             "device": "cpu",
             "workers": 0,
+            "precision": "32-true",
             "log_every": 1,
             "model": ModelConfig(
                 ImageEncoderConfig("test_resnet", "none", [32, 32], feature_dropout=0.1),

@@ -136,8 +136,9 @@ class TestARun:
             {"loss": LossConfig(cmpm=0.0), "averages": AveragesConfig(parts="image", before_update=True)},
             {"precision": "bf16-mixed"},
             {"precision": "64-true"},
+            {"channels_last": False},
         ],
-        ids=["cmpm alone", "cmpc alone", "bf16", "double"],
+        ids=["cmpm alone", "cmpc alone", "bf16", "double", "planes"],
     )
     def test_goes_through_with_other_settings(self, go, tmp_path, metrics, changes):
         go(**changes)
@@ -147,6 +148,25 @@ class TestARun:
         trained = load_file(newest(tmp_path / "run") / "model.safetensors")
         expected = torch.float64 if changes.get("precision") == "64-true" else torch.float32
         assert trained["image_projection.linear.weight"].dtype == expected
+
+    def test_keeps_the_names_of_its_weights_when_the_image_encoder_is_compiled(self, go, tmp_path, monkeypatch):
+        compiled = []
+
+        def compile_eagerly(function, **options):
+            compiled.append(function)
+            return function
+
+        monkeypatch.setattr(torch, "compile", compile_eagerly)
+        go("compiled", compile=True)
+        go("eager")
+        assert len(compiled) == 1
+        assert weights(tmp_path / "compiled") == weights(tmp_path / "eager")
+
+    @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+    def test_writes_down_the_precision_that_auto_stood_for(self, go, tmp_path, monkeypatch, bf16, expected):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
+        go(precision="auto", stage2=StageConfig())
+        assert f"precision: {expected}\n" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 class TestAFrozenStage:

@@ -55,7 +55,7 @@ class DualEncoder(nn.Module):
             config.image.name, config.image.weights, size, keep_head=config.image.keep_head
         )
         # Colours beside each other rather than in planes: convolutions run 1.9 times as fast on a CPU, more in bf16.
-        self.image_encoder.to(memory_format=torch.channels_last)
+        self.use_channels_last(True)
         expected.resample = config.image.resample
         self.picture_input = picture_input or expected
         self.feature_dropout = nn.Dropout(config.image.feature_dropout)
@@ -68,6 +68,11 @@ class DualEncoder(nn.Module):
         self.text_projection = _projection(self.text_encoder.num_features, config.projection, "text")
         self._image_encoder_mode: bool | None = None
         self._text_encoder_frozen = False
+
+    def use_channels_last(self, on: bool) -> None:
+        """Lay the image encoder's weights and pictures out so, or with each colour in a plane of its own."""
+        self._memory_format = torch.channels_last if on else torch.contiguous_format
+        self.image_encoder.to(memory_format=self._memory_format)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +112,7 @@ class DualEncoder(nn.Module):
     def image_features(self, pictures: Tensor) -> Tensor:
         """Resized pictures [b, 3, height, width], values 0..255 -> the image encoder's features [b, num_features]."""
         pixels = self.picture_input.normalize(pictures, next(self.parameters()).dtype)
-        features: Tensor = self.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.image_encoder(pixels.contiguous(memory_format=self._memory_format))
         return features
 
     def embed_image_features(self, features: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ def launch(recipe: Recipe) -> Processes:
 
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its notices repeat the recipe
     # Weights in double precision need no conversions; Fabric's own "64-true" would return float32 embeddings.
-    precision = "32-true" if recipe.precision == "64-true" else recipe.precision
+    precision: Any = "32-true" if recipe.precision == "64-true" else recipe.precision
     several = recipe.devices * recipe.nodes > 1
     strategy = DDPStrategy(
         timeout=PATIENCE,

@@ -30,6 +30,7 @@ from cmpl.training.features import picture_features
 from cmpl.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
 from cmpl.training.log import RunLog, memory_mb, quiet_libraries
 from cmpl.training.losses import MatchingLosses
+from cmpl.training.machine import settled
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, StageConfig, save_recipe
 from cmpl.training.run import check_same_run, describe_source, model_card
@@ -52,7 +53,7 @@ def train(
     """
     for split in ("train", "val"):
         data.split(split)
-    recipe = counted_processes(recipe)
+    recipe = settled(counted_processes(recipe))
     with quiet_libraries():
         processes = launch(recipe)
         processes.once(lambda: _check_directory(recipe, data, run, resume))
@@ -114,6 +115,9 @@ class _Training:
             self.losses.double()
         if recipe.sync_batch_norm and processes.size > 1:
             synchronise_batch_norm(self.model)
+        self.model.use_channels_last(recipe.channels_last)
+        if recipe.compile:
+            self.model.image_encoder.compile()  # in place: names in checkpoints stay
         processes.seed(recipe.seed)
         self.log: RunLog | None = None  # only the first process writes
         self.step = 0  # of all stages together
