@@ -1,11 +1,14 @@
 """Writing files and directories so that nothing half-written ever looks whole."""
 
 import errno
+import fcntl
+import glob
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,10 +17,19 @@ from cmpl.errors import UserError
 
 @contextmanager
 def full_disk_is_an_error(path: Path) -> Iterator[None]:
-    """Turn "no space left" while writing below `path` into one sentence."""
+    """Turn "no space left" and "file too large" while writing below `path` into one sentence."""
     try:
         yield
     except Exception as error:
+        if getattr(error, "sqlite_errorname", None) == "SQLITE_FULL":
+            raise UserError(
+                "the disk for temporary files is full; free some space, or name a folder on another disk with TMPDIR"
+            ) from error
+        if _error_number(error) == errno.EFBIG:
+            raise UserError(
+                f"a file of {path} would be larger than its disk or a limit of this process (ulimit -f) allows; "
+                "lift the limit or name a place on another disk"
+            ) from error
         if _error_number(error) not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         free = shutil.disk_usage(path.parent).free
@@ -66,13 +78,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path` that takes its place when the block ends well and vanishes when it fails."""
     path = path.resolve()  # "." has no name, and a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         with full_disk_is_an_error(path):
             yield temporary
-            _flush(temporary)
+            write_through(temporary)
         if path.exists():
             previous = path.with_name(f".{path.name}.previous")
             shutil.rmtree(previous, ignore_errors=True)
@@ -85,6 +98,45 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def claimed(directory: Path, what: str) -> Iterator[None]:
+    """Have a directory, made where it is missing, for this process alone, until the block or the process ends.
+
+    Raises UserError, which calls the directory's purpose `what`, when another process has it.
+    """
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "lock"
+        with path.open("w") as file:
+            try:
+                # Not flock, which worker processes would inherit and hold for a moment after their parent was killed.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"another process is writing {what}; wait for it, or name another --output") from None
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                yield
+                return
+            # The process that had it has just ended and removed it.
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left half-written of `path`: names that end in the number of no process."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        number = leftover.suffix[1:]
+        if number.isdecimal() and leftover.name == f".{path.name}.{number}" and not _is_running(int(number)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove what a killed process left half-written, from a directory that no other process writes to."""
     for path in directory.glob(".*"):
@@ -93,6 +145,19 @@ def remove_leftovers(directory: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path that begins with `folder` leads, by links on its way, to a place outside of it."""
+    if not path.is_relative_to(folder):
+        return False
+    real = _real(str(path.parent)) / path.name
+    return not (Path(os.path.realpath(real)) if path.is_symlink() else real).is_relative_to(_real(str(folder)))
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> Path:
+    return Path(os.path.realpath(folder))
 
 
 def refuse_directory(path: Path) -> None:
@@ -109,7 +174,7 @@ def refuse_occupied(path: Path, what: str) -> None:
         raise UserError(f"{path} exists and is not empty; expected a new directory for {what}, name another --output")
 
 
-def _flush(directory: Path) -> None:
+def write_through(directory: Path) -> None:
     """Have the system write what the files hold before the directory gets its name."""
     for file in directory.rglob("*"):
         if file.is_file():

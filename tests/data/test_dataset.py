@@ -31,7 +31,7 @@ def records(encode) -> list[Record]:
 
 @pytest.fixture
 def directory(records, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("cmpl.data.writer.BATCH_ROWS", 4)
+    monkeypatch.setattr("cmpl.data.fill.CHUNK_RECORDS", 4)
     output = tmp_path / "data"
     prepare(
         [*records, Record("x", b"", 0, ("a dog",), "val")],

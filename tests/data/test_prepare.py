@@ -130,7 +130,7 @@ class TestResult:
         assert checksum(tmp_path / "1") != checksum(tmp_path / "2")
 
     def test_many_batches_are_one_split(self, record, tmp_path, monkeypatch):
-        monkeypatch.setattr("cmpl.data.writer.BATCH_ROWS", 4)
+        monkeypatch.setattr("cmpl.data.fill.CHUNK_RECORDS", 4)
         records = [record(number) for number in range(19)]
         run(records, tmp_path / "data")
         split = open_data(tmp_path / "data").split("train")
@@ -278,7 +278,7 @@ class TestNothingHalfWritten:
         assert not output.exists()
         assert group_ends(process.pid)
         if number == signal.SIGINT:
-            assert [path.name for path in tmp_path.iterdir()] == ["endless.py"]
+            assert sorted(path.name for path in tmp_path.iterdir()) == [".data.partial", "endless.py"]
 
 
 ENDLESS = """

@@ -3,12 +3,14 @@
 import operator
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cmpl.data import splitting
 from cmpl.data.records import Record
-from cmpl.data.splitting import Shares, draw_splits, with_splits
+from cmpl.data.splitting import SPLITS, Shares, with_splits
 from cmpl.errors import UserError
 
 SHARES = Shares(0.8, 0.1, 0.1)
@@ -39,6 +41,13 @@ def test_pictures_with_labels_of_their_own_are_shared_exactly(count, seed):
     counts = Counter(record.split for record in drawn(list(range(count)), seed))
     assert abs(counts["val"] - count / 10) <= 1
     assert abs(counts["test"] - count / 10) <= 1
+
+
+def draw_splits(pictures: dict[int, int], shares: Shares, seed: int) -> dict[int, str]:
+    """The split of each label, from how many pictures have it."""
+    labels, counts = np.array(list(pictures)), np.array(list(pictures.values()))
+    chosen = splitting.draw_splits(labels, counts, shares, seed)
+    return {label: SPLITS[place] for label, place in zip(pictures, chosen, strict=True)}
 
 
 def test_the_seed_alone_decides():
@@ -107,7 +116,7 @@ def test_a_source_is_read_twice_only_when_its_records_are_not_in_memory(in_memor
         nonlocal reads
         reads += 1
         source = records(list(range(30)))
-        return iter(source) if in_memory else (record for record in source)
+        return source if in_memory else (record for record in source)
 
     result = with_splits(read, SHARES, 0)
     assert operator.length_hint(result) == 30

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import threading
 from collections import deque
@@ -14,6 +15,10 @@ from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import PIL
+import torch
+
+import cmpl
 from cmpl.data.duplicates import digest
 from cmpl.data.pictures import (
     PictureError,
@@ -25,9 +30,11 @@ from cmpl.data.pictures import (
 )
 from cmpl.data.records import Record
 from cmpl.errors import UserError
+from cmpl.files import leads_out
 
 # At 224 pixels the loss of this quality (42.4 dB) is below that of resizing twice instead of once (41.7 dB).
 QUALITY = 92
+MAX_BYTES = 1 << 30  # of a picture's file
 CHUNK = 8  # pictures a task
 TASKS_WAITING = 4  # for each worker
 
@@ -42,15 +49,19 @@ class Converted:
     digest: bytes = b""  # of the source's bytes
 
 
-def convert_picture(picture: Path | bytes, size: int) -> Converted:
+# Whatever changes the bytes that come out: pictures of two kinds of converter are not mixed in one data set.
+CONVERTER = f"JPEG {QUALITY}, cmpl {cmpl.__version__}, torch {torch.__version__}, Pillow {PIL.__version__}"
+
+
+def convert_picture(picture: Path | bytes, size: int, folder: Path | None = None) -> Converted:
     """Read, check and, where needed, resize and encode one picture.
 
     size: shorter side in pixels, 0 keeps the bytes. A picture that is small enough keeps its bytes too when every
-    reader shows them alike: a plain upright JPEG or an RGB PNG.
+    reader shows them alike: a plain upright JPEG or an RGB PNG. folder: of a path below it no link may lead out of it.
     """
     data = b""
     try:
-        data = picture if isinstance(picture, bytes) else read_picture_bytes(picture)
+        data = picture if isinstance(picture, bytes) else _read(picture, folder)
         pixels = decode_picture(data)
     except PictureError as error:
         return Converted(b"", len(data), error.reason)
@@ -58,6 +69,24 @@ def convert_picture(picture: Path | bytes, size: int) -> Converted:
     if size and (resized.shape != pixels.shape or not _is_plain(data)):
         return Converted(encode_jpeg(resized, QUALITY), len(data), digest=digest(data))
     return Converted(data, len(data), digest=digest(data))
+
+
+def _read(path: Path, folder: Path | None) -> bytes:
+    """The bytes of a picture's file, if it is one that a stranger's annotations may name."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        status = None  # reading says what is wrong
+    if folder is not None and leads_out(path, folder):
+        raise PictureError(str(path), "is a link that leads out of the folder of pictures")
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise PictureError(str(path), "is a folder, a device or a pipe, not a file")  # reading a pipe would never end
+    if status is not None and status.st_size > MAX_BYTES:
+        raise PictureError(str(path), f"is too large ({status.st_size:,} bytes); at most {MAX_BYTES:,} are read")
+    try:
+        return read_picture_bytes(path)
+    except ValueError:
+        raise PictureError(str(path), "has a name that no file can have") from None
 
 
 def _is_plain(data: bytes) -> bool:
@@ -69,11 +98,13 @@ def _is_plain(data: bytes) -> bool:
     return is_rgb_png and not any(chunk in data for chunk in (b"tRNS", b"eXIf", b"acTL"))
 
 
-def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iterator[tuple[Record, Converted]]:
+def convert_pictures(
+    records: Iterable[Record], size: int, workers: int, folder: Path | None = None
+) -> Iterator[tuple[Record, Converted]]:
     """Every record with its picture, in the order of the records.
 
-    workers: processes. No more than a few chunks a worker are in memory at once. Leaving the loop early, by an error or
-    Ctrl-C, ends the processes.
+    folder: of a path below it no link may lead out of it. workers: processes. No more than a few chunks a worker are in
+    memory at once. Leaving the loop early, by an error or Ctrl-C, ends the processes.
     """
     records = iter(records)
     # fork starts in milliseconds what spawn needs seconds for (torch is imported already), and is safe here because
@@ -84,7 +115,7 @@ def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iter
     try:
         while True:
             while len(waiting) < workers * TASKS_WAITING and (chunk := list(islice(records, CHUNK))):
-                waiting.append((chunk, pool.submit(_convert_chunk, [record.picture for record in chunk], size)))
+                waiting.append((chunk, pool.submit(_convert_chunk, [record.picture for record in chunk], size, folder)))
             if not waiting:
                 return
             chunk, result = waiting.popleft()
@@ -93,8 +124,8 @@ def convert_pictures(records: Iterable[Record], size: int, workers: int) -> Iter
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert_chunk(pictures: list[Path | bytes], size: int) -> list[Converted]:
-    return [convert_picture(picture, size) for picture in pictures]
+def _convert_chunk(pictures: list[Path | bytes], size: int, folder: Path | None) -> list[Converted]:
+    return [convert_picture(picture, size, folder) for picture in pictures]
 
 
 def _finished(chunk: list[Record], result: "Future[list[Converted]]") -> list[Converted]:
@@ -108,8 +139,6 @@ def _finished(chunk: list[Record], result: "Future[list[Converted]]") -> list[Co
 
 
 def _start_worker() -> None:
-    import torch
-
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

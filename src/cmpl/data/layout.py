@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmpl.data.records import printable
 from cmpl.errors import UserError
 
 FORMAT = 1
@@ -102,7 +103,7 @@ def describe_skipped(skipped: list[Skipped], shown: int = 10) -> list[str]:
     if not skipped:
         return ["skipped: nothing"]
     lines = [f"skipped: {len(skipped):,} pictures"]
-    lines += [f"  {item.split}: {item.image_id} {item.reason}" for item in skipped[:shown]]
+    lines += [f"  {item.split}: {printable(item.image_id)} {item.reason}" for item in skipped[:shown]]
     if len(skipped) > shown:
         lines.append(f"  and {len(skipped) - shown:,} more, all listed in cmpl.json")
     return lines
@@ -128,4 +129,4 @@ def _first(item: Duplicate) -> str:
 
 
 def _place(split: str, image_id: str, label: int) -> str:
-    return f"{split}: {image_id} (label {label})"
+    return f"{split}: {printable(image_id)} (label {label})"

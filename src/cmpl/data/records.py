@@ -4,8 +4,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmpl.errors import UserError
+
 _WORD = re.compile(r"\w")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_CHARACTERS = 10_000_000  # of all captions of a picture, tokens counted too
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ def caption_problem(record: Record) -> str | None:
     """Why the captions of a record can't be used, or None. A caption needs a letter or a digit."""
     if not record.captions:
         return "has no caption"
+    characters = sum(map(len, record.captions)) + sum(len(word) + 1 for words in record.tokens or () for word in words)
+    if characters > _MAX_CHARACTERS:
+        return f"has captions of {characters:,} characters; at most {_MAX_CHARACTERS:,} are stored for a picture"
     for number, caption in enumerate(record.captions, start=1):
         which = f"number {number} of {len(record.captions)}"
         if not _WORD.search(caption):
@@ -37,6 +43,13 @@ def caption_problem(record: Record) -> str | None:
     if not all(is_unicode(word) for words in record.tokens or () for word in words):
         return "has tokens that are not Unicode"
     return None
+
+
+def check_label(record: Record) -> None:
+    """Raises UserError when the label of a record can't be stored."""
+    if not -(2**63) <= record.label < 2**63:
+        found = str(record.label) if abs(record.label) < 10**30 else "of very many digits"
+        raise UserError(f"{printable(record.image_id)} has label {found}; expected a number of at most 64 bits")
 
 
 def is_unicode(text: str) -> bool:

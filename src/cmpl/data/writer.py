@@ -2,30 +2,41 @@
 
 import hashlib
 import json
+import shutil
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 import cmpl
+from cmpl.data.journal import Place
 from cmpl.data.layout import ARROW_FILE, DATASET_DICT, MANIFEST, Duplicate, Manifest, Skipped, SplitFacts, split_order
 from cmpl.data.records import Record
 
 if TYPE_CHECKING:
     from datasets import Features
 
-BATCH_BYTES = 8 << 20
-BATCH_ROWS = 256
+# An Arrow stream is its schema, its batches and this, each a message of its own: a file can be cut behind any batch and
+# continued, which pyarrow's own writer can't.
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class DataWriter:
-    """Writes the splits of a data set below `directory`; `finish` makes it one that can be opened."""
+    """Writes the splits of a data set below `directory`; `finish` makes it one that can be opened.
 
-    def __init__(self, directory: Path) -> None:
+    Rows reach the files at each `flush`, as one batch a split. A directory that an earlier writer left half-written is
+    taken over batch by batch with `take_over`; `start` cuts off the rest.
+    """
+
+    def __init__(self, directory: Path, with_tokens: bool) -> None:
         self.directory = directory
+        self._features = _features(with_tokens)
         self._splits: dict[str, _SplitWriter] = {}
-        self._features: Features | None = None
+        directory.mkdir(exist_ok=True)
 
     def __enter__(self) -> "DataWriter":
         return self
@@ -34,13 +45,39 @@ class DataWriter:
         for writer in self._splits.values():
             writer.close()
 
+    def take_over(self, ends: dict[str, Place]) -> bool:
+        """Go on behind the next batches in the files, if that leads to `ends`; whether it does."""
+        states = {}
+        for name, place in ends.items():
+            split = self._splits.get(name) or _SplitWriter(self.directory / name, self._features, begun=True)
+            self._splits[name] = split
+            state = split.read_on(place)
+            if state is None:
+                return False
+            states[name] = state
+        for name, state in states.items():
+            self._splits[name].state = state
+        return True
+
+    def start(self) -> None:
+        """Cut off what was not taken over."""
+        for path in self.directory.iterdir():
+            split = self._splits.get(path.name)
+            if split is not None and split.state.pictures:
+                split.start()
+            else:
+                self._splits.pop(path.name, None)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     def add(self, record: Record, picture: bytes) -> None:
         """Append a row to the record's split."""
-        if self._features is None:
-            self._features = _features(with_tokens=record.tokens is not None)
         if record.split not in self._splits:
             self._splits[record.split] = _SplitWriter(self.directory / record.split, self._features)
         self._splits[record.split].add(record, picture)
+
+    def flush(self) -> dict[str, Place]:
+        """Have all rows in the files; where each ends."""
+        return {name: split.flush() for name, split in self._splits.items()}
 
     def finish(
         self, source: dict[str, Any], size: int, skipped: list[Skipped], duplicates: list[Duplicate]
@@ -54,19 +91,57 @@ class DataWriter:
         return manifest
 
 
+@dataclass(frozen=True)
+class _State:
+    """How far a split's file is."""
+
+    place: Place
+    checksum: "hashlib._Hash"  # of the rows; never changed once it is here
+    pictures: int = 0
+    captions: int = 0
+
+    def behind(self, data: Any, rows: list[dict[str, Any]]) -> "_State":
+        """The state when the file holds `data` too, a batch of `rows`."""
+        place = Place(self.place.bytes + len(data), zlib.crc32(data, self.place.crc))
+        checksum = self.checksum.copy()
+        for row in rows:
+            picture = row["image"]["bytes"]
+            described = [row["image_id"], row["label"], row["captions"], row.get("tokens"), len(picture)]
+            checksum.update(json.dumps(described).encode())
+            checksum.update(picture)
+        captions = self.captions + sum(len(row["captions"]) for row in rows)
+        return _State(place, checksum, self.pictures + len(rows), captions)
+
+
 class _SplitWriter:
-    def __init__(self, directory: Path, features: "Features") -> None:
-        directory.mkdir()
+    def __init__(self, directory: Path, features: "Features", begun: bool = False) -> None:
+        directory.mkdir(exist_ok=True)
         self.directory = directory
         self.features = features
         self.schema = features.arrow_schema
-        self.file = (directory / ARROW_FILE).open("wb")
-        self.stream = pa.ipc.new_stream(self.file, self.schema)
+        self.path = directory / ARROW_FILE
         self.rows: list[dict[str, Any]] = []
-        self.waiting_bytes = 0
-        self.checksum = hashlib.sha256()
-        self.labels: set[int] = set()
-        self.pictures = self.captions = 0
+        self.file = self.path.open("r+b" if begun and self.path.exists() else "w+b")
+        header = self.schema.serialize().to_pybytes()
+        self.state = _State(Place(len(header), zlib.crc32(header)), hashlib.sha256())
+        if not begun:
+            self.file.write(header)
+        elif self.file.read(len(header)) != header:
+            self.file.truncate(0)  # nothing in it can be taken over
+
+    def read_on(self, place: Place) -> _State | None:
+        """The state behind the next batch of the file, if it ends at `place`; None for a file that doesn't hold it."""
+        if place == self.state.place:
+            return self.state
+        start = self.state.place
+        data = self.file.read(max(0, place.bytes - start.bytes))
+        if Place(start.bytes + len(data), zlib.crc32(data, start.crc)) != place:
+            return None
+        return self.state.behind(data, pa.ipc.read_record_batch(pa.py_buffer(data), self.schema).to_pylist())
+
+    def start(self) -> None:
+        self.file.seek(self.state.place.bytes)
+        self.file.truncate()
 
     def add(self, record: Record, picture: bytes) -> None:
         row: dict[str, Any] = {
@@ -79,30 +154,24 @@ class _SplitWriter:
             raise ValueError(f"{record.image_id}: either every record of a source has tokens, or none")
         if record.tokens is not None:
             row["tokens"] = [list(words) for words in record.tokens]
-        described = json.dumps([row["image_id"], row["label"], row["captions"], row.get("tokens"), len(picture)])
-        self.checksum.update(described.encode())
-        self.checksum.update(picture)
-        self.labels.add(record.label)
-        self.pictures += 1
-        self.captions += len(record.captions)
         self.rows.append(row)
-        self.waiting_bytes += len(picture)
-        if self.waiting_bytes >= BATCH_BYTES or len(self.rows) >= BATCH_ROWS:
-            self._flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> Place:
         if self.rows:
-            self.stream.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+            data = pa.RecordBatch.from_pylist(self.rows, schema=self.schema).serialize()
+            self.file.write(data)
+            self.file.flush()
+            self.state = self.state.behind(data, self.rows)
         self.rows = []
-        self.waiting_bytes = 0
+        return self.state.place
 
     def finish(self, name: str) -> SplitFacts:
         from datasets import DatasetInfo
 
-        self._flush()
-        self.stream.close()
+        self.flush()
+        self.file.write(_END_OF_STREAM)
         self.file.close()
-        checksum = self.checksum.hexdigest()
+        checksum = self.state.checksum.hexdigest()
         DatasetInfo(features=self.features).write_to_directory(str(self.directory))
         state: dict[str, Any] = {
             "_data_files": [{"filename": ARROW_FILE}],
@@ -114,11 +183,18 @@ class _SplitWriter:
             "_split": name,
         }
         (self.directory / "state.json").write_text(json.dumps(state, indent=2))
-        size = (self.directory / ARROW_FILE).stat().st_size
-        return SplitFacts(self.pictures, self.captions, len(self.labels), size, checksum)
+        size = self.path.stat().st_size
+        return SplitFacts(self.state.pictures, self.state.captions, _distinct_labels(self.path), size, checksum)
 
     def close(self) -> None:
         self.file.close()
+
+
+def _distinct_labels(path: Path) -> int:
+    """How many labels a split has, from its file: a set of them would grow with the records."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+        labels = [np.array(batch.column("label")) for batch in stream]
+    return len(np.unique(np.concatenate(labels)))
 
 
 def _features(with_tokens: bool) -> "Features":

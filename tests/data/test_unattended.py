@@ -1,0 +1,245 @@
+"""A run that is killed, or meets a full disk, is gone on from; two at once refuse each other."""
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmpl.cli import main
+from cmpl.data import fill
+from cmpl.data.prepare import Summary, describe, prepare
+from cmpl.data.records import Record
+from cmpl.data.writer import DataWriter
+from cmpl.errors import UserError
+
+fork = multiprocessing.get_context("fork")  # of this process: importing torch anew for every run takes seconds
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fill, "CHUNK_RECORDS", 8)
+
+
+@pytest.fixture
+def records(tmp_path: Path, encode: Callable[..., bytes]) -> list[Record]:
+    """240 pictures in three splits: files and bytes, to be encoded anew and not, one of them unusable, two the same."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    made = []
+    for number in range(240):
+        size = (40, 50, 3) if number % 3 else (20, 30, 3)
+        data = encode(np.full(size, generator.integers(0, 256, 3), np.uint8))
+        picture: Path | bytes = data
+        if number % 2:
+            picture = folder / f"{number}.jpg"
+            picture.write_bytes(data)
+        split = ("train", "train", "val", "test")[number % 4]
+        made.append(Record(f"{number}.jpg", picture, number // 2, ("a dog", f"it is {number}"), split))
+    made[100] = replace(made[100], picture=b"no picture")
+    made[200] = replace(made[200], picture=made[0].picture)
+    return made
+
+
+def run(records: list[Record] | Iterator[Record], output: Path, **options: object) -> Summary:
+    settings = {"size": 24, "workers": 2, "on_error": "skip", "progress": False, **options}
+    return prepare(records, output, source={"format": "test"}, **settings)
+
+
+def files(directory: Path) -> dict[str, str]:
+    found = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def interrupted(records: list[Record], output: Path, after: int, **options: object) -> None:
+    """A run that ends, with an error, after so many records."""
+
+    def source() -> Iterator[Record]:
+        yield from records[:after]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source(), output, **options)
+
+
+def test_killed_at_20_random_moments_it_ends_with_the_bytes_of_an_undisturbed_run(records, tmp_path):
+    run(records[:8], tmp_path / "warm")  # what is imported at first is here before the clock starts
+    start = time.monotonic()
+    run(records, tmp_path / "whole")
+    duration = time.monotonic() - start
+    expected = files(tmp_path / "whole")
+    output = tmp_path / "data"
+    moments = random.Random(0)
+    kills, finished = 0, False
+    while kills < 20 or not finished:
+        if output.exists():
+            shutil.rmtree(output)
+        process = fork.Process(target=run, args=(records, output))
+        process.start()
+        process.join(moments.uniform(0, 1.1 * duration) if kills < 20 else None)
+        if process.exitcode is None:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        finished = process.exitcode == 0
+        assert finished or process.exitcode == -signal.SIGKILL
+        assert not output.exists() or files(output) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pictures", "warm", "whole"]
+
+
+@pytest.mark.parametrize("after", [1, 8, 9, 110, 239])
+def test_what_was_whole_is_not_converted_again(records, tmp_path, after, capsys):
+    expected = run(records, tmp_path / "whole")
+    interrupted(records, tmp_path / "data", after)
+    summary = run(records, tmp_path / "data")
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
+    assert after - 80 < summary.taken_over <= after  # those under way in the processes are lost
+    assert replace(summary, seconds=0, taken_over=0, output=Path()) == replace(expected, seconds=0, output=Path())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pictures", "whole"]
+    if summary.taken_over:
+        assert f"kept {summary.taken_over} pictures in {tmp_path}/.data.partial" in capsys.readouterr().err
+        assert f"{summary.taken_over} of them were converted by an earlier run" in describe(summary)
+
+
+def test_from_a_picture_that_has_changed_on_it_is_converted_anew(records, encode, tmp_path):
+    interrupted(records, tmp_path / "data", 120)
+    assert isinstance(records[41].picture, Path)
+    records[41].picture.write_bytes(encode(np.zeros((30, 30, 3), np.uint8)))
+    assert run(records, tmp_path / "data").taken_over == 40
+    run(records, tmp_path / "whole")
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", [{"label": 7}, {"captions": ("a cat",)}, {"split": "val"}, {"image_id": "x"}])
+def test_from_a_record_that_has_changed_on_it_is_converted_anew(records, tmp_path, change):
+    interrupted(records, tmp_path / "data", 120)
+    records[40] = replace(records[40], **change)
+    assert run(records, tmp_path / "data").taken_over == 40
+    run(records, tmp_path / "whole")
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
+
+
+def test_other_settings_begin_anew(records, tmp_path):
+    interrupted(records, tmp_path / "data", 120)
+    assert run(records, tmp_path / "data", size=32).taken_over == 0
+    run(records, tmp_path / "whole", size=32)
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
+
+
+def test_a_skipped_picture_stops_the_run_that_does_not_skip(records, tmp_path):
+    interrupted(records, tmp_path / "data", 120)
+    with pytest.raises(UserError, match=r"^100\.jpg is not a picture"):
+        run(records, tmp_path / "data", on_error="stop")
+    assert run(records, tmp_path / "data").taken_over == 96
+
+
+@pytest.mark.parametrize("name", ["data/train/data-00000-of-00001.arrow", "data/val/data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_what_a_crash_of_the_machine_damaged_is_converted_anew(records, tmp_path, name, damage):
+    interrupted(records, tmp_path / "data", 120)
+    path = tmp_path / ".data.partial" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    assert 0 < run(records, tmp_path / "data").taken_over < 119
+    run(records, tmp_path / "whole")
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("cut", [1, 50, 5000])
+def test_a_journal_that_was_cut_off_is_believed_up_to_there(records, tmp_path, cut):
+    interrupted(records, tmp_path / "data", 120)
+    journal = tmp_path / ".data.partial" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    assert run(records, tmp_path / "data").taken_over < 119
+    run(records, tmp_path / "whole")
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
+
+
+def test_two_at_once_on_one_output_refuse_each_other(records, tmp_path, karpathy, capsys):
+    started, go_on = fork.Event(), fork.Event()
+
+    def source() -> Iterator[Record]:
+        yield from records[:100]
+        started.set()
+        go_on.wait()
+        yield from records[100:]
+
+    first = fork.Process(target=lambda: run(source(), tmp_path / "data"))
+    first.start()
+    started.wait()
+    annotations, images = karpathy([("a.jpg", "train")])
+    arguments = ["prepare", "coco", "--annotations", str(annotations), "--images", str(images), "--output"]
+    assert main([*arguments, str(tmp_path / "data")]) == 2
+    assert capsys.readouterr().err == (
+        f"cmpl: another process is writing the data in {tmp_path}/data; wait for it, or name another --output\n"
+    )
+    go_on.set()
+    first.join()
+    assert first.exitcode == 0
+    run(records, tmp_path / "whole")
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_sentence_and_the_work_is_kept(records, tmp_path, monkeypatch):
+    flush, flushed = DataWriter.flush, 0
+
+    def full(writer):
+        nonlocal flushed
+        flushed += 1
+        if flushed == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return flush(writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataWriter, "flush", full)
+        with pytest.raises(UserError, match=r"^the disk of .*data is full .* free some space and run again$"):
+            run(records, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    assert run(records, tmp_path / "data").taken_over == 32
+
+
+def test_a_file_that_may_not_grow_is_one_sentence(records, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"a file of .*data would be larger than .* \(ulimit -f\) allows"):
+            run(records, tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "data").exists()
+    assert run(records, tmp_path / "data").taken_over > 0
+
+
+def test_what_killed_runs_left_is_removed_and_that_of_living_ones_is_not(records, tmp_path):
+    dead = fork.Process(target=int)
+    dead.start()
+    dead.join()
+    for name in (f".data.{dead.pid}", f".data.{os.getpid()}", f".data2.{dead.pid}", ".data.notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    run(records[:1], tmp_path / "data")
+    left = sorted(path.name for path in tmp_path.glob(".*"))
+    assert left == sorted([f".data.{os.getpid()}", f".data2.{dead.pid}", ".data.notes"])
+
+
+def test_killed_after_its_data_got_their_name_a_run_leaves_no_folder_for_long(records, tmp_path):
+    run(records[:9], tmp_path / "data")
+    (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / "journal.jsonl").write_text(json.dumps({}) + "\n")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        run(records, tmp_path / "data")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pictures"]
