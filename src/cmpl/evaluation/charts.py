@@ -39,16 +39,24 @@ class Estimate:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False, note: str = ""
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    from_zero: bool = False,
+    note: str = "",
 ) -> str:
     """A figure with a legend; points that aren't finite are left out. Empty without any point.
 
-    log_x: places x, which is then positive, by its logarithm.
+    log_x: places x, which is then positive, by its logarithm. from_zero: begins y at 0.
     """
     series = [each for each in map(_drawable, series) if len(each.x)]
     if not series:
         return ""
-    scale = _Scale([x for each in series for x in each.x], [y for each in series for y in each.y], log_x=log_x)
+    heights = [y for each in series for y in each.y] + [0.0] * from_zero
+    scale = _Scale([x for each in series for x in each.x], heights, log_x=log_x)
     drawn = [_line(each, index, scale) for index, each in enumerate(series)]
     summary = "; ".join(f"{each.name} ends at {_number(each.y[-1])}" for each in series)
     values = [dict(zip(each.x, each.y, strict=True)) for each in series]

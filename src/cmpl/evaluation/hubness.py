@@ -30,10 +30,6 @@ class Neighbours:
     right: NDArray[np.bool_]
     gallery_size: int
 
-    def of(self, row: int) -> int:
-        """Where a query's neighbours are among these."""
-        return int(np.searchsorted(self.queries, row))
-
 
 def nearest(
     queries: NDArray[Any],

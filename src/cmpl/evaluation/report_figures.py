@@ -39,7 +39,7 @@ def recall_curve(result: RetrievalResult) -> str:
     )
     note = f"How far one has to look for a right item: {pictures}; {sentences}."
     x_label = "K: items looked at (logarithmic)"
-    return line_chart("Recall at every K", series, x_label, "recall in %", log_x=True, note=note)
+    return line_chart("Recall at every K", series, x_label, "recall in %", log_x=True, from_zero=True, note=note)
 
 
 def similarities(matching: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]], result: RetrievalResult) -> str:
