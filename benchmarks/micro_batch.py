@@ -1,0 +1,102 @@
+"""Memory and time of one training step on a large batch, whole and in micro batches, in processes of their own.
+
+    python benchmarks/micro_batch.py [--pictures 64] [--micro-batch 8] [--threads 2] [--rounds 3]
+
+MobileNet-v1 at 224 pixels and the BiLSTM, 5 captions a picture, CMPM + CMPC, forward and backward. Memory is what the
+step adds to the process at its peak; time is the median of the rounds, which alternate. That gradients are those of the
+whole batch is tested (tests/training/test_accumulation.py).
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import time
+from multiprocessing.connection import Connection
+
+import torch
+from lightning_fabric import Fabric
+
+from cmpl.data.batching import Batch
+from cmpl.data.text import Vocabulary
+from cmpl.models.config import ImageEncoderConfig, ModelConfig
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.training.accumulation import CachedEmbeddings
+from cmpl.training.losses import MatchingLosses
+from cmpl.training.recipe import LossConfig
+
+CAPTIONS, WORDS = 5, 2500
+
+
+def step(pictures: int, parts: int, threads: int, pipe: Connection) -> None:
+    """Send the added memory in megabytes, then the seconds of a further step for every question that comes."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    config = ModelConfig(image=ImageEncoderConfig("mobilenetv1_100", "none", [224, 224]))
+    model = DualEncoder(config, Vocabulary([f"word{number}" for number in range(WORDS)])).eval()
+    losses = MatchingLosses(LossConfig(), pictures, config.projection.dim)
+    wrapped = fabric.setup_module(model)
+    batch = random_batch(pictures)
+
+    def forward_and_backward() -> None:
+        model.zero_grad()
+        cached = CachedEmbeddings(wrapped, batch, parts) if parts > 1 else None
+        if cached is None:
+            embeddings = wrapped(batch.tokens, batch.lengths, pictures=batch.pictures)
+        else:
+            embeddings = cached.image_embeddings, cached.text_embeddings
+        fabric.backward(losses(*embeddings, batch)[0])
+        if cached is not None:
+            cached.backward(fabric)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forward_and_backward()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe.send((peak - before) / 1024)
+    while pipe.recv():
+        start = time.perf_counter()
+        forward_and_backward()
+        pipe.send(time.perf_counter() - start)
+
+
+def random_batch(pictures: int) -> Batch:
+    rows = torch.arange(pictures).repeat_interleave(CAPTIONS)
+    lengths = torch.randint(6, 17, (len(rows),))
+    tokens = torch.randint(2, WORDS, (len(rows), 16))
+    tokens[torch.arange(16) >= lengths[:, None]] = 0
+    pixels = torch.randint(0, 256, (pictures, 3, 224, 224), dtype=torch.uint8)
+    return Batch(tokens, lengths, torch.arange(pictures), rows, rows, rows, pictures=pixels)
+
+
+def start(*arguments: int) -> Connection:
+    """A fresh process that takes steps when it is asked."""
+    ours, theirs = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=step, args=(*arguments, theirs), daemon=True).start()
+    return ours
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    parts = -(-options.pictures // options.micro_batch)
+    ways = [start(options.pictures, number, options.threads) for number in (1, parts)]
+    memory = [way.recv() for way in ways]
+    seconds: list[list[float]] = [[], []]
+    for _ in range(options.rounds):
+        for way, times in zip(ways, seconds, strict=True):
+            way.send(True)
+            times.append(way.recv())
+    whole, ours = (statistics.median(times) for times in seconds)
+    print(f"{options.pictures} pictures x {CAPTIONS} captions, float32, {options.threads} threads")
+    print(f"whole batch:     {memory[0]:6.0f} MB, {whole:5.1f} s")
+    print(f"micro batch {options.micro_batch:3}: {memory[1]:6.0f} MB, {ours:5.1f} s")
+    print(f"memory {memory[0] / memory[1]:.1f} times less, time {ours / whole:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
