@@ -114,6 +114,8 @@ def test_groups_hold_every_query_once_and_none_is_tiny():
         among = (values >= low) & (values <= (rest or [low])[0])
         assert group.recalls[5].value == pytest.approx(100 * (first[among] <= 5).mean())
     assert len(recall_by(np.full(9, 4), np.ones(9), (1,))) == 1
+    few_at_the_end = np.repeat([1, 2, 9], [500, 490, 10])
+    assert [group.name for group in recall_by(few_at_the_end, first, (1,))] == ["1", "2\u20139"]
 
 
 def test_wilson_s_interval_is_the_textbook_s_and_stays_within_bounds():
