@@ -4,14 +4,19 @@ Each record is a SequenceExample with the picture's JPEG bytes, label, file name
 a picture with five captions stands in five records, in a shuffled order. Here it comes once, with all its captions.
 """
 
-import mmap
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import takewhile
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
+from typing import BinaryIO
 
 from cmpl.data.records import Record
+from cmpl.data.scratch import pack, scratch_database, unpack
 from cmpl.errors import UserError
 from cmpl.legacy import protobuf
 from cmpl.legacy.crc32c import masked_crc32c
@@ -21,13 +26,15 @@ _SHARD = re.compile(r"(train|val|test)-(\d{5})-of-(\d{5})")
 _HEADER, _CHECKSUM = 12, 4  # bytes: length and its checksum before each record, the record's checksum behind it
 
 
-@dataclass
-class _Picture:
-    """One picture as its records tell of it; its bytes stay in the shard until they are wanted."""
+@dataclass(frozen=True)
+class _Caption:
+    """What one record tells: a picture, and one of its captions."""
 
-    data: memoryview
+    split: str
+    name: str
     label: int
-    captions: list[tuple[str, ...]] = field(default_factory=list)
+    words: tuple[str, ...]
+    picture: memoryview  # encoded
 
 
 def read_tfrecords(annotations: Path, images: Path | None = None) -> Iterator[Record]:
@@ -35,34 +42,66 @@ def read_tfrecords(annotations: Path, images: Path | None = None) -> Iterator[Re
 
     annotations: the directory with `train-00000-of-00256` and so on. images is not used, the records hold the pictures.
     A Record's image_id is the stored path without the directory that all paths share; <START> and <END> are left out.
+    All shards are checked before the first record; where each caption is, is kept on disk.
     Raises UserError for a missing shard, a damaged record (naming file and byte) and records that contradict another.
     """
-    pictures: dict[tuple[str, str], _Picture] = {}
-    for shard in _shards(annotations):
-        position = 0
-        data = _map(shard)
-        while position < len(data):
-            try:
-                record, behind = _read_record(data, position)
-                _add(pictures, record)
-            except ValueError as error:
-                raise UserError(
-                    f"{shard}: the record at byte {position} is damaged ({error}); expected a shard of the original's "
-                    "converter, copy it again"
-                ) from error
-            position = behind
-    shared = _shared_directory([name for _, name in pictures])
-    order = sorted(pictures, key=lambda key: (_SPLITS.index(key[0]), pictures[key].label, key[1]))
-    for split, name in order:
-        picture = pictures[split, name]
-        yield Record(
-            image_id=name[len(shared) :],
-            picture=bytes(picture.data),
-            label=picture.label,
-            captions=tuple(" ".join(words) for words in picture.captions),
-            split=split,
-            tokens=tuple(picture.captions),
-        )
+    shards = _shards(annotations)
+    places = scratch_database(
+        "pictures(split INTEGER, name BLOB, label INTEGER, PRIMARY KEY (split, name)) WITHOUT ROWID",
+        "captions(split INTEGER, label INTEGER, name BLOB, shard INTEGER, position INTEGER)",
+    )
+    for number, shard in enumerate(shards):
+        for position, caption in _captions(shard):
+            row = (_SPLITS.index(caption.split), caption.label, pack(caption.name), number, position)
+            with _damage(shard, position):
+                _enter(places, caption, row)
+    paths = (unpack(name) for (name,) in places.execute("SELECT name FROM pictures"))
+    shared = _shared_directory(paths)
+    rows = places.execute("SELECT * FROM captions ORDER BY split, label, name, rowid")
+    for (split, label, name), group in groupby(rows, key=itemgetter(0, 1, 2)):
+        captions = [_caption_at(shards[shard], position) for *_, shard, position in group]
+        tokens = tuple(caption.words for caption in captions)
+        texts = tuple(" ".join(words) for words in tokens)
+        picture = bytes(captions[0].picture)
+        yield Record(unpack(name)[len(shared) :], picture, label, texts, _SPLITS[split], tokens)
+
+
+def _enter(places: sqlite3.Connection, caption: _Caption, row: tuple[int, int, bytes, int, int]) -> None:
+    """Enter where a caption is. Raises ValueError when its label is not that of the picture's earlier records."""
+    split, label, name, *_ = row
+    if places.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?)", (split, name, label)).rowcount == 0:
+        query = "SELECT label FROM pictures WHERE split = ? AND name = ?"
+        ((first,),) = places.execute(query, (split, name))
+        if first != label:
+            raise ValueError(f"{caption.name} has label {label} here and {first} in an earlier record")
+    places.execute("INSERT INTO captions VALUES (?, ?, ?, ?, ?)", row)
+
+
+@contextmanager
+def _damage(shard: Path, position: int) -> Iterator[None]:
+    """A ValueError as a sentence that names the record."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"{shard}: the record at byte {position} is damaged ({error}); expected a shard of the original's "
+            "converter, copy it again"
+        ) from error
+
+
+def _captions(shard: Path) -> Iterator[tuple[int, _Caption]]:
+    """Every record of a shard, with the byte it begins at."""
+    end = shard.stat().st_size
+    with shard.open("rb") as file:
+        while (position := file.tell()) < end:
+            with _damage(shard, position):
+                caption = _parse(_read_record(file, position))
+            yield position, caption
+
+
+def _caption_at(shard: Path, position: int) -> _Caption:
+    with _damage(shard, position), shard.open("rb") as file:
+        return _parse(_read_record(file, position))
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -89,49 +128,40 @@ def _shards(directory: Path) -> list[Path]:
     return shards
 
 
-def _map(path: Path) -> memoryview:
-    if path.stat().st_size == 0:
-        return memoryview(b"")
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _read_record(data: memoryview, position: int) -> tuple[memoryview, int]:
-    """The record framed at `position`, checksums verified, and the position behind it."""
-    header = data[position : position + _HEADER]
+def _read_record(file: BinaryIO, position: int) -> memoryview:
+    """The record framed at `position`, checksums verified. The file is then behind it."""
+    file.seek(position)
+    header = file.read(_HEADER)
     if len(header) < _HEADER or masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
         raise ValueError("its length is not readable")
-    end = position + _HEADER + int.from_bytes(header[:8], "little")
-    record, checksum = data[position + _HEADER : end], data[end : end + _CHECKSUM]
-    if len(checksum) < _CHECKSUM:
+    length = int.from_bytes(header[:8], "little")
+    if position + _HEADER + length + _CHECKSUM > os.fstat(file.fileno()).st_size:
         raise ValueError("it runs past the end of the file")
+    record, checksum = file.read(length), file.read(_CHECKSUM)
     if masked_crc32c(record) != int.from_bytes(checksum, "little"):
         raise ValueError("its checksum is wrong")
-    return record, end + _CHECKSUM
+    return memoryview(record)
 
 
-def _add(pictures: dict[tuple[str, str], _Picture], record: memoryview) -> None:
-    """Enter one SequenceExample: its picture if new, and its caption."""
+def _parse(record: memoryview) -> _Caption:
+    """A SequenceExample."""
     context = dict(
         _entry(entry) for features in protobuf.messages(record, 1) for entry in protobuf.messages(features, 1)
     )
     lists = dict(_entry(entry) for features in protobuf.messages(record, 2) for entry in protobuf.messages(features, 1))
     name, split = _text(context, "image/filename"), _text(context, "image/split")
     if split not in _SPLITS:
-        raise ValueError(f"its split is '{split}'")
-    (label,) = [
+        raise ValueError(f"its split is {split[:40]!r}")
+    labels = [
         value for values in protobuf.messages(_get(context, "image/label"), 3) for value in protobuf.integers(values, 1)
     ]
+    if len(labels) != 1:
+        raise ValueError(f"it has {len(labels)} labels where one is expected")
     words = tuple(
         bytes(_only(_bytes_values(feature))).decode() for feature in protobuf.messages(_get(lists, "image/caption"), 1)
     )
-    picture = pictures.get((split, name))
-    if picture is None:
-        content = _only(_bytes_values(_get(context, "image/data")))
-        picture = pictures[split, name] = _Picture(content, label)
-    if picture.label != label:
-        raise ValueError(f"{name} has label {label} here and {picture.label} in an earlier record")
-    picture.captions.append(tuple(word for word in words if word not in ("<START>", "<END>")))
+    picture = _only(_bytes_values(_get(context, "image/data")))
+    return _Caption(split, name, labels[0], tuple(word for word in words if word not in ("<START>", "<END>")), picture)
 
 
 def _entry(entry: memoryview) -> tuple[str, memoryview]:
@@ -159,12 +189,11 @@ def _text(features: dict[str, memoryview], name: str) -> str:
     return bytes(_only(_bytes_values(_get(features, name)))).decode()
 
 
-def _shared_directory(names: list[str]) -> str:
+def _shared_directory(names: Iterable[str]) -> str:
     """The directories, with the last slash, that all paths begin with; often the one the converter was given."""
-    directories = [name.split("/")[:-1] for name in names]
-    if not directories:
-        return ""
-    # What the first and the last in sorted order share, all between them share.
-    pairs = zip(min(directories), max(directories), strict=False)
-    shared = [first for first, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
-    return "/".join([*shared, ""])
+    shared: list[str] | None = None
+    for name in names:
+        directories = name.split("/")[:-1]
+        pairs = zip(directories if shared is None else shared, directories, strict=False)
+        shared = [first for first, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    return "/".join([*(shared or []), ""])

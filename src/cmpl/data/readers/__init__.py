@@ -1,6 +1,6 @@
 """One reader per annotation format, by the name the command line knows it by."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from cmpl.errors import UserError
 from cmpl.legacy.tfrecord import read_tfrecords
 
 # A reader checks the whole annotation file before it yields, so that a wrong file fails in seconds, not in hours;
-# those of formats that hold their pictures check as they go.
-Reader = Callable[[Path, Path], Iterator[Record]]
+# those of formats that hold their pictures check as they go. What it returns has a length when the records can be gone
+# through again, and then most of it is on disk if there can be many.
+Reader = Callable[[Path, Path], Iterable[Record]]
 
 READERS: dict[str, Reader] = {
     "flickr8k": read_karpathy,
@@ -37,7 +38,7 @@ READERS: dict[str, Reader] = {
 }
 
 # Those whose columns can be named.
-WITH_COLUMNS: dict[str, Callable[[Path, Path, Columns | None], Iterator[Record]]] = {
+WITH_COLUMNS: dict[str, Callable[[Path, Path, Columns | None], Iterable[Record]]] = {
     "table": read_table,
     "huggingface": read_huggingface,
 }
@@ -66,5 +67,5 @@ def reader(name: str, columns: Columns | None = None, merge_restval: bool = Fals
     return READERS[name]
 
 
-def _restval_as_train(records: Iterator[Record]) -> Iterator[Record]:
-    return iter([replace(record, split="train") if record.split == "restval" else record for record in records])
+def _restval_as_train(records: Iterable[Record]) -> list[Record]:
+    return [replace(record, split="train") if record.split == "restval" else record for record in records]

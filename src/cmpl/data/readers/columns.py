@@ -1,17 +1,21 @@
 """Rows of named columns, as tables and Hugging Face data sets have them, gathered to a record per picture."""
 
+import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from cmpl.data.readers.schema import SchemaError, keys_of, kind_of, path_inside
 from cmpl.data.records import Record, printable
+from cmpl.data.scratch import pack, scratch_database, unpack
 
 PICTURE_COLUMNS = ("picture", "image", "file_name")
 CAPTION_COLUMNS = ("caption", "captions", "text")
-_WHOLE_NUMBER = re.compile("-?[0-9]+")
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")  # fits 64 bits
 _SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
 
 
@@ -45,24 +49,26 @@ def split_name(value: str) -> str:
     return _SPLIT_NAMES.get(name, name)
 
 
-@dataclass
-class _Picture:
-    where: str
-    label: str | None
-    split: str
-    image_id: str
-    captions: list[str] = field(default_factory=list)
+class PictureTable(Sized, Iterable[Record]):
+    """Gathers rows on disk: those that name the same picture become one record with all their captions.
 
+    Records come in the order in which their pictures came first. label: the numbers of the column `label`, or the
+    places of its names in alphabetical order, or where there is none the place of the picture.
+    """
 
-class PictureTable:
-    """Gathers rows: those that name the same picture become one record with all their captions."""
-
-    def __init__(self, columns: Columns, present: Iterable[str]) -> None:
-        """present: the names of all columns. Raises SchemaError when one that is needed is missing."""
+    def __init__(self, columns: Columns, present: Iterable[str], images: Path) -> None:
+        """present: the names of all columns. images: where the pictures lie. Raises SchemaError when one is missing."""
         names = list(present)
+        self.images = images
         self.picture_column, self.caption_column = columns.find(names)
         self.optional = {name: name in names for name in ("label", "split", "image_id")}
-        self._pictures: dict[str, _Picture] = {}
+        self._database = scratch_database(
+            "pictures(number INTEGER PRIMARY KEY, path BLOB UNIQUE, label BLOB, split BLOB, image_id BLOB, row TEXT)",
+            "rows(picture INTEGER, captions TEXT)",
+            "labels(name BLOB PRIMARY KEY, number INTEGER)",
+        )
+        self._last: tuple[str, int, _Fields] = ("", 0, ("", "", ""))
+        self._is_grouped = True  # the rows of each picture lie next to each other
 
     def add(self, row: dict[str, Any], where: str) -> None:
         """Enter one row; `where` names it. Raises SchemaError."""
@@ -73,26 +79,67 @@ class PictureTable:
         for column, expected in self.optional.items():
             if (column in row) != expected:
                 raise SchemaError(f"'{column}' is in some rows only ({where} differs); give every row one, or none")
-        fields = _Picture(
-            where,
-            _text(row, "label", where) if "label" in row else None,
+        fields = (
+            _text(row, "label", where) if "label" in row else "",
             split_name(_text(row, "split", where)) if "split" in row else "",
             _text(row, "image_id", where) if "image_id" in row else path,
         )
-        picture = self._pictures.setdefault(path, fields)
-        for name in self.optional:
-            first, second = getattr(picture, name), getattr(fields, name)
-            if first != second:
-                raise SchemaError(f"{where} gives {path!r} the {name} {second!r}, {picture.where} gave it {first!r}")
-        picture.captions += captions_of(row.get(self.caption_column), where, self.caption_column)
+        captions = captions_of(row.get(self.caption_column), where, self.caption_column)
+        if (path, fields) != (self._last[0], self._last[2]):
+            self._last = (path, self._number(path, fields, where), fields)
+        self._database.execute("INSERT INTO rows VALUES (?, ?)", (self._last[1], json.dumps(captions)))
 
-    def records(self, images: Path) -> list[Record]:
-        """A record per picture, in the order in which they came first."""
-        labels = number_labels([picture.label for picture in self._pictures.values()])
-        return [
-            Record(picture.image_id, images / path, label, tuple(picture.captions), picture.split)
-            for (path, picture), label in zip(self._pictures.items(), labels, strict=True)
-        ]
+    def _number(self, path: str, fields: "_Fields", where: str) -> int:
+        """The number of a picture, entered if it is new."""
+        cells = [pack(path), *map(pack, fields), where]
+        entered = self._database.execute("INSERT OR IGNORE INTO pictures VALUES (NULL, ?, ?, ?, ?, ?)", cells)
+        if entered.rowcount == 1:
+            return int(entered.lastrowid or 0)
+        self._is_grouped = False
+        query = "SELECT number, label, split, image_id, row FROM pictures WHERE path = ?"
+        ((number, *packed, row),) = self._database.execute(query, (pack(path),))
+        for name, first, second in zip(("label", "split", "image_id"), map(unpack, packed), fields, strict=True):
+            if first != second:
+                raise SchemaError(
+                    f"{where} gives {path[:200]!r} the {name} {second[:80]!r}, {row} gave it {first[:80]!r}"
+                )
+        return int(number)
+
+    def __len__(self) -> int:
+        ((count,),) = self._database.execute("SELECT count(*) FROM pictures")
+        return int(count)
+
+    def has(self, path: str) -> bool:
+        """Whether a picture is in the table."""
+        query = "SELECT 1 FROM pictures WHERE path = ?"
+        return self._database.execute(query, (pack(path),)).fetchone() is not None
+
+    def __iter__(self) -> Iterator[Record]:
+        self._number_labels()
+        pictures = self._database.execute(
+            "SELECT path, labels.number, split, image_id FROM pictures "
+            "LEFT JOIN labels ON labels.name = pictures.label ORDER BY pictures.number"
+        )
+        order = "rowid" if self._is_grouped else "picture, rowid"
+        rows = groupby(self._database.execute(f"SELECT picture, captions FROM rows ORDER BY {order}"), itemgetter(0))
+        for place, ((path, label, split, image_id), (_, group)) in enumerate(zip(pictures, rows, strict=True)):
+            captions = tuple(caption for _, packed in group for caption in json.loads(packed))
+            picture = self.images / unpack(path)
+            yield Record(unpack(image_id), picture, place if label is None else label, captions, unpack(split))
+
+    def _number_labels(self) -> None:
+        """Fill the table `labels`, unless there are none."""
+        if not self.optional["label"]:
+            return
+        names = (unpack(name) for (name,) in self._database.execute("SELECT DISTINCT label FROM pictures"))
+        are_numbers = all(_WHOLE_NUMBER.fullmatch(name) for name in names)
+        query = "SELECT DISTINCT label FROM pictures ORDER BY label"  # by code points, as Python sorts
+        for place, (name,) in enumerate(self._database.execute(query)):
+            number = int(name) if are_numbers else place
+            self._database.execute("INSERT OR REPLACE INTO labels VALUES (?, ?)", (name, number))
+
+
+_Fields = tuple[str, str, str]  # label, split, image_id
 
 
 def captions_of(value: object, where: str, column: str) -> list[str]:
@@ -104,16 +151,12 @@ def captions_of(value: object, where: str, column: str) -> list[str]:
     return [one or "" for one in values]
 
 
-def number_labels(labels: list[str | None]) -> list[int]:
-    """Labels as numbers: whole numbers stay, names count up in alphabetical order, and without any each is its own."""
-    if all(label is None for label in labels):
-        return list(range(len(labels)))
-    names = sorted({label for label in labels if label is not None})
+def number_labels(labels: Iterable[str]) -> dict[str, int]:
+    """Labels as numbers: whole numbers stay, names count up in alphabetical order."""
+    names = sorted(set(labels))
     if all(_WHOLE_NUMBER.fullmatch(name) for name in names):
-        number = {name: int(name) for name in names}
-    else:
-        number = {name: place for place, name in enumerate(names)}
-    return [number[label] for label in labels if label is not None]
+        return {name: int(name) for name in names}
+    return {name: place for place, name in enumerate(names)}
 
 
 def _text(row: dict[str, Any], column: str, where: str) -> str:

@@ -19,7 +19,7 @@ _LISTS = {"train": "trainclasses.txt", "val": "valclasses.txt", "test": "testcla
 _TRAIN_AND_VAL = "trainvalclasses.txt"
 
 
-def read_fine_grained(annotations: Path, images: Path) -> Iterator[Record]:
+def read_fine_grained(annotations: Path, images: Path) -> list[Record]:
     """A record per picture, by split, class and name; label: the class's place among all classes in order of name.
 
     A folder that has trainvalclasses.txt alone for both gives a train split with the classes of both. A picture whose
@@ -42,7 +42,7 @@ def read_fine_grained(annotations: Path, images: Path) -> Iterator[Record]:
         raise UserError(f"{annotations} can't be used: {problem}; {_FIX}") from None
     except OSError as error:
         raise unreadable(Path(error.filename or annotations), error, _FIX) from error
-    return iter(records)
+    return records
 
 
 def _class_lists(annotations: Path) -> dict[str, list[str]]:

@@ -6,23 +6,24 @@ images/train/dog.jpg  images/val/cat.jpg                    folders named as spl
 """
 
 import os
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cmpl.data.readers.columns import Columns, split_name
+from cmpl.data.readers.columns import Columns, PictureTable, split_name
 from cmpl.data.readers.schema import require_folder
 from cmpl.data.readers.table import gather, table_errors, table_rows
 from cmpl.data.records import Record, printable
 from cmpl.errors import UserError
+from cmpl.files import leads_out
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _SPLITS = {"train", "val", "test"}
 
 
-def read_folder(annotations: Path, images: Path) -> Iterator[Record]:
+def read_folder(annotations: Path, images: Path) -> Iterable[Record]:
     """A record per picture in `images` and the folders in it, in order of name; image_id: its path inside.
 
     Every picture has a label of its own unless metadata have a column `label`. A picture without captions becomes a
@@ -32,8 +33,7 @@ def read_folder(annotations: Path, images: Path) -> Iterator[Record]:
     pictures, metadata = _list(images)
     if not pictures:
         raise UserError(f"{images} holds no pictures; expected files that end in {', '.join(sorted(SUFFIXES))}")
-    records = _from_metadata(images, pictures, metadata) if metadata else _from_text_files(images, pictures)
-    return iter(records)
+    return _from_metadata(images, pictures, metadata) if metadata else _TextFiles(images, pictures)
 
 
 def _list(images: Path) -> tuple[list[str], list[str]]:
@@ -58,41 +58,70 @@ def _is_picture(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def _from_text_files(images: Path, pictures: list[str]) -> list[Record]:
-    splits = _folder_splits(pictures)
-    return [
-        Record(name, images / name, number, _captions(images / name), splits[number])
-        for number, name in enumerate(pictures)
-    ]
+class _TextFiles(Sized, Iterable[Record]):
+    """A record per picture, its captions read when it is needed."""
+
+    def __init__(self, images: Path, pictures: list[str]) -> None:
+        self.images = images
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __iter__(self) -> Iterator[Record]:
+        has_splits = {_split(name) for name in self.pictures} <= _SPLITS
+        for number, name in enumerate(self.pictures):
+            path = self.images / name
+            split = _split(name) if has_splits else ""
+            yield Record(name, path, number, _captions(path, self.images), split)
 
 
-def _folder_splits(pictures: list[str]) -> list[str]:
-    """The split of each picture when all lie in folders named as splits, else "" for all."""
-    splits = [split_name(PurePosixPath(name).parts[0]) for name in pictures]
-    return splits if set(splits) <= _SPLITS else [""] * len(pictures)
+def _split(name: str) -> str:
+    """What a picture's first folder says of its split."""
+    return split_name(PurePosixPath(name).parts[0])
 
 
-def _captions(picture: Path) -> tuple[str, ...]:
+def _captions(picture: Path, images: Path) -> tuple[str, ...]:
     path = picture.with_suffix(".txt")
+    if leads_out(path, images):
+        raise UserError(f"{printable(str(path))} is a link that leads out of {images}; put the file itself there")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return ()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{printable(str(path))} can't be read ({error}); expected captions in UTF-8") from error
+        reason = error.strerror if isinstance(error, OSError) else f"{error.reason} at byte {error.start}"
+        raise UserError(f"{printable(str(path))} can't be read ({reason}); expected captions in UTF-8") from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _from_metadata(images: Path, pictures: list[str], files: list[str]) -> list[Record]:
+def _from_metadata(images: Path, pictures: list[str], files: list[str]) -> Iterable[Record]:
     """What the metadata say, each file about its own folder, and the pictures that none of them names."""
     with table_errors(images):
         rows = (row for file in files for row in _metadata_rows(images, PurePosixPath(file)))
-        records = gather(rows, Columns(picture="file_name")).records(images)
-    named = {record.picture for record in records}
-    unnamed = [name for name in pictures if images / name not in named]
-    labels = count(max((record.label for record in records), default=-1) + 1)
-    split = records[0].split and "train"  # where there are splits they are reported under the first one
-    return records + [Record(name, images / name, next(labels), (), split) for name in unnamed]
+        table = gather(rows, Columns(picture="file_name"), images)
+    return _WithUnnamed(images, table, [name for name in pictures if not table.has(name)])
+
+
+@dataclass(frozen=True)
+class _WithUnnamed(Sized, Iterable[Record]):
+    """The records of a table, then those of pictures it doesn't name: without captions, each a label of its own."""
+
+    images: Path
+    table: PictureTable
+    unnamed: list[str]
+
+    def __len__(self) -> int:
+        return len(self.table) + len(self.unnamed)
+
+    def __iter__(self) -> Iterator[Record]:
+        last, split = -1, ""
+        for record in self.table:
+            last = max(last, record.label)
+            split = record.split and "train"  # where there are splits they are reported under the first one
+            yield record
+        for label, name in enumerate(self.unnamed, last + 1):
+            yield Record(name, self.images / name, label, (), split)
 
 
 def _metadata_rows(images: Path, file: PurePosixPath) -> Iterator[tuple[str, dict[str, Any]]]:

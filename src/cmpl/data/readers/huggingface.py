@@ -1,8 +1,11 @@
 """A Hugging Face data set: saved to disk, a Parquet file of one, or by its name on the hub."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from cmpl.data.readers.columns import Columns, captions_of, number_labels, split_name
 from cmpl.data.readers.schema import SchemaError, kind_of, path_inside
@@ -25,10 +28,10 @@ def read_huggingface(annotations: Path, images: Path, columns: Columns | None = 
     splits = _open(annotations)
     only_train = set(splits) == {"train"}
     try:
-        labels = iter(_labels(splits))
+        label = _labels(splits)
         for name, rows in splits.items():
             split = "" if only_train else split_name(name)
-            yield from _records(rows, name, split, images, columns or Columns(), labels)
+            yield from _records(rows, name, split, images, columns or Columns(), label)
     except SchemaError as problem:
         raise UserError(f"{annotations} can't be used: {problem}; {_FIX}") from None
 
@@ -51,7 +54,7 @@ def _open(annotations: Path) -> "dict[str, Dataset]":
 
 
 def _records(
-    rows: "Dataset", name: str, split: str, images: Path, columns: Columns, labels: Iterator[int]
+    rows: "Dataset", name: str, split: str, images: Path, columns: Columns, label: Callable[[dict[str, Any], str], int]
 ) -> Iterator[Record]:
     from datasets import Image
 
@@ -63,20 +66,32 @@ def _records(
         image_id = str(row.get("image_id", f"{name}/{number}"))
         captions = captions_of(row[caption_column], where, caption_column)
         picture = picture_of(row[picture_column], images, where, picture_column)
-        yield Record(image_id, picture, next(labels), tuple(captions), split)
+        yield Record(image_id, picture, label(row, where), tuple(captions), split)
 
 
-def _labels(splits: "dict[str, Dataset]") -> list[int]:
-    """The labels of all rows, in the order of the splits: a name in several of them is one label."""
+def _labels(splits: "dict[str, Dataset]") -> Callable[[dict[str, Any], str], int]:
+    """What gives a row, named by its second argument, its label: a name in several splits is one label."""
     with_labels = [name for name, rows in splits.items() if "label" in rows.column_names]
     if not with_labels:
-        return list(range(sum(len(rows) for rows in splits.values())))
+        places = count()
+        return lambda row, where: next(places)
     if len(with_labels) < len(splits):
         raise SchemaError(f"'label' is a column of {', '.join(with_labels)} only; give it to every split, or to none")
-    values = [value for rows in splits.values() for value in rows["label"]]
-    if not all(isinstance(value, int | str) for value in values):
+    kinds = [rows.data.schema.field("label").type for rows in splits.values()]
+    if all(pa.types.is_integer(kind) for kind in kinds):
+        return _whole_number
+    if not all(
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds
+    ):
         raise SchemaError("it has labels that are neither numbers nor names")
-    return number_labels([str(value) for value in values])
+    numbers = number_labels(str(value) for rows in splits.values() for value in rows.unique("label"))
+    return lambda row, where: numbers[str(row["label"])]
+
+
+def _whole_number(row: dict[str, Any], where: str) -> int:
+    if row["label"] is None:
+        raise SchemaError(f"{where} has no label; give one to every row")
+    return int(row["label"])
 
 
 def picture_of(value: object, images: Path, where: str, column: str) -> Path | bytes:

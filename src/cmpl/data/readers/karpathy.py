@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test", "restval")
 _FIX = "expected Karpathy's dataset_flickr8k.json, dataset_flickr30k.json or dataset_coco.json"
 
 
-def read_karpathy(annotations: Path, images: Path) -> Iterator[Record]:
+def read_karpathy(annotations: Path, images: Path) -> list[Record]:
     """A record per entry of `images`, in the order of the file; label = imgid, image_id = [filepath/]filename.
 
     Raises UserError, before the first record, when the file or an entry has another shape.
@@ -29,7 +29,7 @@ def read_karpathy(annotations: Path, images: Path) -> Iterator[Record]:
         records = [_record(entry, images) for entry in _numbered(entries)]
     except SchemaError as problem:
         raise UserError(f"{annotations} is not Karpathy's JSON: {problem}; {_FIX}") from None
-    return iter(records)
+    return records
 
 
 def _load(path: Path) -> list[Any]:

@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 
 def _read(
     annotations: Path, images: Path, *, files: tuple[str, ...], picture: str = "file_path", first_id: int = 0
-) -> Iterator[Record]:
+) -> list[Record]:
     """A record per entry, in the order of the file; label = id - first_id, image_id = the picture's path.
 
     annotations: the JSON file, or the folder that holds it as one of `files`. Raises UserError, before the first
@@ -33,9 +33,12 @@ def _read(
     entries = load_json(path, fix)
     try:
         records = [_record(entry, images, picture, first_id) for entry in _numbered(entries, picture)]
+        with_tokens = [record.tokens is not None for record in records]
+        if any(with_tokens) and not all(with_tokens):
+            raise SchemaError("'processed_tokens' are in some entries only; give them to every one, or to none")
     except SchemaError as problem:
         raise UserError(f"{path} can't be used: {problem}; {fix}") from None
-    return iter(records)
+    return records
 
 
 def _find(annotations: Path, files: tuple[str, ...]) -> Path:

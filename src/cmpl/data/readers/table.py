@@ -18,13 +18,12 @@ from typing import Any
 
 from cmpl.data.readers.columns import Columns, PictureTable
 from cmpl.data.readers.schema import SchemaError, kind_of, require_folder, unreadable
-from cmpl.data.records import Record
 from cmpl.errors import UserError
 
 _FIX = "expected a .csv, .tsv, .jsonl or .parquet file with the columns picture and caption"
 
 
-def read_table(annotations: Path, images: Path, columns: Columns | None = None) -> Iterator[Record]:
+def read_table(annotations: Path, images: Path, columns: Columns | None = None) -> PictureTable:
     """A record per picture, in the order in which the table first names them.
 
     label: the column of that name, else every picture has its own. split: "" without such a column. image_id: that
@@ -32,7 +31,7 @@ def read_table(annotations: Path, images: Path, columns: Columns | None = None) 
     """
     require_folder(images)
     with table_errors(annotations):
-        return iter(gather(table_rows(annotations), columns or Columns()).records(images))
+        return gather(table_rows(annotations), columns or Columns(), images)
 
 
 @contextmanager
@@ -56,11 +55,11 @@ def table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from rows(path)
 
 
-def gather(rows: Iterator[tuple[str, dict[str, Any]]], columns: Columns) -> PictureTable:
-    """All rows, each with what names it, entered in one table. Raises SchemaError."""
+def gather(rows: Iterator[tuple[str, dict[str, Any]]], columns: Columns, images: Path) -> PictureTable:
+    """All rows, each with what names it, entered in one table. images: where the pictures lie. Raises SchemaError."""
     table: PictureTable | None = None
     for where, row in rows:
-        table = table or PictureTable(columns, row)
+        table = PictureTable(columns, row, images) if table is None else table
         table.add(row, where)
     if table is None:
         raise SchemaError("it has no rows")
@@ -112,7 +111,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from cmpl.data.readers.columns import CAPTION_COLUMNS, captions_of, split_name
 from cmpl.data.readers.schema import SchemaError
@@ -106,14 +106,29 @@ class Sample:
     label: int | None = None
 
 
+class _CheckedHeader(tarfile.TarInfo):
+    """Headers of which a damaged or missing one is an error: tarfile alone takes either for the end of the shard."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the mark of the end
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset:,}") from error
+
+
 def _samples(file: IO[bytes]) -> Iterator[Sample]:
     """The samples of a shard; the files of one lie next to each other."""
     sample: Sample | None = None
-    with tarfile.open(fileobj=file, mode="r|*") as tar:
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_CheckedHeader) as tar:
         for member in tar:
             path = PurePosixPath(member.name)
-            if not member.isfile() or not path.name or path.name.startswith("."):
+            if member.isdir() or not path.name or path.name.startswith("."):
                 continue
+            if not member.isfile():
+                raise SchemaError(f"{member.name[:80]!r} is a link or a device; a shard must hold the files themselves")
             stem, _, extension = path.name.partition(".")
             key = str(path.with_name(stem))
             if sample is None or sample.key != key:
