@@ -21,7 +21,7 @@ from cmpl.data.batching import Batch
 from cmpl.data.text import Vocabulary
 from cmpl.models.config import ImageEncoderConfig, ModelConfig
 from cmpl.models.dual_encoder import DualEncoder
-from cmpl.training.accumulation import CachedEmbeddings
+from cmpl.training.accumulation import EmbeddingsInParts
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.recipe import LossConfig
 
@@ -41,14 +41,14 @@ def step(pictures: int, parts: int, threads: int, pipe: Connection) -> None:
 
     def forward_and_backward() -> None:
         model.zero_grad()
-        cached = CachedEmbeddings(wrapped, batch, parts) if parts > 1 else None
-        if cached is None:
+        in_parts = EmbeddingsInParts(fabric, model, batch, parts) if parts > 1 else None
+        if in_parts is None:
             embeddings = wrapped(batch.tokens, batch.lengths, pictures=batch.pictures)
         else:
-            embeddings = cached.image_embeddings, cached.text_embeddings
+            embeddings = in_parts.image_embeddings, in_parts.text_embeddings
         fabric.backward(losses(*embeddings, batch)[0])
-        if cached is not None:
-            cached.backward(fabric)
+        if in_parts is not None:
+            in_parts.backward()
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     forward_and_backward()
@@ -91,6 +91,8 @@ def main() -> None:
         for way, times in zip(ways, seconds, strict=True):
             way.send(True)
             times.append(way.recv())
+    for way in ways:
+        way.send(False)
     whole, ours = (statistics.median(times) for times in seconds)
     print(f"{options.pictures} pictures x {CAPTIONS} captions, float32, {options.threads} threads")
     print(f"whole batch:     {memory[0]:6.0f} MB, {whole:5.1f} s")

@@ -106,7 +106,7 @@ def launch_two() -> Processes:
 def a_step(rank, micro_batch=0):
     """One training step of the whole model on a shared batch: 7 pictures, so 3 and 4, with 1 to 3 captions.
 
-    micro_batch: of the two processes; then batch norm looks at nothing but its picture, as it would see other ones.
+    micro_batch: of the two processes; then the image encoder's batch norm is fixed, as it would see fewer pictures.
     """
 
     def train_on(processes, shard) -> dict[str, torch.Tensor]:
@@ -118,14 +118,14 @@ def a_step(rank, micro_batch=0):
         if processes.size > 1:
             synchronise_batch_norm(model)
         stage = StageConfig(1, batch_size=7, captions_per_picture=0, learning_rate=1e-3)
-        model.unfreeze_image_encoder()
+        model.unfreeze_image_encoder(fixed_batch_norm=micro_batch > 0)
         optimizer = ScheduledAdam(model, losses, calm.optimizer, stage, 1)
         step = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
         step.micro_batch = micro_batch if processes.size > 1 else 0
         source = BatchSource(data.split("train"), model.tokenize, model.picture_input)
         how = {"captions_per_picture": 0, "covers": "pictures", "mirror": True, "seed": (1,)}
         plan = plan_epoch(source.caption_counts, batch_size=7, **how)[0]
-        model.train(not micro_batch)
+        model.train()
         seen = step(source[shard(plan)], 0, observe=True)
         parameters = [*model.named_parameters(), *losses.named_parameters(prefix="losses")]
         buffers = {name: value for name, value in model.named_buffers() if "running" in name}

@@ -1,66 +1,90 @@
 """Large effective batches on small devices: the loss sees a whole batch, the encoders a part of it at a time.
 
-Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (RepL4NLP 2021): embed all parts
-without keeping what a backward pass needs; take the loss and its gradient at the embeddings; embed each part once more
-and carry its rows of that gradient into the weights. Memory is that of one part, time one more forward pass.
+Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (RepL4NLP 2021): encode all parts
+without keeping what a backward pass needs; take the loss and its gradient at the features; encode each part once more
+and carry its rows of that gradient into the weights. Memory is that of one part, time one more forward pass. The
+projections, whose batch norm is meant for the whole batch, are small and see it whole.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmpl.data.batching import Batch
+from cmpl.models.dual_encoder import DualEncoder
 
 
-class CachedEmbeddings:
-    """The embeddings of a batch, made part by part.
+class EmbeddingsInParts:
+    """The embeddings of a batch, from features that are made part by part.
 
-    `image_embeddings` [b, d] and `text_embeddings` [m, d] are leaves: call `backward` once their `grad` is there.
+    `image_embeddings` [b, d] and `text_embeddings` [m, d] are for a loss; after its backward pass comes `backward`.
 
-    Random numbers (dropout) are the same in both passes, running statistics move in the second alone. Batch norm in
-    training mode normalises by the statistics of a part; without it and dropout the gradients are the whole batch's.
+    Random numbers (dropout) are the same in both passes, running statistics move in the first alone. Batch norm of an
+    encoder in training mode normalises by a part; without that and dropout the gradients are the whole batch's.
     """
 
-    def __init__(self, model: Any, batch: Batch, parts: int) -> None:
-        """model: the DualEncoder as Fabric wrapped it. parts: consecutive pictures with their captions."""
-        self.model = model
-        self.parts = batch.split(parts)
+    def __init__(self, fabric: Any, model: DualEncoder, batch: Batch, parts: int) -> None:
+        """parts: of consecutive pictures with their captions. model: not wrapped; its gradients stay in the process."""
+        cut = batch.split(parts)
+
+        def encode_texts(part: Batch) -> Tensor:
+            return model.text_encoder(part.tokens, part.lengths)  # type: ignore[no-any-return]
+
+        def encode_images(part: Batch) -> Tensor:
+            assert part.pictures is not None
+            return model.image_features(part.pictures)
+
+        self.encoders = [_TwoPasses(fabric, model.text_encoder, encode_texts, cut)]
+        image_features = batch.features
+        if image_features is None:
+            self.encoders.append(_TwoPasses(fabric, model.image_encoder, encode_images, cut))
+            image_features = self.encoders[1].features
+        with fabric.autocast():
+            self.image_embeddings = model.embed_image_features(image_features)
+            self.text_embeddings: Tensor = model.text_projection(self.encoders[0].features)
+
+    def backward(self) -> None:
+        """Add the gradients of the encoders' weights."""
+        for encoder in self.encoders:
+            encoder.backward()
+
+
+class _TwoPasses:
+    """One encoder: the features of all parts without a graph, later part by part with it."""
+
+    def __init__(self, fabric: Any, encoder: nn.Module, encode: Callable[[Batch], Tensor], parts: list[Batch]) -> None:
+        self.fabric = fabric
+        self.encoder = encoder
+        self.encode = encode
+        self.parts = parts
+        self.device = parts[0].tokens.device
         self.random_states = []
-        statistics = [(value, value.clone()) for value in model.buffers()]
-        embedded = []
-        with torch.no_grad():
-            for part in self.parts:
-                self.random_states.append(_random_states(part.tokens.device))
-                embedded.append(_embed(model, part))
-            for value, before in statistics:
-                value.copy_(before)
-        images, texts = zip(*embedded, strict=True)
-        self.image_embeddings = torch.cat(images).requires_grad_()
-        self.text_embeddings = torch.cat(texts).requires_grad_()
+        found = []
+        with torch.no_grad(), fabric.autocast():
+            for part in parts:
+                self.random_states.append(_random_states(self.device))
+                found.append(encode(part))
+        self.rows = [len(features) for features in found]
+        self.trains = any(value.requires_grad for value in encoder.parameters())
+        self.features = torch.cat(found).requires_grad_(self.trains)
 
-    def backward(self, fabric: Any) -> None:
-        """Add the gradients of the weights; several processes exchange them once, with the last part."""
-        assert self.image_embeddings.grad is not None
-        assert self.text_embeddings.grad is not None
-        image_gradients = self.image_embeddings.grad.split([len(part.image_labels) for part in self.parts])
-        text_gradients = self.text_embeddings.grad.split([len(part.text_labels) for part in self.parts])
-        device = self.parts[0].tokens.device
-        after = _random_states(device)
-        for number, part in enumerate(self.parts):
-            _set_random_states(device, self.random_states[number])
-            with fabric.no_backward_sync(self.model, enabled=number + 1 < len(self.parts)):
-                images, texts = _embed(self.model, part)
-                # A scalar whose gradient at the embeddings is the cached one.
-                fabric.backward((images * image_gradients[number]).sum() + (texts * text_gradients[number]).sum())
-        _set_random_states(device, after)
-
-
-def _embed(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    embeddings: tuple[Tensor, Tensor] = model(
-        batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features
-    )
-    return embeddings
+    def backward(self) -> None:
+        if not self.trains:
+            return
+        assert self.features.grad is not None
+        after = _random_states(self.device)
+        statistics = [(value, value.clone()) for value in self.encoder.buffers()]
+        gradients = torch.split(self.features.grad, self.rows)
+        for part, states, gradient in zip(self.parts, self.random_states, gradients, strict=True):
+            _set_random_states(self.device, states)
+            with self.fabric.autocast():
+                features = self.encode(part)
+            self.fabric.backward(features, gradient)
+        for value, before in statistics:
+            value.copy_(before)
+        _set_random_states(self.device, after)
 
 
 def _generators(device: torch.device) -> list[Any]:

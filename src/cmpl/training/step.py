@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cmpl.data.batching import Batch
 from cmpl.losses import pair_distances
-from cmpl.training.accumulation import CachedEmbeddings
+from cmpl.training.accumulation import EmbeddingsInParts
 from cmpl.training.averages import WeightAverages
 from cmpl.training.distributed import Processes
 from cmpl.training.losses import MatchingLosses
@@ -36,13 +36,13 @@ class TrainingStep:
         if self.averages is not None and self.average_before:
             self.averages.update(step)
         self.optimizer.prepare(step)
-        cached = self._in_parts(batch)
-        if cached is None:
+        in_parts = self._in_parts(batch)
+        if in_parts is None:
             image_embeddings, text_embeddings = self.model(
                 batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features
             )
         else:
-            image_embeddings, text_embeddings = cached.image_embeddings, cached.text_embeddings
+            image_embeddings, text_embeddings = in_parts.image_embeddings, in_parts.text_embeddings
         gathered = self.processes.gather(image_embeddings, text_embeddings, batch)
         total, terms = self.losses(image_embeddings, text_embeddings, batch, gathered)
         seen = self.processes.sum({"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}})
@@ -52,8 +52,9 @@ class TrainingStep:
         self.optimizer.adam.zero_grad(set_to_none=True)
         # Gradients are averaged over the processes, and it is their shares' sum that counts.
         self.processes.fabric.backward(total * self.processes.size)
-        if cached is not None:
-            cached.backward(self.processes.fabric)
+        if in_parts is not None:
+            in_parts.backward()
+            self.processes.average_gradients(self.model.parameters())
         self.processes.average_gradients(self.losses.parameters())
         self.processes.average_statistics(self.model)
         if self.clip_norm is not None:
@@ -64,9 +65,11 @@ class TrainingStep:
             self.averages.update(step)
         return seen
 
-    def _in_parts(self, batch: Batch) -> CachedEmbeddings | None:
+    def _in_parts(self, batch: Batch) -> EmbeddingsInParts | None:
         """The batch embedded in micro batches, as many in every process; None where one takes it whole."""
         if not self.micro_batch:
             return None
         [parts] = self.processes.agree(-(-len(batch.image_labels) // self.micro_batch))
-        return CachedEmbeddings(self.model, batch, parts) if parts > 1 else None
+        if parts == 1:
+            return None
+        return EmbeddingsInParts(self.processes.fabric, self.model.module, batch, parts)
