@@ -54,6 +54,7 @@ def toy_recipe() -> Callable[..., Recipe]:
     def create(**changes: Any) -> Recipe:
         settings: dict[str, Any] = {
             "device": "cpu",
+            "feature_runtime": "torch",  # a compiled encoder pays with more than 12 pictures
             "workers": 0,
             "precision": "32-true",
             "log_every": 1,

@@ -1,6 +1,8 @@
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,13 @@ from cmpl.data.text import Vocabulary
 from cmpl.errors import UserError
 from cmpl.models.config import ImageEncoderConfig, ModelConfig
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.runtime import openvino_precisions
+from cmpl.training import feature_runtime
 from cmpl.training import features as module
-from cmpl.training.features import cache_directory, picture_features
+from cmpl.training.feature_runtime import Exactness, OpenVINORuntime, TorchRuntime
+from cmpl.training.features import cache_directory, choose_runtime, picture_features
+
+needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
 
 
 @pytest.fixture
@@ -29,8 +36,9 @@ def split(toy_data):
     return toy_data.split("train")
 
 
-def features_of(model, split, **options) -> np.ndarray:
-    return picture_features(model, split, **{"mirror": True, "progress": False, **options})
+def features_of(model, split, *, mirror=True, runtime=None, batch=64) -> np.ndarray:
+    runtime = runtime or TorchRuntime(model, "32-true", nullcontext, batch)
+    return picture_features(model, split, runtime, mirror=mirror, progress=False)
 
 
 @pytest.fixture
@@ -83,7 +91,7 @@ def test_what_changes_them_makes_them_anew(model, split, encoded, toy_data, what
     elif what == "colours":
         model.picture_input.mean[0] += 0.01
     elif what == "precision":
-        options = {"precision": "bf16-mixed"}
+        options = {"runtime": TorchRuntime(model, "bf16-mixed", nullcontext)}
     elif what == "views":
         options = {"mirror": False}
     else:  # weights alone don't tell an encoder: padding, activations and strides have none
@@ -94,16 +102,14 @@ def test_what_changes_them_makes_them_anew(model, split, encoded, toy_data, what
 
 def test_autocast_is_entered_around_the_encoder(model, split):
     plain = features_of(model, split)
-    rough = features_of(
-        model, split, precision="bf16-mixed", autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
-    )
+    rounding = TorchRuntime(model, "bf16-mixed", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    rough = features_of(model, split, runtime=rounding)
     assert rough.dtype == np.float32
     assert 0 < np.abs(plain - rough).max() < 0.1 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize("cut", [0, -1, -5000])
 def test_an_interrupted_run_goes_on_with_whole_batches(model, split, encoded, monkeypatch, cut):
-    monkeypatch.setattr(module, "BATCH", 4)
     features = DualEncoder.image_features
 
     def interrupted(self, pictures):
@@ -114,18 +120,18 @@ def test_an_interrupted_run_goes_on_with_whole_batches(model, split, encoded, mo
     with monkeypatch.context() as patch:
         patch.setattr(DualEncoder, "image_features", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            features_of(model, split)
+            features_of(model, split, batch=4)
     (partial,) = cache_directory().glob("*.partial")
     if cut:
         partial.write_bytes(partial.read_bytes()[:cut])  # killed while writing
     encoded.clear()
-    found = features_of(model, split)
+    found = features_of(model, split, batch=4)
     assert encoded == [4] * {0: 2, -1: 4, -5000: 6}[cut]
     assert not list(cache_directory().glob("*.partial"))
     (kept,) = cache_directory().glob("*.npy")
     expected = np.array(found)
     kept.unlink()
-    np.testing.assert_array_equal(features_of(model, split), expected)
+    np.testing.assert_array_equal(features_of(model, split, batch=4), expected)
 
 
 def test_a_partial_file_without_a_batch_is_begun_again(model, split):
@@ -174,3 +180,101 @@ def test_they_lie_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_directory() == tmp_path / "user" / "cmpl" / "features"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == Path.home() / ".cache" / "cmpl" / "features"
+
+
+@needs_openvino
+def test_openvinos_are_near_pytorchs_and_kept_apart_from_them(model, split):
+    exact = features_of(model, split)
+    for precision, difference in (("f32", 1e-5), ("bf16", 3e-2)):
+        found = features_of(model, split, runtime=OpenVINORuntime(model, precision))
+        assert found.shape == exact.shape
+        assert 0 < np.abs(found - exact).max() <= difference * np.abs(exact).max()
+    assert len(list(cache_directory().glob("*.npy"))) == 3
+
+
+@needs_openvino
+@pytest.mark.parametrize("mirror", [False, True])
+def test_openvinos_in_two_parts_are_those_in_one(model, split, mirror):
+    runtime = OpenVINORuntime(model, "f32")
+    whole = np.array(features_of(model, split, mirror=mirror, runtime=runtime))
+    (file,) = cache_directory().glob("*.npy")
+    for kept in (1, 5, 11):
+        file.rename(file.with_suffix(".partial"))
+        with file.with_suffix(".partial").open("rb+") as partial:
+            partial.truncate(128 + kept * whole[0].nbytes + 7)
+        np.testing.assert_array_equal(features_of(model, split, mirror=mirror, runtime=runtime), whole)
+
+
+@needs_openvino
+def test_auto_takes_the_fastest_that_is_exact_enough(model, split, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(module, "LEAST_COSINE", 0.9)
+    first = choose_runtime(model, split, tell=told.append)
+    assert first.name == f"openvino-{openvino_precisions()[0]}"
+    assert told[0].startswith(f"image features by {first.name}: cosine to float32 0.99")
+    assert told[0].endswith("at least (12 pictures)")
+
+
+@needs_openvino
+def test_auto_goes_on_to_a_more_exact_way_and_says_so(model, split, monkeypatch):
+    monkeypatch.setattr(module, "feature_runtimes", lambda *_: [Skewed(model, 0.3), Skewed(model, 0.0)])
+    told: list[str] = []
+    assert choose_runtime(model, split, tell=told.append).name == "openvino-0.0"
+    assert "not by openvino-0.3: cosine to float32 0.9" in told[0]
+    assert "trying a more exact way" in told[0]
+    assert "by openvino-0.0: cosine to float32 1.00000 on average, 1.00000 at least" in told[1]
+    monkeypatch.setattr(feature_runtime, "measure_exactness", None)
+    again: list[str] = []
+    choose_runtime(model, split, tell=again.append)  # measured once for an encoder
+    assert again == told
+
+
+@needs_openvino
+def test_auto_is_pytorch_where_openvino_cannot_run_the_encoder(model, split, monkeypatch):
+    def refuse(self):
+        raise UserError("OpenVINO can't run the encoder")
+
+    monkeypatch.setattr(OpenVINORuntime, "prepare", refuse)
+    told: list[str] = []
+    assert choose_runtime(model, split, tell=told.append).name == "32-true"
+    assert all("can't run the encoder" in line for line in told)
+    with pytest.raises(UserError, match="can't run the encoder"):
+        choose_runtime(model, split, setting="openvino-f32")
+
+
+def test_double_precision_is_pytorchs(model, split):
+    assert choose_runtime(model, split, precision="64-true").name == "64-true"
+    assert choose_runtime(model, split, setting="torch", precision="bf16-mixed").name == "bf16-mixed"
+    with pytest.raises(UserError, match="not in double precision"):
+        choose_runtime(model, split, setting="openvino-f32", precision="64-true")
+
+
+def test_without_openvino_auto_is_pytorch_and_its_name_an_error(model, split, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert choose_runtime(model, split).name == "32-true"
+    with pytest.raises(UserError, match=r"pip install 'cmpl\[openvino\]'"):
+        choose_runtime(model, split, setting="openvino-bf16")
+
+
+class Skewed(TorchRuntime):
+    """PyTorch's features, turned away from where they should point."""
+
+    def __init__(self, model: DualEncoder, noise: float) -> None:
+        super().__init__(model, f"openvino-{noise}", nullcontext)
+        self.noise = noise
+
+    def encode(self, pictures: torch.Tensor, views: int) -> np.ndarray:
+        features = super().encode(pictures, views)
+        random = np.random.default_rng(0).standard_normal(features.shape, np.float32)
+        return features + self.noise * np.abs(features).mean() * random
+
+
+def test_exactness_counts_the_mean_and_the_worst(model, split):
+    runtime = Skewed(model, 0.3)
+    found = feature_runtime.measure_exactness(runtime, model, split)
+    pictures = feature_runtime.load_resized(model, split, range(12))
+    exact = TorchRuntime(model, "32-true", nullcontext).encode(pictures, 1)[:, 0]
+    skewed = runtime.encode(pictures, 1)[:, 0]
+    cosines = (exact * skewed).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(skewed, axis=1)
+    assert found == Exactness(pytest.approx(cosines.mean(), abs=1e-6), pytest.approx(cosines.min(), abs=1e-6), 12)
+    assert found.least < found.mean < 0.999

@@ -28,7 +28,7 @@ REQUEST = 4
 
 def import_openvino() -> Any:
     """The module `openvino`. Raises UserError where it is not installed."""
-    # Left to itself it reports every import and conversion over the network; without this it uses its own stand-in.
+    # Left to itself it reports every import over the network; without this module it uses its own stand-in.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
@@ -55,7 +55,8 @@ class _FromPictures(nn.Module):
         self.picture_input = picture_input
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.encoder(self.picture_input.normalize(pictures))  # type: ignore[no-any-return]
+        # Not as a call, which would find what torch.compile made of the encoder.
+        return self.encoder.forward(self.picture_input.normalize(pictures))  # type: ignore[no-any-return]
 
 
 def convert_image_encoder(encoder: nn.Module, picture_input: PictureInput) -> "Model":
@@ -65,7 +66,10 @@ def convert_image_encoder(encoder: nn.Module, picture_input: PictureInput) -> "M
     encoder: on the CPU, its weights in float32; left as it was.
     Raises UserError where OpenVINO is not installed, or where it lacks an operation of the encoder.
     """
-    openvino = import_openvino()
+    import_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
     kind = torch.float32 if picture_input.resample == "tensorflow1" else torch.uint8
     example = torch.zeros(1, 3, picture_input.height, picture_input.width, dtype=kind)
     was_training = [module for module in encoder.modules() if module.training]
@@ -75,9 +79,12 @@ def convert_image_encoder(encoder: nn.Module, picture_input: PictureInput) -> "M
             warnings.simplefilter("ignore")  # tracing's: shapes and the normalization's constants are to be fixed
             whole = _FromPictures(encoder, picture_input).eval()
             traced = torch.jit.trace(whole, example, check_trace=False)  # type: ignore[no-untyped-call]
-            model: Model = openvino.convert_model(traced, example_input=example)
+            # openvino.convert_model does the same and, where it fails, leaves other log settings behind.
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            decoder = TorchScriptPythonDecoder(traced, example_input=example, shared_memory=False)
+            model: Model = frontend.convert(frontend.load(decoder))
     except Exception as error:  # its own classes have no base but this, and tracing raises any
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).strip().splitlines()[-1].lstrip("- ")
         raise UserError(f"OpenVINO can't run the encoder {type(encoder).__name__} ({reason}); use PyTorch") from error
     finally:
         for module in was_training:

@@ -3,26 +3,37 @@
 import fcntl
 import hashlib
 import io
+import json
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
-from cmpl.data.pictures import decode_picture
-from cmpl.files import full_disk_is_an_error
+from cmpl.errors import UserError
+from cmpl.files import full_disk_is_an_error, write_text
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.progress import progress_bar
+from cmpl.training.feature_runtime import (
+    LEAST_COSINE,
+    Exactness,
+    FeatureRuntime,
+    feature_runtimes,
+    load_resized,
+    measure_exactness,
+)
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
 
-BATCH = 64
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cache_directory() -> Path:
@@ -31,34 +42,77 @@ def cache_directory() -> Path:
     return Path(os.environ.get("CMPL_CACHE") or Path(base) / "cmpl") / "features"
 
 
-def picture_features(
+def choose_runtime(
     model: DualEncoder,
     split: "Split",
     *,
-    mirror: bool,
+    setting: str = "auto",
     precision: str = "32-true",
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    progress: bool = True,
+    tell: Callable[[str], object] = lambda line: None,
+) -> FeatureRuntime:
+    """What computes the features of a frozen encoder, by a recipe's `feature_runtime` and `precision`.
+
+    `auto` takes the fastest whose features have a cosine of at least 0.999 on average to PyTorch's in float32, measured
+    once for an encoder on pictures of the split. autocast: entered around the encoder in PyTorch. tell: is given what
+    was measured, in a line. Raises UserError for a runtime that can't be had.
+    """
+    *others, last = feature_runtimes(model, setting, precision, autocast)
+    for runtime in [*others, last]:
+        if not runtime.name.startswith("openvino"):
+            return runtime
+        try:
+            seen = _exactness(runtime, model, split)
+        except UserError as error:
+            if setting != "auto":
+                raise
+            tell(f"image features not by {runtime.name}: {error}")
+            continue
+        if setting != "auto" or seen.mean >= LEAST_COSINE:
+            tell(f"image features by {runtime.name}: {seen}")
+            return runtime
+        tell(
+            f"image features not by {runtime.name}: {seen}, expected {LEAST_COSINE} on average; trying a more exact way"
+        )
+    return last
+
+
+def picture_features(
+    model: DualEncoder, split: "Split", runtime: FeatureRuntime, *, mirror: bool, progress: bool = True
 ) -> np.ndarray:
     """float32 [n, 1 or 2, num_features], memory-mapped: of every picture and, with `mirror`, of its mirror image.
 
-    autocast: entered around the encoder; precision: its name, so that features of another precision are not mixed in.
     The encoder must be frozen in evaluation mode. What is on disk already is used, also a part that an interrupted
-    run left; the name holds a checksum of pictures, weights and input, so that nothing stale is ever read.
+    run left; the name holds a checksum of pictures, weights, input and arithmetic, so that nothing stale is ever read.
     """
     views = 2 if mirror else 1
-    directory = cache_directory()
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{_key(model, split, views, precision)}.npy"
-    with full_disk_is_an_error(path), _locked(path.with_suffix(".lock")):
+    path = _cached(_key(model, split.fingerprint, views, runtime.name), ".npy")
+    with full_disk_is_an_error(path), _locked(path):
         if not path.exists():
-            _encode(model, split, views, path, autocast, progress)
+            runtime.prepare()
+            _encode(model, split, views, path, runtime, progress)
     features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return features
 
 
-def _key(model: DualEncoder, split: "Split", views: int, precision: str) -> str:
-    key = hashlib.sha256(f"{split.fingerprint} {views} {precision}".encode())
+def _exactness(runtime: FeatureRuntime, model: DualEncoder, split: "Split") -> Exactness:
+    """As it was measured before with these weights, or now."""
+    path = _cached(_key(model, "exactness", 1, runtime.name), ".json")
+    with full_disk_is_an_error(path), _locked(path):
+        if not path.exists():
+            runtime.prepare()
+            write_text(path, json.dumps(asdict(measure_exactness(runtime, model, split))))
+    return Exactness(**json.loads(path.read_text()))
+
+
+def _cached(key: str, suffix: str) -> Path:
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / f"{key}{suffix}"
+
+
+def _key(model: DualEncoder, what: str, views: int, arithmetic: str) -> str:
+    key = hashlib.sha256(f"{what} {views} {arithmetic}".encode())
     # Encoders of another name can share names and values of weights: the padding of a convolution is not among them.
     key.update(f"{model.config.image.name} {asdict(model.picture_input)}".encode())
     for name, value in model.image_encoder.state_dict().items():
@@ -68,38 +122,57 @@ def _key(model: DualEncoder, split: "Split", views: int, precision: str) -> str:
 
 
 def _encode(
-    model: DualEncoder,
-    split: "Split",
-    views: int,
-    path: Path,
-    autocast: Callable[[], AbstractContextManager[object]],
-    progress: bool,
+    model: DualEncoder, split: "Split", views: int, path: Path, runtime: FeatureRuntime, progress: bool
 ) -> None:
-    """Append batch after batch to a partial .npy file, from where it was left, then give it its name."""
+    """Append group after group to a partial .npy file, from where it was left, then give it its name."""
     partial = path.with_suffix(".partial")
     header = _npy_header((len(split), views, model.num_image_features))
-    batch_bytes = BATCH * views * model.num_image_features * 4
-    model.image_encoder.eval()
-
-    def load(index: int) -> torch.Tensor:
-        return model.picture_input.resize(decode_picture(split.picture(index), split.image_ids[index]))
-
+    size = runtime.group(views)
+    group_bytes = size * views * model.num_image_features * 4
     label = f"image features ({'each picture and its mirror image' if views == 2 else 'each picture'})"
-    with partial.open("ab") as file, torch.inference_mode(), autocast(), ThreadPoolExecutor() as threads:
-        batches_done = max(0, file.tell() - len(header)) // batch_bytes
-        done = batches_done * BATCH  # whole batches only, so that an interruption changes no batch
-        file.truncate(len(header) + batches_done * batch_bytes if done else 0)
+    with partial.open("ab") as file:
+        groups_done = max(0, file.tell() - len(header)) // group_bytes
+        done = groups_done * size  # whole groups only, so that an interruption changes none
+        file.truncate(len(header) + groups_done * group_bytes if done else 0)
         if not done:
             file.write(header)
+        groups = [range(start, min(start + size, len(split))) for start in range(done, len(split), size)]
         with progress_bar(total=len(split), initial=done, desc=label, unit=" pictures", disable=not progress) as bar:
-            for start in range(done, len(split), BATCH):
-                indices = range(start, min(start + BATCH, len(split)))
-                pictures = torch.stack(list(threads.map(load, indices))).to(model.device)
-                seen = [model.image_features(pictures.flip(-1) if view else pictures) for view in range(views)]
-                file.write(torch.stack(seen, dim=1).float().cpu().numpy().tobytes())
+            for features in _features(model, split, views, runtime, groups):
+                file.write(features.tobytes())
                 file.flush()
-                bar.update(len(indices))
+                bar.update(len(features))
     partial.replace(path)
+
+
+def _features(
+    model: DualEncoder, split: "Split", views: int, runtime: FeatureRuntime, groups: list[range]
+) -> Iterator[np.ndarray]:
+    """Of each group in turn, the next ones being decoded (and encoded, where the runtime allows) meanwhile."""
+
+    def load(rows: range) -> torch.Tensor:
+        return load_resized(model, split, rows)
+
+    if runtime.in_threads:
+        yield from _ahead(lambda rows: runtime.encode(load(rows), views), groups, torch.get_num_threads() + 1)
+    else:
+        for pictures in _ahead(load, groups, min(8, os.cpu_count() or 1)):
+            yield runtime.encode(pictures, views)
+
+
+def _ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """The results of `work` in the order of the items, computed in threads, a few more items than have been taken."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or an interruption the rest is not waited for
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
@@ -112,7 +185,7 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Runs that need the same features at the same time: one makes them, the others wait for it."""
-    with path.open("w") as file:
+    """Runs that need the same at the same time: one makes it, the others wait."""
+    with path.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

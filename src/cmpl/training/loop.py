@@ -26,7 +26,7 @@ from cmpl.training.averages import WeightAverages
 from cmpl.training.batches import batch_source, epoch_plan, share
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.distributed import Processes, counted_processes, launch
-from cmpl.training.features import picture_features
+from cmpl.training.features import choose_runtime, picture_features
 from cmpl.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
 from cmpl.training.log import RunLog, memory_mb, quiet_libraries
 from cmpl.training.losses import MatchingLosses
@@ -253,15 +253,19 @@ class _Training:
         """Features of train and val where the image encoder gives the same ones all through the stage."""
         if not stage.freeze_image_encoder or stage.move_batch_norm or stage.smallest_crop < 1:
             return None, None
-        how: dict[str, Any] = {
-            "precision": self.recipe.precision,
-            "autocast": self.fabric.autocast,
-            "progress": self.progress,
-        }
+        runtime = choose_runtime(
+            self.model,
+            self.val_split,
+            setting=self.recipe.feature_runtime,
+            precision=self.recipe.precision,
+            autocast=self.fabric.autocast,
+            tell=print if self.progress and self.processes.first else lambda line: None,
+        )
         train = None  # a stream is read in its own order, and too large to keep
         if not isinstance(self.train_split, StreamSplit):
-            train = picture_features(self.model, self.train_split, mirror=self.recipe.mirror, **how)
-        return train, picture_features(self.model, self.val_split, mirror=False, **how)
+            mirror = self.recipe.mirror
+            train = picture_features(self.model, self.train_split, runtime, mirror=mirror, progress=self.progress)
+        return train, picture_features(self.model, self.val_split, runtime, mirror=False, progress=self.progress)
 
     def _plan(self, source: BatchSource, stage: StageConfig, number: int, epoch: int) -> Sequence[BatchPlan]:
         return epoch_plan(source, self.recipe, stage, number, epoch, self.processes.size)
