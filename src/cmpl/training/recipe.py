@@ -79,7 +79,7 @@ class StageConfig:
     freeze_text_encoder: bool = False
     """Keep the text encoder's weights, and its dropout off."""
     batch_size: int = 32
-    """Pictures in a batch."""
+    """Pictures in a batch, of all processes together."""
     micro_batch: int = 0
     """Pictures encoded at a time, while the loss sees the whole batch; saves memory for one more forward; 0: all."""
     sampler: Literal["shuffled", "identities"] = "shuffled"
