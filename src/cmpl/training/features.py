@@ -1,6 +1,5 @@
 """Features of a frozen image encoder: each picture goes through it once (and once mirrored); they are kept on disk."""
 
-import fcntl
 import hashlib
 import io
 import json
@@ -8,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
+from cmpl.cache import locked, user_cache
 from cmpl.errors import UserError
 from cmpl.files import full_disk_is_an_error, write_text
 from cmpl.models.dual_encoder import DualEncoder
@@ -37,9 +37,8 @@ Result = TypeVar("Result")
 
 
 def cache_directory() -> Path:
-    """Where features are kept between runs: $CMPL_CACHE, or cmpl in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CMPL_CACHE") or Path(base) / "cmpl") / "features"
+    """Where features are kept between runs."""
+    return user_cache("features")
 
 
 def choose_runtime(
@@ -87,7 +86,7 @@ def picture_features(
     """
     views = 2 if mirror else 1
     path = _cached(_key(model, split.fingerprint, views, runtime.name), ".npy")
-    with full_disk_is_an_error(path), _locked(path):
+    with full_disk_is_an_error(path), locked(path.with_suffix(".lock")):
         if not path.exists():
             runtime.prepare()
             _encode(model, split, views, path, runtime, progress)
@@ -98,7 +97,7 @@ def picture_features(
 def _exactness(runtime: FeatureRuntime, model: DualEncoder, split: "Split") -> Exactness:
     """As it was measured before with these weights, or now."""
     path = _cached(_key(model, "exactness", 1, runtime.name), ".json")
-    with full_disk_is_an_error(path), _locked(path):
+    with full_disk_is_an_error(path), locked(path.with_suffix(".lock")):
         if not path.exists():
             runtime.prepare()
             write_text(path, json.dumps(asdict(measure_exactness(runtime, model, split))))
@@ -181,11 +180,3 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     description = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
     return header.getvalue()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Runs that need the same at the same time: one makes it, the others wait."""
-    with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
