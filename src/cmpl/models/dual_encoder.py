@@ -54,7 +54,7 @@ class DualEncoder(nn.Module):
         self.image_encoder, expected = create_image_encoder(
             config.image.name, config.image.weights, size, keep_head=config.image.keep_head
         )
-        # Colours beside each other rather than in planes: convolutions run 1.9 times as fast on a CPU, more in bf16.
+        # Colours beside each other rather than in planes: faster on a CPU (benchmarks/machine.py).
         self.use_channels_last(True)
         expected.resample = config.image.resample
         self.picture_input = picture_input or expected
