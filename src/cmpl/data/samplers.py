@@ -17,8 +17,8 @@ def identity_balanced(
     """Batches of `in_batch` different identities with `of_each` different pictures of each.
 
     identities, pictures: what each item shows. An identity with fewer pictures gives all it has, and where there are
-    fewer identities a batch has all of them. Every item is in at least one batch, some are in two; how many batches there
-    are depends on what the items show alone.
+    fewer identities a batch has all of them. Every item is in at least one batch, some are in two; the number of
+    batches depends on what the items show alone.
     """
     items_of: dict[int, list[int]] = {}
     for item, identity in enumerate(identities):
