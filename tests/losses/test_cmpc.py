@@ -191,3 +191,54 @@ def test_wrong_shapes_and_types_are_refused() -> None:
         loss(torch.randn(2, 6), torch.randn(2, 6), torch.ones(2))
     with pytest.raises(ValueError, match="each of the 2 rows"):
         loss(torch.randn(2, 6), torch.randn(2, 6), torch.arange(3))
+
+
+def test_a_column_that_is_too_short_for_a_direction_has_the_numerical_gradient() -> None:
+    images, texts, labels, weight = random_pairs(6, 4, 3)
+    weight[:, 1] *= 1e-8
+    weight.requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: cmpc_terms(images, texts, labels, w, 0.1), (weight,), eps=1e-9, rtol=1e-4)
+
+
+def test_sampling_every_class_changes_nothing() -> None:
+    images, texts, labels, weight = random_pairs(7, 4, 50)
+    expected = cmpc_terms(images, texts, labels, weight, 0.1)
+    found = cmpc_terms(images, texts, labels, weight, 0.1, sampled_classes=49)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_more_classes_are_sampled_the_smaller_the_bias_and_it_is_downwards(smoothing: float) -> None:
+    images, texts, labels, weight = random_pairs(8, 4, 400)
+    exact = sum(cmpc_terms(images, texts, labels, weight, smoothing), torch.zeros(()))
+    torch.manual_seed(0)
+    bias = []
+    for drawn in (4, 64):
+        samples = [cmpc_terms(images, texts, labels, weight, smoothing, sampled_classes=drawn) for _ in range(400)]
+        bias.append(float(torch.stack([sum(terms, torch.zeros(())) for terms in samples]).mean() - exact))
+    assert bias[0] < -0.02
+    assert abs(bias[1]) < abs(bias[0]) / 5
+
+
+def test_sampling_draws_from_torchs_generator_and_only_in_training() -> None:
+    loss = CMPCLoss(50, 5, sampled_classes=10)
+    images, texts, labels, _ = random_pairs(9, 4, 50)
+    values = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        values.append(loss(images, texts, labels))
+    assert values[0] == values[1] != values[2]
+    assert loss.eval()(images, texts, labels) == sum(cmpc_terms(images, texts, labels, loss.weight))
+    values[2].backward()
+    assert loss.weight.grad is not None
+    assert 10 <= loss.weight.grad.any(dim=0).sum() <= 14
+
+
+def test_classification_compiles_into_one_graph() -> None:
+    images, texts, labels, weight = random_pairs(10, 4, 5)
+    weight.requires_grad_()
+    compiled = torch.compile(cmpc_terms, fullgraph=True, backend="eager")
+    found, expected = compiled(images, texts, labels, weight), cmpc_terms(images, texts, labels, weight)
+    torch.testing.assert_close(found.image_to_text, expected.image_to_text)
+    gradients = [torch.autograd.grad(sum(terms, torch.zeros(())), weight)[0] for terms in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -100,7 +100,8 @@ class MatchingLosses(nn.Module):
             return siglip_terms(*table, scales["siglip_scale"], scales["siglip_bias"])._asdict()
         assert self.cmpc is not None
         pairs = (images[batch.picture_rows], texts, batch.classes)
-        return cmpc_terms(*pairs, self.cmpc.weight, config.label_smoothing)._asdict()
+        sampled = config.cmpc_classes
+        return cmpc_terms(*pairs, self.cmpc.weight, config.label_smoothing, sampled_classes=sampled)._asdict()
 
     def _shares(
         self,
