@@ -261,7 +261,7 @@ def test_a_ranking_that_does_not_fit_the_memory_is_refused_before_it_starts(monk
     monkeypatch.setattr(prediction, "LARGE", 1000)
     monkeypatch.setattr(prediction, "available_memory", lambda: 10**6)
     monkeypatch.setattr(Counting, "read_positives", lambda self: pytest.fail("started"))
-    with pytest.raises(UserError, match=r"ranking needs 0\.0 GB of memory, 0\.0 GB are available; free some"):
+    with pytest.raises(UserError, match=r"ranking needs 0\.1 GB of memory, 0\.0 GB are available; free some"):
         rank_positives(*retrieval(100), progress=True)
 
 

@@ -1,13 +1,16 @@
 """Intervals against known distributions and a plain loop; the permutation test against all permutations."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, evaluate_protocol
-from cmpl.evaluation.uncertainty import RSUM, ClusterSums, bootstrap, differences
+from cmpl.evaluation.metrics import DirectionResult, RetrievalResult
+from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, Evaluation, evaluate_protocol
+from cmpl.evaluation.ranking import PositiveRanks
+from cmpl.evaluation.uncertainty import RSUM, ClusterSums, bootstrap, differences, enough_resamples, group_intervals
 
 R1 = [("image_to_text", "R@1"), ("text_to_image", "R@1")]
 
@@ -171,3 +174,111 @@ def test_the_table_shows_what_the_protocol_reports():
     assert len(lines) == 2
     assert lines[1].startswith("text to image")
     assert "mINP" in lines[1]
+
+
+def test_millions_of_pictures_are_drawn_less_often_and_never_less_than_a_thousand_times():
+    assert [enough_resamples(clusters) for clusters in (1, 5000, 20_000, 40_000, 10**6)] == [
+        10_000,
+        10_000,
+        10_000,
+        5000,
+        1000,
+    ]
+    assert bootstrap(evaluated(pictures=20)).resamples == 10_000
+
+
+def simulated(ranks, gallery=200):
+    """An evaluation of pictures with five captions each, made from the ranks of their one positive [pictures, 5].
+
+    Image to text counts the best of them.
+    """
+    pictures, captions = ranks.shape
+    clusters = np.arange(pictures)
+
+    def direction(values):
+        return DirectionResult(PositiveRanks(values, np.arange(len(values) + 1), gallery), (1, 5, 10), extra=("nDCG",))
+
+    result = RetrievalResult(direction(ranks.min(1)), direction(ranks.ravel()))
+    return Evaluation(PLAIN, result, (), clusters, clusters.repeat(captions))
+
+
+def drawn_ranks(random, pictures, strength=0.0):
+    """Ranks of five captions that share their picture's difficulty; a higher strength ranks better."""
+    shared = random.normal(size=(pictures, 1))
+    ease = shared + 0.5 * random.normal(size=(pictures, 5)) + strength
+    return np.clip(np.exp(2 - 1.5 * ease), 1, 200).astype(np.int64)
+
+
+def test_intervals_of_every_mean_cover_the_truth_about_as_often_as_they_say():
+    """200 test sets of 150 pictures from a source whose true values are those of 100,000 pictures."""
+    random = np.random.default_rng(0)
+    names = [("image_to_text", "R@1")]
+    names += [("text_to_image", name) for name in ("R@1", "mAP", "nDCG", "mean_rank")]
+    truth = simulated(drawn_ranks(random, 100_000)).result
+    covered, unclustered = dict.fromkeys(names, 0), 0
+    for seed in range(200):
+        found = simulated(drawn_ranks(random, 150))
+        bounds = group_intervals([found], names, 300, seed)
+        for direction, name in names:
+            low, high = bounds[direction, name]
+            covered[direction, name] += low <= getattr(truth, direction).value(name) <= high
+        alone = replace(found, text_clusters=np.arange(len(found.text_clusters)))
+        low, high = group_intervals([alone], names[1:2], 100, seed)["text_to_image", "R@1"]
+        unclustered += low <= truth.text_to_image.recall(1) <= high
+    for name, count in covered.items():
+        assert 0.895 <= count / 200 <= 0.985, name
+    assert unclustered / 200 < 0.85  # captions drawn as if they were independent promise too much
+
+
+def test_intervals_of_the_median_rank_cover_it_at_least_as_often_as_they_say():
+    """Ranks are whole numbers, so an interval of them can't be as short as that of a mean."""
+    random = np.random.default_rng(0)
+    truth = simulated(drawn_ranks(random, 200_000)).result.text_to_image.value("median_rank")
+    covered = 0
+    for seed in range(100):
+        low, high = bootstrap(simulated(drawn_ranks(random, 100)), 100, seed).bounds["text_to_image", "median_rank"]
+        covered += low <= truth <= high
+    assert covered >= 90
+
+
+def test_intervals_of_differences_cover_the_truth():
+    random = np.random.default_rng(1)
+    name = ("text_to_image", "mAP")
+    true = [simulated(drawn_ranks(random, 200_000, s)).result.text_to_image.value("mAP") for s in (0.3, 0)]
+    covered = 0
+    for seed in range(300):
+        shared = drawn_ranks(random, 120), drawn_ranks(random, 120, 0.3)
+        ours, theirs = simulated(shared[1]), simulated(shared[0])
+        found = differences([ours], [theirs], [name], 300, seed)[name]
+        covered += found.low <= true[0] - true[1] <= found.high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_the_permutation_test_errs_as_often_as_its_level_says():
+    """Two models that are equally good, with the pictures' difficulty in common: p is uniform."""
+    random = np.random.default_rng(2)
+    names = [("text_to_image", name) for name in ("R@1", "mAP", "mean_rank")]
+    values = {name: [] for name in [*names, RSUM]}
+    for seed in range(400):
+        shared = random.normal(size=(100, 1))
+        both = [np.clip(np.exp(2 - shared - 0.7 * random.normal(size=(100, 5))), 1, 200).astype(int) for _ in range(2)]
+        for name, found in differences(*([simulated(ranks)] for ranks in both), names, 300, seed).items():
+            values[name].append(found.p)
+    for name, p in values.items():
+        for level in (0.05, 0.2, 0.5):
+            deviation = np.sqrt(level * (1 - level) / 400)
+            assert abs(np.mean(np.array(p) <= level) - level) < 3.5 * deviation, (name, level)
+
+
+def test_the_permutation_test_finds_a_difference_that_is_there():
+    random = np.random.default_rng(3)
+    name = ("text_to_image", "mAP")
+    found = 0
+    for seed in range(50):
+        shared = random.normal(size=(200, 1))
+        both = [
+            np.clip(np.exp(2 - shared - 0.7 * random.normal(size=(200, 5)) - gain), 1, 200).astype(int)
+            for gain in (0.15, 0)
+        ]
+        found += differences(*([simulated(ranks)] for ranks in both), [name], 300, seed)[name].p < 0.05
+    assert found > 40

@@ -8,7 +8,15 @@ import numpy as np
 
 from cmpl.errors import UserError
 from cmpl.evaluation.results import StoredResult
-from cmpl.evaluation.uncertainty import RESAMPLES, RSUM, ClusterSums, Difference, Name, differences, group_intervals
+from cmpl.evaluation.uncertainty import (
+    RSUM,
+    ClusterSums,
+    Difference,
+    Name,
+    differences,
+    enough_resamples,
+    group_intervals,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Comparison:
     resamples: int
 
 
-def compare(results: Sequence[StoredResult], resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+def compare(results: Sequence[StoredResult], resamples: int | None = None, seed: int = 0) -> Comparison:
     """Compare results in their order, the seeds of one recipe as a group.
 
     Raises UserError unless there are two or more, each once, of the same queries and protocol.
@@ -55,6 +63,8 @@ def compare(results: Sequence[StoredResult], resamples: int = RESAMPLES, seed: i
     reported = tuple(name for name in results[0].evaluation.protocol.main if name[1] != "median_rank")
     names = (*reported, RSUM) if sum(name.startswith("R@") for _, name in reported) > 3 else reported
     first = [result.evaluation for result in groups[0][1]]
+    clusters = len(ClusterSums.of(first[:1], reported).counts)
+    resamples = resamples or enough_resamples(clusters)
     rows: list[Row] = []
     for name, members in groups:
         runs = [result.evaluation for result in members]
@@ -71,7 +81,6 @@ def compare(results: Sequence[StoredResult], resamples: int = RESAMPLES, seed: i
             )
         )
     facts = results[0].facts
-    clusters = len(ClusterSums.of(first[:1], reported).counts)
     return Comparison(tuple(rows), names, facts["protocol"], str(facts.get("split", "")), clusters, resamples)
 
 

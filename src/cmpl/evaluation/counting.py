@@ -212,12 +212,12 @@ class Counting:
         def one(images: slice, texts: slice) -> None:
             work(self._scores(vectors, pair, images, texts), images, texts)
 
-        tiles = [
-            (images, texts)
-            for texts in self.tiles(self.texts, pair[1])
-            for images in self.tiles(self.images, pair[0])
-            if not only_positives or _overlap(self.images.reach(images), texts)
-        ]
+        image_tiles, text_tiles = self.tiles(self.images, pair[0]), self.tiles(self.texts, pair[1])
+        if only_positives:
+            reached = ((images, self.images.reach(images)) for images in image_tiles)
+            tiles = [(images, texts) for images, reach in reached for texts in text_tiles if _overlap(reach, texts)]
+        else:
+            tiles = [(images, texts) for texts in text_tiles for images in image_tiles]
         if self.device.type == "cpu":
             in_threads(one, tiles)
         else:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from cmpl.evaluation.protocols import Evaluation
 
 RESAMPLES = 10_000
+_FEWEST = 1_000
+_DRAWS = 200_000_000  # in all; more than 20,000 clusters are drawn less often, as millions would take hours
 LEVEL = 95
 RSUM = ("", "rsum")
 _ENTRIES = 2_000_000  # of a block of resamples: about 64 MB at once
@@ -71,11 +73,20 @@ class Difference:
     p: float
 
 
-def bootstrap(evaluation: Evaluation, resamples: int = RESAMPLES, seed: int = 0) -> Intervals:
-    """Intervals for all metrics of an evaluation. One cluster alone gives intervals without width."""
+def enough_resamples(clusters: int) -> int:
+    """10,000, and at least 1,000 where there are more than 20,000 clusters."""
+    return min(RESAMPLES, max(_FEWEST, _DRAWS // clusters))
+
+
+def bootstrap(evaluation: Evaluation, resamples: int | None = None, seed: int = 0) -> Intervals:
+    """Intervals for all metrics of an evaluation. One cluster alone gives intervals without width.
+
+    resamples: None for `enough_resamples`.
+    """
     names = _all_names(evaluation)
     means = [name for name in names if name[1] != "median_rank"]
     sums = ClusterSums.of([evaluation], means)
+    resamples = resamples or enough_resamples(len(sums.counts))
     draws = partial(_draws, len(sums.counts), resamples, seed)
     samples = {
         **sums.resample(draws),
