@@ -82,6 +82,38 @@ class TestWhatIsStored:
         assert 10 * np.log10(255**2 / np.mean((stored - exact) ** 2)) > 40
 
 
+class TestFilesThatAreNone:
+    def problem(self, path: Path, folder: Path) -> str | None:
+        return convert_picture(path, 256, folder).problem
+
+    def test_a_link_that_leaves_the_folder_is_a_problem_and_one_that_stays_is_none(self, encode, tmp_path):
+        data = encode(np.zeros((8, 8, 3), np.uint8))
+        images = tmp_path / "images"
+        (images / "c").mkdir(parents=True)
+        (tmp_path / "secret.jpg").write_bytes(data)
+        (images / "a.jpg").write_bytes(data)
+        (images / "file.jpg").symlink_to(tmp_path / "secret.jpg")
+        (images / "folder").symlink_to(tmp_path)
+        (images / "c" / "inside.jpg").symlink_to(images / "a.jpg")
+        (tmp_path / "other").symlink_to(images)  # the folder itself may be one
+        assert "leads out of the folder of pictures" in self.problem(images / "file.jpg", images)
+        assert "leads out of the folder of pictures" in self.problem(images / "folder" / "secret.jpg", images)
+        assert self.problem(images / "c" / "inside.jpg", images) is None
+        assert self.problem(tmp_path / "other" / "a.jpg", tmp_path / "other") is None
+
+    def test_a_pipe_a_folder_and_an_impossible_name_are_problems(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.jpg")
+        for path in (tmp_path / "pipe.jpg", tmp_path, Path("/dev/zero")):
+            assert self.problem(path, tmp_path) == "is a folder, a device or a pipe, not a file"
+        assert "can't be read" in self.problem(tmp_path / ("x" * 5000), tmp_path)
+        assert self.problem(tmp_path / "a\0b", tmp_path) == "has a name that no file can have"
+
+    def test_a_picture_of_gigabytes_is_not_read(self, tmp_path):
+        with (tmp_path / "large.jpg").open("wb") as file:
+            file.truncate(1 << 40)
+        assert "is too large (1,099,511,627,776 bytes)" in self.problem(tmp_path / "large.jpg", tmp_path)
+
+
 class TestWorkers:
     @pytest.mark.parametrize("workers", [1, 2, 3])
     @pytest.mark.parametrize("count", [0, 1, 7, 100])

@@ -173,6 +173,16 @@ class TestUnusablePictures:
             run([record(7, captions=captions)], tmp_path / "data")
         assert not list(tmp_path.iterdir())
 
+    def test_a_caption_of_100_mb_is_left_out_with_a_line(self, record, tmp_path):
+        huge = record(1, captions=("dog " * 25_000_000,))
+        summary = run([record(0), huge], tmp_path / "data", on_error="skip")
+        (left_out,) = summary.skipped
+        assert left_out.reason == "has captions of 100,000,000 characters; at most 10,000,000 are stored for a picture"
+
+    def test_a_name_with_a_newline_fits_its_line(self, record, tmp_path):
+        text = describe(run([record(0), record(1, image_id="a\nb", picture=b"")], tmp_path / "data", on_error="skip"))
+        assert "  train: 'a\\nb' is empty" in text
+
     def test_captions_in_any_script_are_kept(self, record, tmp_path):
         captions = ("犬が走る", "собака", "٣", "🐕 dog")
         run([record(captions=captions)], tmp_path / "data")

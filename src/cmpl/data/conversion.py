@@ -75,18 +75,17 @@ def _read(path: Path, folder: Path | None) -> bytes:
     """The bytes of a picture's file, if it is one that a stranger's annotations may name."""
     try:
         status = path.stat()
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        status = None  # reading says what is wrong
-    if folder is not None and leads_out(path, folder):
-        raise PictureError(str(path), "is a link that leads out of the folder of pictures")
-    if status is not None and not stat.S_ISREG(status.st_mode):
-        raise PictureError(str(path), "is a folder, a device or a pipe, not a file")  # reading a pipe would never end
-    if status is not None and status.st_size > MAX_BYTES:
-        raise PictureError(str(path), f"is too large ({status.st_size:,} bytes); at most {MAX_BYTES:,} are read")
-    try:
-        return read_picture_bytes(path)
+    except OSError:
+        return read_picture_bytes(path)  # says what is wrong
     except ValueError:
         raise PictureError(str(path), "has a name that no file can have") from None
+    if folder is not None and leads_out(path, folder):
+        raise PictureError(str(path), "is behind a link that leads out of the folder of pictures")
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError(str(path), "is a folder, a device or a pipe, not a file")  # reading a pipe would never end
+    if status.st_size > MAX_BYTES:
+        raise PictureError(str(path), f"is too large ({status.st_size:,} bytes); at most {MAX_BYTES:,} are read")
+    return read_picture_bytes(path)
 
 
 def _is_plain(data: bytes) -> bool:

@@ -140,3 +140,29 @@ def test_shards_become_a_data_directory(tmp_path, encode, pixels):
     assert main([*arguments, "--split", "0.8,0.1,0.1", "--output", str(tmp_path / "data")]) == 0
     data = open_data(tmp_path / "data")
     assert sum(len(data.split(name)) for name in data.split_names) == 20
+
+
+@pytest.mark.parametrize("place", [1536, 1536 + 200])
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, place):
+    path = shard(tmp_path / "shard.tar", {f"{number}.jpg": b"1" for number in range(5)})
+    content = bytearray(path.read_bytes())
+    content[1024 + place % 512] ^= 0x55
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard\.tar is damaged or no tar shard \(.* at byte 1,024\)"):
+        read(path)
+
+
+def test_a_shard_without_its_end_is_an_error(tmp_path):
+    path = shard(tmp_path / "shard.tar", {f"{number}.jpg": b"1" for number in range(5)})
+    path.write_bytes(path.read_bytes()[:3072])
+    with pytest.raises(UserError, match="damaged or no tar shard"):
+        read(path)
+
+
+def test_a_link_in_a_shard_is_an_error(tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        link = tarfile.TarInfo("a.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(UserError, match=r"'a\.jpg' is a link or a device"):
+        read(tmp_path / "shard.tar")

@@ -28,12 +28,16 @@ def read_huggingface(annotations: Path, images: Path, columns: Columns | None = 
     splits = _open(annotations)
     only_train = set(splits) == {"train"}
     try:
+        for rows in splits.values():
+            rows.data.validate(full=True)  # reading a table with damaged offsets can end the process
         label = _labels(splits)
         for name, rows in splits.items():
             split = "" if only_train else split_name(name)
             yield from _records(rows, name, split, images, columns or Columns(), label)
     except SchemaError as problem:
         raise UserError(f"{annotations} can't be used: {problem}; {_FIX}") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(annotations, error) from error
 
 
 def _open(annotations: Path) -> "dict[str, Dataset]":
@@ -47,10 +51,14 @@ def _open(annotations: Path) -> "dict[str, Dataset]":
             found = datasets.load_from_disk(str(annotations))
         else:
             found = datasets.load_dataset(str(annotations))
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{annotations} can't be opened as a data set ({reason}); {_FIX}") from error
+    except Exception as error:  # of a damaged folder the library raises whatever it stumbles over
+        raise _damaged(annotations, error) from error
     return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _damaged(annotations: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{annotations} can't be opened as a data set ({reason}); {_FIX}")
 
 
 def _records(

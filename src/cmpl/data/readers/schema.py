@@ -90,11 +90,12 @@ def load_json(path: Path, advice: str) -> Any:
 
 def unreadable(path: Path, error: OSError, advice: str) -> UserError:
     """A sentence for a source that can't be opened."""
+    name = printable(str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}...")
     if isinstance(error, FileNotFoundError):
-        return UserError(f"{path} does not exist; {advice}")
+        return UserError(f"{name} does not exist; {advice}")
     if isinstance(error, IsADirectoryError):
-        return UserError(f"{path} is a folder; {advice}")
-    return UserError(f"{path} can't be read ({error.strerror}); {advice}")
+        return UserError(f"{name} is a folder; {advice}")
+    return UserError(f"{name} can't be read ({error.strerror}); {advice}")
 
 
 def require_folder(images: Path) -> None:
