@@ -12,12 +12,12 @@ import torch
 from cmpl.data.pictures import decode_picture
 from cmpl.data.text import Vocabulary
 from cmpl.errors import UserError
+from cmpl.models import feature_runtime
 from cmpl.models.config import ImageEncoderConfig, ModelConfig
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.feature_runtime import Exactness, OpenVINORuntime, TorchRuntime
 from cmpl.models.runtime import openvino_precisions
-from cmpl.training import feature_runtime
 from cmpl.training import features as module
-from cmpl.training.feature_runtime import Exactness, OpenVINORuntime, TorchRuntime
 from cmpl.training.features import cache_directory, choose_runtime, picture_features
 
 needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")

@@ -1,11 +1,14 @@
-"""Items made by a thread while the caller still works on those before them."""
+"""Items made, or worked on, by threads while the caller still works on those before them."""
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+Result = TypeVar("Result")
 
 PATIENCE = 5.0  # seconds for the thread to see that nobody listens any more
 
@@ -49,3 +52,18 @@ def ahead(items: Generator[T, None, None], depth: int = 2) -> Iterator[T]:
     finally:
         left.set()
         thread.join(PATIENCE)
+
+
+def work_ahead(work: Callable[[T], Result], items: Iterable[T], threads: int) -> Iterator[Result]:
+    """The results of `work` in the order of the items, computed in threads, a few more items than have been taken."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or an interruption the rest is not waited for

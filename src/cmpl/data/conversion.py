@@ -61,7 +61,7 @@ def convert_picture(picture: Path | bytes, size: int, folder: Path | None = None
     """
     data = b""
     try:
-        data = picture if isinstance(picture, bytes) else _read(picture, folder)
+        data = picture if isinstance(picture, bytes) else read_source(picture, folder)
         pixels = decode_picture(data)
     except PictureError as error:
         return Converted(b"", len(data), error.reason)
@@ -71,8 +71,11 @@ def convert_picture(picture: Path | bytes, size: int, folder: Path | None = None
     return Converted(data, len(data), digest=digest(data))
 
 
-def _read(path: Path, folder: Path | None) -> bytes:
-    """The bytes of a picture's file, if it is one that a stranger's annotations may name."""
+def read_source(path: Path, folder: Path | None) -> bytes:
+    """The bytes of a picture's file, if it is one that a stranger's annotations may name. Raises PictureError.
+
+    folder: of a path below it no link may lead out of it.
+    """
     try:
         status = path.stat()
     except OSError:

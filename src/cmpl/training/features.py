@@ -4,23 +4,21 @@ import hashlib
 import io
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from cmpl.cache import locked, user_cache
+from cmpl.data.ahead import work_ahead
 from cmpl.errors import UserError
 from cmpl.files import full_disk_is_an_error, write_text
 from cmpl.models.dual_encoder import DualEncoder
-from cmpl.progress import progress_bar
-from cmpl.training.feature_runtime import (
+from cmpl.models.feature_runtime import (
     LEAST_COSINE,
     Exactness,
     FeatureRuntime,
@@ -28,12 +26,10 @@ from cmpl.training.feature_runtime import (
     load_resized,
     measure_exactness,
 )
+from cmpl.progress import progress_bar
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Split
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def cache_directory() -> Path:
@@ -153,25 +149,10 @@ def _features(
         return load_resized(model, split, rows)
 
     if runtime.in_threads:
-        yield from _ahead(lambda rows: runtime.encode(load(rows), views), groups, torch.get_num_threads() + 1)
+        yield from work_ahead(lambda rows: runtime.encode(load(rows), views), groups, torch.get_num_threads() + 1)
     else:
-        for pictures in _ahead(load, groups, min(8, os.cpu_count() or 1)):
+        for pictures in work_ahead(load, groups, min(8, os.cpu_count() or 1)):
             yield runtime.encode(pictures, views)
-
-
-def _ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """The results of `work` in the order of the items, computed in threads, a few more items than have been taken."""
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error or an interruption the rest is not waited for
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
