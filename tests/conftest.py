@@ -15,6 +15,7 @@ class MemorySplit:
     labels: np.ndarray
     pictures: list[bytes] = field(default_factory=list)
     fingerprint: str = "memory"
+    caption_ids: list[list[int]] | None = None
 
     @property
     def image_ids(self) -> list[str]:

@@ -12,6 +12,7 @@ import cmpl
 from cmpl.commands import model_directory
 from cmpl.errors import UserError
 from cmpl.evaluation.counting import Counting
+from cmpl.evaluation.eccv import check_lists, coco_image_ids
 from cmpl.evaluation.embeddings import Embeddings, read_embeddings
 from cmpl.evaluation.metrics import MetricDefinition
 from cmpl.evaluation.protocols import (
@@ -99,6 +100,8 @@ def measure_model(
     protocol = named or choose_protocol(str(opened.manifest.source.get("format", "")), split_name, len(split))
     counts = [len(captions) for captions in split.captions]
     check_fits(protocol, split.labels, np.repeat(split.labels, counts))  # before everything is encoded
+    if protocol.listed:
+        check_lists(with_ids=split.caption_ids is not None)
     embeddings = embed(DualEncoder.from_pretrained(directory), split)
     facts = {
         "model": directory,
@@ -194,6 +197,7 @@ def embed(model: Any, split: "Split") -> Embeddings:
     counts = [len(captions) for captions in split.captions]
     rows = np.repeat(np.arange(len(counts)), counts)
     numbers = np.concatenate([np.arange(count) for count in counts])
+    ids = split.caption_ids
     return Embeddings.checked(
         seen.images,
         seen.texts,
@@ -202,6 +206,8 @@ def embed(model: Any, split: "Split") -> Embeddings:
         rows,
         tuple(split.image_ids),
         tuple(f"{split.image_ids[row]}#{number}" for row, number in zip(rows, numbers, strict=True)),
+        None if ids is None else coco_image_ids(split.image_ids),
+        None if ids is None else np.concatenate([np.array(each, dtype=np.int64) for each in ids]),
     )
 
 

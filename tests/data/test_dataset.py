@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -141,3 +142,16 @@ def test_inspect_shows_counts_lengths_sizes_and_what_was_skipped(directory):
     assert "skipped: 1 pictures" in text
     assert "val: x is empty" in text
     assert len(text.splitlines()) < 25
+
+
+def test_ids_of_captions_are_there_where_the_source_has_them(directory, records, tmp_path):
+    assert open_data(directory).split("train").caption_ids is None
+    numbered = [
+        replace(one, caption_ids=tuple(range(number, number + len(one.captions)))) for number, one in enumerate(records)
+    ]
+    prepare(numbered, tmp_path / "numbered", source={}, workers=1, progress=False)
+    split = open_data(tmp_path / "numbered").split("val")
+    assert split.caption_ids == [list(one.caption_ids) for one in numbered if one.split == "val"]
+    assert split.fingerprint != open_data(directory).split("val").fingerprint
+    with pytest.raises(ValueError, match="either every record of a source has ids of its captions, or none"):
+        prepare([records[0], numbered[1]], tmp_path / "mixed", source={}, workers=1, progress=False)

@@ -89,6 +89,14 @@ class Split:
         captions: list[list[str]] = self._table.column("captions").to_pylist()
         return captions
 
+    @cached_property
+    def caption_ids(self) -> list[list[int]] | None:
+        """COCO's own number of each caption; None for other sources."""
+        if "caption_ids" not in self._table.column_names:
+            return None
+        ids: list[list[int]] = self._table.column("caption_ids").to_pylist()
+        return ids
+
     def picture(self, index: int) -> bytes:
         """The encoded picture of a row, 0 <= index < n."""
         if not 0 <= index < len(self):

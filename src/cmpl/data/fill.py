@@ -60,7 +60,7 @@ def fill(
     tally = _Tally()
     with (
         Journal(work / JOURNAL, {"size": size, "converter": CONVERTER}) as journal,
-        DataWriter(work / DATA, with_tokens=first.tokens is not None) as writer,
+        DataWriter(work / DATA, first.tokens is not None, first.caption_ids is not None) as writer,
         progress_bar(total=total, desc="prepare", unit=" pictures", disable=not progress) as bar,
     ):
         for done in journal.chunks():

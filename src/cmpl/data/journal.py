@@ -120,5 +120,6 @@ def stamp(records: list[Record]) -> str:
             except (OSError, ValueError):
                 picture = "missing"
         fields = [record.image_id, record.label, record.split, record.captions, record.tokens, picture]
+        fields += [record.caption_ids] if record.caption_ids is not None else []
         checksum.update(json.dumps(fields).encode())
     return checksum.hexdigest()

@@ -17,6 +17,7 @@ class Record:
 
     image_id: unique in the data set. picture: a file, or its encoded bytes. label: fits int64; equal means match.
     tokens: the words of each caption where the annotation has them; then every record of the source has them.
+    caption_ids: COCO's own number of each caption, likewise; they fit int64.
     """
 
     image_id: str
@@ -25,6 +26,7 @@ class Record:
     captions: tuple[str, ...]
     split: str
     tokens: tuple[tuple[str, ...], ...] | None = None
+    caption_ids: tuple[int, ...] | None = None
 
 
 def caption_problem(record: Record) -> str | None:

@@ -32,9 +32,9 @@ class DataWriter:
     taken over batch by batch with `take_over`; `start` cuts off the rest.
     """
 
-    def __init__(self, directory: Path, with_tokens: bool) -> None:
+    def __init__(self, directory: Path, with_tokens: bool, with_caption_ids: bool = False) -> None:
         self.directory = directory
-        self._features = _features(with_tokens)
+        self._features = _features(with_tokens, with_caption_ids)
         self._splits: dict[str, _SplitWriter] = {}
         directory.mkdir(exist_ok=True)
 
@@ -107,6 +107,7 @@ class _State:
         for row in rows:
             picture = row["image"]["bytes"]
             described = [row["image_id"], row["label"], row["captions"], row.get("tokens"), len(picture)]
+            described += [row["caption_ids"]] if "caption_ids" in row else []
             checksum.update(json.dumps(described).encode())
             checksum.update(picture)
         captions = self.captions + sum(len(row["captions"]) for row in rows)
@@ -154,6 +155,10 @@ class _SplitWriter:
             raise ValueError(f"{record.image_id}: either every record of a source has tokens, or none")
         if record.tokens is not None:
             row["tokens"] = [list(words) for words in record.tokens]
+        if ("caption_ids" in self.features) != (record.caption_ids is not None):
+            raise ValueError(f"{record.image_id}: either every record of a source has ids of its captions, or none")
+        if record.caption_ids is not None:
+            row["caption_ids"] = list(record.caption_ids)
         self.rows.append(row)
 
     def flush(self) -> Place:
@@ -197,7 +202,7 @@ def _distinct_labels(path: Path) -> int:
     return len(np.unique(np.concatenate(labels)))
 
 
-def _features(with_tokens: bool) -> "Features":
+def _features(with_tokens: bool, with_caption_ids: bool) -> "Features":
     from datasets import Features, Image, List, Value
 
     columns: dict[str, Any] = {
@@ -208,4 +213,6 @@ def _features(with_tokens: bool) -> "Features":
     }
     if with_tokens:
         columns["tokens"] = List(List(Value("string")))
+    if with_caption_ids:
+        columns["caption_ids"] = List(Value("int64"))
     return Features(**columns)

@@ -8,7 +8,8 @@ ranked lists; here the ranks are counted as everywhere, and ties count against t
 
 import importlib.util
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from cmpl.evaluation.ranking import Metric, PositiveRanks, score_blocks
 
 _CAPTIONS_EACH = 5
 _ABSENT = -1
+_NO_IDS = (
+    "protocol eccv-caption needs COCO's ids of pictures and captions (image_ids, caption_ids), found none; "
+    "prepare coco's DATA again with this cmpl, or add them to the file of embeddings"
+)
 _BOTH = {"image_to_text": "image_to_caption", "text_to_image": "caption_to_image"}
 
 
@@ -72,6 +77,19 @@ def evaluate_eccv(
     )
 
 
+def check_lists(with_ids: bool) -> None:
+    """Raise UserError when the package is missing, or COCO's ids are."""
+    data_directory()
+    if not with_ids:
+        raise UserError(_NO_IDS)
+
+
+def coco_image_ids(names: Sequence[str]) -> NDArray[np.int64]:
+    """The numbers at the end of COCO's file names, as val2014/COCO_val2014_000000391895.jpg; -1 without one."""
+    numbers = (re.search(r"(\d{1,18})\.\w+$", name) for name in names)
+    return np.array([int(number[1]) if number else _ABSENT for number in numbers], dtype=np.int64)
+
+
 def data_directory() -> Path:
     """Where the package keeps its lists; it isn't imported, as that warns of packages it could do with."""
     found = importlib.util.find_spec("eccv_caption")
@@ -99,10 +117,7 @@ def _judgements(path: Path, direction: str, ids: tuple[NDArray[np.int64], NDArra
 def _in_order(embeddings: Embeddings, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64]) -> Embeddings:
     """The pictures and captions of these ids, in their order, each picture with its own label."""
     if embeddings.image_ids is None or embeddings.caption_ids is None:
-        raise UserError(
-            "protocol eccv-caption needs COCO's ids of pictures and captions (image_ids, caption_ids), found none; "
-            "prepare coco's DATA again with this cmpl, or add them to the file of embeddings"
-        )
+        raise UserError(_NO_IDS)
     images, captions = _rows_of(embeddings.image_ids, image_ids), _rows_of(embeddings.caption_ids, caption_ids)
     for rows, what in ((images, "pictures"), (captions, "captions")):
         missing = int((rows == _ABSENT).sum())

@@ -184,3 +184,13 @@ def test_a_wrong_entry_is_found_before_the_first_record_is_used(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="image 1 has no 'split'"):
         read_karpathy(tmp_path / "dataset.json", tmp_path)
+
+
+def test_cocos_own_numbers_of_captions_are_kept(tmp_path):
+    assert read(tmp_path, changed(cocoid=391895))[0].caption_ids == (0, 1)
+    assert read(tmp_path, changed())[0].caption_ids is None
+    other = changed(cocoid=60623, imgid=8, filename="b.jpg")["images"]
+    for damaged in (None, "1", 2**63, -1, 1.5, True):
+        other[0]["sentences"][1]["sentid"] = damaged
+        content = {"images": [*changed(cocoid=391895)["images"], *other]}
+        assert [record.caption_ids for record in read(tmp_path, content)] == [None, None]

@@ -3,10 +3,12 @@
     {"dataset": "coco", "images": [{"imgid": 0, "split": "train", "filepath": "train2014", "filename": "a.jpg",
                                     "sentences": [{"raw": "A dog runs .", "tokens": ["a", "dog", "runs"]}, ...]}, ...]}
 
-COCO's pictures lie under filepath/filename, the others' have no filepath.
+COCO's pictures lie under filepath/filename, the others' have no filepath. COCO's entries have its own numbers of
+pictures and captions too, `cocoid` and `sentid`; the latter are kept.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ def read_karpathy(annotations: Path, images: Path) -> list[Record]:
         records = [_record(entry, images) for entry in _numbered(entries)]
     except SchemaError as problem:
         raise UserError(f"{annotations} is not Karpathy's JSON: {problem}; {_FIX}") from None
+    if any(record.caption_ids is None for record in records):
+        records = [replace(record, caption_ids=None) for record in records]
     return records
 
 
@@ -58,7 +62,15 @@ def _record(entry: Entry, images: Path) -> Record:
         sentence = Entry(fields, f"sentence {number} of {entry.name}")
         captions.append(sentence.get("raw", str))
         tokens.append(sentence.strings("tokens"))
-    return Record(image_id, images / image_id, entry.get("imgid", int), tuple(captions), split, tuple(tokens))
+    label = entry.get("imgid", int)
+    return Record(image_id, images / image_id, label, tuple(captions), split, tuple(tokens), _caption_ids(entry))
+
+
+def _caption_ids(entry: Entry) -> tuple[int, ...] | None:
+    """COCO's numbers of the captions; None where they aren't COCO's, or not whole."""
+    ids = tuple(sentence.get("sentid") for sentence in entry.fields["sentences"])
+    known = "cocoid" in entry.fields and all(type(each) is int and 0 <= each < 2**63 for each in ids)
+    return ids if known else None
 
 
 def _image_id(entry: Entry) -> str:
