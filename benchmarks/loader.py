@@ -22,6 +22,7 @@ from cmpl.models.dual_encoder import create_model
 from cmpl.training.batches import batch_source, epoch_plan
 from cmpl.training.distributed import launch
 from cmpl.training.losses import MatchingLosses
+from cmpl.training.machine import settled
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import load_recipe
 from cmpl.training.step import TrainingStep
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="of each way in a round (default 6)")
     options, overrides = parser.parse_known_args()
-    recipe = load_recipe(options.recipe, ["--model.image.weights", "none", "--device", "cpu", *overrides])
+    recipe = settled(load_recipe(options.recipe, ["--model.image.weights", "none", "--device", "cpu", *overrides]))
     stage, split = recipe.stage2, open_data(options.data).split("train")
     torch.manual_seed(0)
     model = create_model(recipe.model, (caption for row in split.captions for caption in row))
