@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl and TensorBoard for later, a progress bar for now."""
 
 import json
+import math
 import resource
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,16 @@ def _written_by(row: dict[str, Any], step: int, validated: bool) -> bool:
     reached: int = row["step"]
     before = row["kind"] == "train" or (row["kind"] == "val" and not validated)
     return reached < step if before else reached <= step
+
+
+def plain(values: dict[str, float]) -> dict[str, float | None]:
+    """Values as JSON can hold them: what is no number is null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def speed_and_memory(pairs_per_second: float, device: torch.device) -> dict[str, float]:
+    """What a training row says of the machine."""
+    return {"pairs_per_second": round(pairs_per_second, 1), "memory_mb": round(memory_mb(device), 1)}
 
 
 def memory_mb(device: torch.device) -> float:

@@ -3,7 +3,6 @@
 train(load_recipe("flickr8k-lite0"), open_data(Path("DATA")), Path("RUN"))
 """
 
-import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from cmpl.data.batching import BatchPlan, BatchSource, load_batches
 from cmpl.data.streaming import StreamSplit
-from cmpl.errors import UserError
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
 from cmpl.models.dual_encoder import create_model
 from cmpl.progress import progress_bar
@@ -27,8 +25,9 @@ from cmpl.training.batches import batch_source, epoch_plan, share
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.distributed import Processes, counted_processes, launch
 from cmpl.training.features import choose_runtime, picture_features
+from cmpl.training.finite import check_finite
 from cmpl.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
-from cmpl.training.log import RunLog, memory_mb, quiet_libraries
+from cmpl.training.log import RunLog, plain, quiet_libraries, speed_and_memory
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.machine import settled
 from cmpl.training.optimizer import ScheduledAdam
@@ -199,9 +198,9 @@ class _Training:
             overdue = time.monotonic() - self.last_saved > 60 * self.recipe.checkpoint_minutes
             due, signal = self.processes.agree(overdue, noted.number)
             keep = bool(last or due or signal)
-            self._check_finite(
-                seen["loss"], f"stage {number}, epoch {epoch + 1}, batch {batch_index + 1}", observe, keep
-            )
+            if observe or keep or self.fabric.device.type == "cpu":  # a GPU is asked only where its metrics are read
+                where = f"step {self.step} (stage {number}, epoch {epoch + 1}, batch {batch_index + 1})"
+                check_finite(seen["loss"], self.model if keep else None, where)
             if observe:
                 rate = pairs / (time.perf_counter() - started)
                 self._log_step(training, seen, number, epoch, rate)
@@ -284,39 +283,16 @@ class _Training:
     def _workers(self) -> int:
         if self.recipe.workers >= 0:
             return self.recipe.workers
-        return 0 if self.fabric.device.type == "cpu" else (os.cpu_count() or 1)
+        return 0 if self.fabric.device.type == "cpu" else max(1, (os.cpu_count() or 1) // self.recipe.devices)
 
     def _log_step(self, training: TrainingStep, seen: dict[str, Tensor], number: int, epoch: int, rate: float) -> None:
         values = {name: float(value) for name, value in seen.items()}
-        row = {
-            "kind": "train",
-            "stage": number,
-            "epoch": epoch + 1,
-            "step": self.step,
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
-            "learning_rate": training.optimizer.adam.param_groups[0]["lr"],
-            "pairs_per_second": round(rate, 1),
-            "memory_mb": round(memory_mb(self.fabric.device), 1),
-        }
+        learning_rate = training.optimizer.adam.param_groups[0]["lr"]
+        speed = speed_and_memory(rate, self.fabric.device)
+        where = {"stage": number, "epoch": epoch + 1, "step": self.step}
+        row = {"kind": "train", **where, **plain(values), "learning_rate": learning_rate, **speed}
         self._write(row)
         self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-
-    def _check_finite(self, loss: Tensor, where: str, observe: bool, keep: bool) -> None:
-        """Stop at a loss that is no number and, before they are kept, at such weights (finite losses can lead there).
-
-        Reading the loss waits for the device, so a GPU is asked only where its metrics are read anyway.
-        """
-        if not (observe or keep or self.fabric.device.type == "cpu"):
-            return
-        found = f"the loss is {float(loss)}"
-        if math.isfinite(loss):
-            if not keep or all(bool(value.isfinite().all()) for value in self.model.parameters()):
-                return
-            found = "weights are NaN or infinite"
-        raise UserError(
-            f"{found} at step {self.step} ({where}); the last good checkpoint is kept: lower the learning rate or set "
-            "optimizer.clip_norm, and train again"
-        )
 
     def _save(self, training: TrainingStep | None) -> None:
         """Write a checkpoint; between two stages (no training step) only what the next one starts from."""
