@@ -168,7 +168,8 @@ def _map_directory(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _reason(error: Exception) -> str:
-    return "holds Python objects" if "object" in str(error).lower() else "can't be read"
+    objects = any(words in str(error) for words in ("Object arrays", "Python objects"))
+    return "holds Python objects" if objects else "can't be read"
 
 
 def _check_pictures(
