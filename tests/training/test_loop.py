@@ -418,8 +418,14 @@ class TestRefused:
 
     @pytest.mark.usefixtures("stopped")
     def test_resuming_another_recipe(self, go):
-        with pytest.raises(UserError, match="differs from the recipe given; resume with the same recipe"):
+        with pytest.raises(UserError, match="differs from the recipe given in seed; resume with the same recipe"):
             go(resume=True, seed=1)
+
+    @pytest.mark.usefixtures("stopped")
+    def test_a_run_from_before_a_field_was_added_goes_on(self, go, tmp_path):
+        path = next(tmp_path.rglob("recipe.yaml"))
+        path.write_text("".join(line for line in path.open() if not line.startswith("mirror:")))
+        go(resume=True)
 
     @pytest.mark.usefixtures("stopped")
     def test_resuming_on_other_data(self, go, toy_directory, tmp_path):

@@ -232,6 +232,18 @@ def save_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True, width=120)
 
 
+def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two recipes differ."""
+    found: list[str] = []
+    for item in fields(one):
+        values = getattr(one, item.name), getattr(other, item.name)
+        if is_dataclass(values[0]):
+            found += differences(*values, f"{prefix}{item.name}.")
+        elif values[0] != values[1]:
+            found.append(prefix + item.name)
+    return found
+
+
 def field_help() -> str:
     """Every field with its default and what it means, a line each."""
     return "\n".join(_describe(Recipe(), ""))

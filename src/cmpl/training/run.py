@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from cmpl.data.streaming import StreamData
 from cmpl.errors import UserError
 from cmpl.training.log import read_metrics
-from cmpl.training.recipe import Recipe, save_recipe
+from cmpl.training.recipe import Recipe, differences, load_recipe
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Data
@@ -32,9 +32,11 @@ def check_same_run(recipe: Recipe, data: "Data | StreamData", run: Path) -> None
     path = run / "recipe.yaml"
     if not path.exists():
         raise UserError(f"{run} holds no training run to resume; expected its recipe.yaml, start without --resume")
-    if path.read_text(encoding="utf-8") != save_recipe(recipe):
+    others = differences(load_recipe(str(path)), recipe)  # a field that is newer than the run has its default in both
+    if others:
         raise UserError(
-            f"{path} differs from the recipe given; resume with the same recipe and overrides, or start another run"
+            f"{path} differs from the recipe given in {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; "
+            "resume with the same recipe and overrides, or start another run"
         )
     rows = read_metrics(run)
     if rows and rows[0]["fingerprints"] != describe_source(data)["fingerprints"]:
