@@ -138,8 +138,29 @@ def _parser() -> argparse.ArgumentParser:
 
     command("verify", _verify, "compare losses, encoders, metrics and training with the original's numbers")
 
-    inspect = command("inspect", _inspect, "what is in a DATA or RUN directory, in a screenful")
-    inspect.add_argument("path", type=Path, metavar="DATA|RUN")
+    index = command("index", _index, "encode pictures into a GALLERY, and later what has changed among them")
+    index.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
+    index.add_argument("pictures", type=Path, metavar="PICTURES", help="a folder, with the folders in it, or DATA")
+    index.add_argument("--output", type=Path, required=True, metavar="GALLERY")
+    index.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
+    index.add_argument("--workers", type=int, metavar="N", help="threads that read pictures; default: one a core")
+
+    search = command("search", _search, "the pictures of a GALLERY nearest to a sentence or a picture")
+    search.add_argument("gallery", type=Path, metavar="GALLERY")
+    search.add_argument("query", metavar="QUERY", help="a sentence, or a picture's file")
+    search.add_argument("--top", type=int, default=10, metavar="N", help="how many (default %(default)s)")
+    search.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    serve = command("serve", _serve, "a web page and an HTTP API to search a gallery")
+    serve.add_argument("gallery", type=Path, metavar="GALLERY")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: this machine alone); others need a token"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes any that is free")
+    serve.add_argument("--token", help="who has it may search; default: CMPL_TOKEN, or made up where one is needed")
+
+    inspect = command("inspect", _inspect, "what is in a DATA, RUN or GALLERY directory, in a screenful")
+    inspect.add_argument("path", type=Path, metavar="DATA|RUN|GALLERY")
     inspect.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="write random pictures of DATA with captions")
     inspect.add_argument("--seed", type=int, default=0, help="which pictures the sheet shows (default 0)")
 
@@ -239,6 +260,24 @@ def _verify(options: argparse.Namespace) -> int:
     table, passed = verify_command()
     print(table)
     return 0 if passed else 1
+
+
+def _index(options: argparse.Namespace) -> None:
+    from cmpl.commands import index_command
+
+    print(index_command(options.model, options.pictures, options.output, options.split, options.workers))
+
+
+def _search(options: argparse.Namespace) -> None:
+    from cmpl.commands import search_command
+
+    print(search_command(options.gallery, options.query, options.top, as_json=options.json))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from cmpl.commands import serve_command
+
+    serve_command(options.gallery, options.host, options.port, options.token)
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -141,10 +141,25 @@ def verify_command() -> tuple[str, bool]:
     return report.to_table(), report.passed
 
 
+def serve_command(gallery: Path, host: str, port: int, token: str | None) -> None:
+    """Serve a gallery until a signal comes."""
+    try:
+        from cmpl.search.server import serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs the package {error.name}; run: pip install 'cmpl[search]'") from error
+    serve(gallery, host, port, token)
+
+
 def inspect_command(path: Path, sheet: Path | None = None, seed: int = 0) -> str:
-    """What is in a DATA or RUN directory; for DATA random pictures with their captions in the file `sheet`."""
+    """What is in a DATA, RUN or GALLERY directory; for DATA random pictures with captions in the file `sheet`."""
     from cmpl.data.dataset import inspect_data, open_data
 
+    if _is_gallery(path):
+        if sheet is not None:
+            raise UserError(f"{path} is a gallery; --sheet shows the pictures of a DATA directory")
+        from cmpl.search.describe import inspect_gallery
+
+        return inspect_gallery(path)
     if (path / "recipe.yaml").is_file():
         if sheet is not None:
             raise UserError(f"{path} is a run; --sheet shows the pictures of a DATA directory")
@@ -156,6 +171,12 @@ def inspect_command(path: Path, sheet: Path | None = None, seed: int = 0) -> str
 
     write_sheet(open_data(path), sheet, seed)
     return f"{text}\nsheet: {sheet}"
+
+
+def _is_gallery(path: Path) -> bool:
+    from cmpl.search.layout import MANIFEST, current_file, is_unfinished
+
+    return current_file(path, MANIFEST).is_file() or is_unfinished(path)
 
 
 def model_directory(name: str) -> str:
@@ -200,3 +221,32 @@ def _inspect_run(run: Path) -> str:
             recalls = f"{row['image_to_text']['R@1']:18.1f}{row['text_to_image']['R@1']:18.1f}"
             lines.append(f"{name:<32}{recalls}{row['rsum']:8.1f}")
     return "\n".join(lines)
+
+
+def index_command(model: str, source: Path, output: Path, splits: list[str] | None, workers: int | None) -> str:
+    """Make or renew a gallery; the lines that say what it holds now."""
+    from cmpl.search.describe import describe_summary
+    from cmpl.search.indexing import index_pictures
+
+    summary = index_pictures(
+        model_directory(model),
+        source,
+        output,
+        splits=splits,
+        workers=workers,
+        tell=lambda line: print(line, file=sys.stderr),
+    )
+    return describe_summary(summary)
+
+
+def search_command(gallery_path: Path, query: str, top: int, *, as_json: bool) -> str:
+    """The pictures of a gallery nearest to a sentence or a picture, as a table or as JSON."""
+    from cmpl.search.describe import found_json, found_table
+    from cmpl.search.gallery import Gallery
+    from cmpl.search.query import encode_query
+
+    if top < 1:
+        raise UserError(f"found --top {top}; expected at least 1")
+    gallery = Gallery.open(gallery_path)
+    found = gallery.search(encode_query(gallery.model(), query), top)
+    return found_json(gallery, found) if as_json else found_table(gallery, found)

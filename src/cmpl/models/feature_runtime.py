@@ -117,11 +117,15 @@ class Exactness:
 def measure_exactness(runtime: FeatureRuntime, model: DualEncoder, split: "Split") -> Exactness:
     """Of a runtime that is prepared, on evenly spaced pictures of the split."""
     rows = np.unique(np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int))
-    pictures = load_resized(model, split, [int(row) for row in rows])
+    return exactness_on(load_resized(model, split, [int(row) for row in rows]), runtime, model)
+
+
+def exactness_on(pictures: Tensor, runtime: FeatureRuntime, model: DualEncoder) -> Exactness:
+    """Of a runtime that is prepared, on resized pictures [b, 3, height, width]."""
     exact = TorchRuntime(model, "32-true", nullcontext)
     exact.prepare()
     found = cosines(runtime.encode(pictures, 1)[:, 0], exact.encode(pictures, 1)[:, 0])
-    return Exactness(float(found.mean()), float(found.min()), len(rows))
+    return Exactness(float(found.mean()), float(found.min()), len(pictures))
 
 
 def load_resized(model: DualEncoder, split: "Split", rows: "list[int] | range") -> Tensor:

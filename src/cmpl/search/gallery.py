@@ -72,6 +72,11 @@ class Gallery:
     def __len__(self) -> int:
         return self.manifest.count
 
+    def verify(self) -> None:
+        """Read all files but thumbnails. Raises UserError when one is not as it was written."""
+        for name, facts in self.manifest.files.items():
+            checked_file(self.path, name, facts, contents=True)
+
     @property
     def dimension(self) -> int:
         return self.manifest.dimension

@@ -1,0 +1,304 @@
+"""`cmpl index`: a folder of pictures or a DATA directory into a gallery, and later what has changed in it.
+
+Every picture is read and its checksum compared; only those not seen before are encoded. What a killed run has encoded
+is in GALLERY/.partial, from where the next one goes on; the gallery itself changes at once, when everything is there.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmpl.data.records import printable
+from cmpl.errors import UserError
+from cmpl.files import claimed, full_disk_is_an_error
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.progress import progress_bar
+from cmpl.search.encoded import EncodedPictures, encoded_bytes
+from cmpl.search.encoding import Picture, PictureReader, encode_pictures
+from cmpl.search.gallery import Gallery, Item
+from cmpl.search.identity import model_checksum
+from cmpl.search.layout import (
+    EMBEDDINGS,
+    ITEMS,
+    MANIFEST,
+    THUMBNAILS,
+    Manifest,
+    Place,
+    Skipped,
+    commit,
+    current_file,
+    finish_commit,
+    new_state,
+    work_folder,
+)
+from cmpl.search.sources import Source, open_source
+from cmpl.search.writing import write_embeddings, write_items
+
+BLOCK = 8192  # vectors copied at a time
+FLUSH_SECONDS = 1.0  # at most so much work is lost when the process is killed
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What an indexing run did. Pictures are counted as items: two files of the same bytes are two."""
+
+    output: Path
+    count: int
+    encoded: int  # by this run
+    taken_over: int  # from an interrupted run
+    kept: int  # from the gallery as it was
+    removed: int  # that the gallery had and the source has no more
+    skipped: list[Skipped]
+    other_files: dict[str, int]
+    index: dict[str, Any]
+    runtimes: list[str]
+    seconds: float
+
+
+def index_pictures(
+    model_name: str | Path,
+    source: Path,
+    output: Path,
+    *,
+    splits: list[str] | None = None,
+    workers: int | None = None,
+    runtime: str = "auto",
+    progress: bool = True,
+    tell: Callable[[str], object] = lambda line: None,
+) -> IndexSummary:
+    """Make or renew the gallery `output` of the pictures in `source`, a folder or a DATA directory.
+
+    model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read pictures
+    and threads that encode them, default one a core. runtime: auto, torch, openvino-bf16 or openvino-f32. tell: is
+    given a line about what pictures are encoded with. Raises UserError when the gallery was made with another model or
+    of another source, when another process writes to it, and when there is no picture that can be read.
+    """
+    start = time.monotonic()
+    if workers is not None and workers < 1:
+        raise UserError(f"found --workers {workers}; expected at least 1")
+    _refuse_foreign(output)
+    checksum = model_checksum(str(model_name))
+    opened = open_source(source, splits)
+    with _claimed(output) as work:
+        previous = _previous(output, checksum, opened)
+        model = DualEncoder.from_pretrained(model_name)
+        if torch.cuda.is_available():
+            model = model.to("cuda")
+        store = EncodedPictures(work, model.config.projection.dim, {"model": checksum})
+        try:
+            run = _Run(opened, output, model, previous, store)
+            run.encode(runtime, workers or os.cpu_count() or 1, progress, tell)
+            manifest = run.write(_model_place(model_name, output), checksum)
+        finally:
+            store.close()
+    run.remove_unused_thumbnails()
+    return IndexSummary(
+        output,
+        manifest.count,
+        run.encoded,
+        store.taken_over,
+        run.kept,
+        run.removed,
+        manifest.skipped,
+        manifest.other_files,
+        manifest.index,
+        manifest.runtimes,
+        time.monotonic() - start,
+    )
+
+
+class _Run:
+    """One run over a source: what was found of each entry, and the vectors it goes with."""
+
+    def __init__(
+        self, source: Source, output: Path, model: DualEncoder, previous: Gallery | None, store: EncodedPictures
+    ) -> None:
+        self.source = source
+        self.output = output
+        self.model = model
+        self.previous = previous
+        self.store = store
+        self.skipped = list(source.skipped)
+        self.other_files: Counter[str] = Counter()
+        self.pictures: list[Picture] = []
+        self.encoded = 0
+        self._previous_rows: dict[str, int] = {}
+        if previous is not None:
+            self._previous_rows = {sha256: row for row, sha256 in enumerate(previous.items["sha256"])}
+
+    def encode(self, runtime: str, threads: int, progress: bool, tell: Callable[[str], object]) -> None:
+        """Read everything, encode what is new."""
+        reader = PictureReader(self.model, self.output / THUMBNAILS, self._size)
+        flushed = time.monotonic()
+        with progress_bar(total=len(self.source.entries), unit=" pictures", desc="index", disable=not progress) as bar:
+
+            def fresh() -> Iterator[Picture]:
+                for picture in reader.read_all(self.source.entries, threads):
+                    if picture.pixels is not None:
+                        yield picture
+                    else:
+                        self._note(picture)
+                        bar.update()
+
+            for group, vectors, name in encode_pictures(
+                self.model, fresh(), runtime=runtime, threads=threads, tell=tell
+            ):
+                for picture, vector in zip(group, vectors, strict=True):
+                    self.store.add(picture.sha256, picture.size, vector, name)
+                    picture.pixels = None
+                    self.pictures.append(picture)
+                self.encoded += len(group)
+                bar.update(len(group))
+                if time.monotonic() - flushed > FLUSH_SECONDS:
+                    self.store.flush()
+                    flushed = time.monotonic()
+
+    def _size(self, sha256: str) -> tuple[int, int] | None:
+        """Width and height of a picture encoded before."""
+        if sha256 in self._previous_rows and self.previous is not None:
+            row = self._previous_rows[sha256]
+            return self.previous.items["width"][row], self.previous.items["height"][row]
+        if sha256 in self.store.pictures:
+            _, picture = self.store.pictures[sha256]
+            return picture.width, picture.height
+        return None
+
+    def _note(self, picture: Picture) -> None:
+        entry = self.source.entries[picture.number]
+        if picture.problem is not None:
+            self.skipped.append(Skipped(printable(entry.item_id), picture.problem))
+        elif picture.is_none:
+            self.other_files[PurePosixPath(entry.item_id).suffix or "without a suffix"] += 1
+        else:
+            self.pictures.append(picture)
+
+    def write(self, model: Place | str, checksum: str) -> Manifest:
+        """Make what was found the gallery's new state; its manifest. Raises UserError when there is no picture."""
+        if not self.pictures:
+            tried = f"none of {len(self.skipped):,} can be read, {_first(self.skipped)}" if self.skipped else "none"
+            raise UserError(f"found no picture in {self.source.path} ({tried}); expected at least one that can be read")
+        self.pictures.sort(key=lambda picture: picture.number)
+        items = [self._item(picture) for picture in self.pictures]
+        runtimes = {picture.runtime for _, picture in self.store.pictures.values()}
+        manifest = Manifest(
+            model,
+            checksum,
+            Place.of(self.source.path, self.output),
+            self.source.kind,
+            self.source.splits,
+            self.model.config.projection.dim,
+            len(items),
+            sorted(runtimes | set(self.previous.manifest.runtimes if self.previous else ())),
+            {"kind": "exact"},
+            skipped=self.skipped,
+            other_files=dict(sorted(self.other_files.items())),
+        )
+        with new_state(self.output) as folder:
+            write_items(folder / ITEMS, items)
+            write_embeddings(folder / EMBEDDINGS, self._vectors(), (len(items), manifest.dimension))
+            commit(self.output, folder, manifest)
+        return manifest
+
+    def _item(self, picture: Picture) -> Item:
+        entry = self.source.entries[picture.number]
+        place = (entry.item_id, entry.path, entry.split, entry.data_row)
+        return Item(*place, picture.sha256, *picture.size, picture.bytes, entry.label, entry.captions)
+
+    def _vectors(self) -> Iterator[np.ndarray]:
+        """Of the pictures in their order, in blocks."""
+        made = self.store.vectors()
+        for start in range(0, len(self.pictures), BLOCK):
+            some = self.pictures[start : start + BLOCK]
+            yield np.stack([self._vector(picture.sha256, made) for picture in some])
+
+    def _vector(self, sha256: str, made: np.ndarray) -> np.ndarray:
+        vector: np.ndarray
+        if self.previous is not None and sha256 in self._previous_rows:
+            vector = self.previous.embeddings[self._previous_rows[sha256]]
+        else:
+            vector = made[self.store.pictures[sha256][0]]
+        return vector
+
+    @property
+    def kept(self) -> int:
+        return sum(picture.sha256 in self._previous_rows for picture in self.pictures)
+
+    @property
+    def removed(self) -> int:
+        if self.previous is None:
+            return 0
+        found = {self.source.entries[picture.number].item_id for picture in self.pictures}
+        return sum(item_id not in found for item_id in self.previous.items["item_id"])
+
+    def remove_unused_thumbnails(self) -> None:
+        """Those of pictures that are gone, and what a killed run left of one."""
+        used = {f"{picture.sha256}.jpg" for picture in self.pictures}
+        for path in (self.output / THUMBNAILS).glob("*/*"):
+            if path.name not in used:
+                path.unlink()
+
+
+def _first(skipped: list[Skipped]) -> str:
+    return f"{skipped[0].item_id} {skipped[0].reason}"
+
+
+def _model_place(name: str | Path, output: Path) -> Place | str:
+    return Place.of(Path(name), output) if Path(name).is_dir() else str(name)
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; expected a directory for the gallery, name another --output")
+    if output.is_dir() and not current_file(output, MANIFEST).is_file() and not work_folder(output).is_dir():
+        for path in output.iterdir():
+            raise UserError(f"{output} holds {path.name}, which is no gallery's; name a new directory as --output")
+
+
+@contextmanager
+def _claimed(output: Path) -> Iterator[Path]:
+    """The folder for what is under way, this process's alone; it stays when a run fails that has encoded something."""
+    work = work_folder(output)
+    with full_disk_is_an_error(output), claimed(work, f"the gallery {output}"):
+        try:
+            finish_commit(output)
+            yield work
+        except BaseException:
+            if kept := encoded_bytes(work):
+                print(f"kept {kept / 1e6:,.1f} MB of embeddings in {work}; the same command goes on", file=sys.stderr)
+            else:
+                shutil.rmtree(work)
+                _remove_nothing(output)
+            raise
+        shutil.rmtree(work)
+
+
+def _remove_nothing(output: Path) -> None:
+    """What a run leaves that came to nothing, where there was no gallery before."""
+    if not current_file(output, MANIFEST).is_file():
+        shutil.rmtree(output / THUMBNAILS, ignore_errors=True)
+        if not any(output.iterdir()):
+            output.rmdir()
+
+
+def _previous(output: Path, checksum: str, source: Source) -> Gallery | None:
+    """The gallery as it is, its files checked. Raises UserError when it is of another model or source."""
+    if not current_file(output, MANIFEST).is_file():
+        return None
+    gallery = Gallery.open(output)
+    if gallery.manifest.model_checksum != checksum:
+        raise UserError(f"{output} was made with another model; name a new --output")
+    place = gallery.manifest.source.find(output)
+    if place.exists() and place.resolve() != source.path.resolve():
+        raise UserError(f"{output} is a gallery of {place}; index {source.path} into a new --output")
+    gallery.verify()
+    return gallery
