@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpl.data.text import Vocabulary, pad
+from cmpl.models.adapters import adapter_or_all
 from cmpl.models.config import ModelConfig, ProjectionConfig
 from cmpl.models.image import create_image_encoder
 from cmpl.models.projection import Projection, Unprojected
@@ -88,14 +89,19 @@ class DualEncoder(nn.Module):
         self.train(self.training)
 
     def unfreeze_image_encoder(self, *, fixed_batch_norm: bool = False) -> None:
-        """Train the image encoder; with `fixed_batch_norm` its batch norm keeps evaluation mode and statistics."""
-        self.image_encoder.requires_grad_(True)
+        """Train the image encoder (its adapters, where it has any).
+
+        fixed_batch_norm: its batch norm keeps evaluation mode and statistics.
+        """
+        for value in adapter_or_all(self.image_encoder):
+            value.requires_grad_(True)
         self._image_encoder_mode = False if fixed_batch_norm else None
         self.train(self.training)
 
     def freeze_text_encoder(self, frozen: bool = True) -> None:
-        """Keep the text encoder's weights and its evaluation mode, or (frozen=False) let it train again."""
-        self.text_encoder.requires_grad_(not frozen)
+        """Keep the text encoder's weights and its evaluation mode, or (frozen=False) train it (its adapters) again."""
+        for value in adapter_or_all(self.text_encoder):
+            value.requires_grad_(not frozen)
         if isinstance(self.text_encoder, BiLSTMEncoder):
             self.text_encoder.fix_second_biases()
         self._text_encoder_frozen = frozen

@@ -1,6 +1,7 @@
 """Image encoders by name: any `timm` model or one of the original's own towers, with weights that really loaded."""
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,25 @@ def _load_file(encoder: nn.Module, path: Path, name: str) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"can't read the weights {path} ({error}); give a readable .safetensors file") from error
+    state = _adapted(encoder, state)
     check_state(encoder, state, f"{path} as weights of {name}", extra_allowed=("classifier.", "head.", "fc."))
     encoder.load_state_dict({key: state[key] for key in encoder.state_dict()})
+
+
+def _adapted(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights as this encoder takes them: position embeddings resampled for its size, names as timm has them.
+
+    What timm's own filter for the model can't read stays as it is, for `check_state` to say what is wrong.
+    """
+    expected = encoder.state_dict()
+    filter_weights = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
+    if filter_weights is None or all(key in state and state[key].shape == expected[key].shape for key in expected):
+        return state
+    try:
+        adapted: dict[str, Tensor] = filter_weights(dict(state), encoder)
+    except (KeyError, RuntimeError, ValueError, AttributeError):
+        return state
+    return adapted
 
 
 def check_state(module: nn.Module, state: dict[str, Tensor], what: str, extra_allowed: tuple[str, ...] = ()) -> None:

@@ -15,6 +15,7 @@ from cmpl.data.text import Vocabulary
 from cmpl.data.transforms import PictureInput
 from cmpl.errors import UserError
 from cmpl.files import whole_directory
+from cmpl.models.adapters import merged_state
 from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from cmpl.models.image import check_state
 
@@ -28,7 +29,7 @@ FILES = {"config.json", "model.safetensors", "vocabulary.txt", "tokenizer.json",
 
 
 def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
-    """Write the model's directory whole, in place of a model that may be there.
+    """Write the model's directory whole, in place of a model that may be there; adapters are added to its weights.
 
     Raises UserError, and touches nothing, when the directory holds anything else.
     """
@@ -47,7 +48,8 @@ def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
     with whole_directory(directory) as temporary:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         model.vocabulary.save(temporary / model.vocabulary.FILE)
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        # Cloned, as some transformers hold a table of tokens under two names, which the format can't.
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in merged_state(model).items()}
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         # safetensors makes the file readable by its owner alone; a model is made to be shared like its other files.
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)

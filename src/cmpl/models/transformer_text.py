@@ -12,6 +12,9 @@ from cmpl.errors import UserError
 from cmpl.models.config import TextEncoderConfig
 
 _FILES = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
+# What `transformers` has no mapping for from a configuration of a text side to its class.
+_CLASSES = {"siglip_text_model": "SiglipTextModel", "siglip2_text_model": "Siglip2TextModel"}
+LONGEST = 512  # tokens of a caption for encoders without a table of positions, such as T5's
 
 
 class TransformerTextEncoder(nn.Module):
@@ -29,8 +32,8 @@ class TransformerTextEncoder(nn.Module):
         self.encoder = encoder if encoder is not None else _model_class(architecture, pooling)(_config(architecture))
         if pooling != "model" and getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # its weights would take part in nothing
-        projected = pooling == "model" and "projection_dim" in architecture
-        self.num_features = int(architecture["projection_dim" if projected else "hidden_size"])
+        pooled = architecture.get("projection_dim") or architecture.get("projection_size")
+        self.num_features = int(pooled if pooling == "model" and pooled else architecture["hidden_size"])
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [m, t] padded at the end, lengths int64 [m], at least 1 -> features [m, num_features]."""
@@ -38,7 +41,10 @@ class TransformerTextEncoder(nn.Module):
         present = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         seen = self.encoder(input_ids=tokens, attention_mask=present.long())
         if self.pooling == "model":
-            pooled: Tensor = seen.text_embeds if "text_embeds" in seen else seen.pooler_output
+            pooled: Tensor | None = seen.get("text_embeds", seen.get("pooler_output"))
+            if pooled is None:
+                kind = self.architecture["model_type"]
+                raise UserError(f"a {kind} pools no states itself; set model.text.pooling to mean, cls or eos")
             return pooled
         states: Tensor = seen.last_hidden_state
         if self.pooling == "cls":
@@ -62,6 +68,8 @@ def create_transformer(config: TextEncoderConfig) -> tuple[TransformerTextEncode
     if config.weights == "none":
         return TransformerTextEncoder(architecture, config.pooling), tokenizer
     transformers_logging.disable_progress_bar()  # of the few seconds that loading takes
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would list the weights of CLIP's other side
     try:
         encoder, found = _model_class(architecture, config.pooling).from_pretrained(
             directory,
@@ -74,7 +82,10 @@ def create_transformer(config: TextEncoderConfig) -> tuple[TransformerTextEncode
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the weights of {config.name} in {directory} can't be used ({reason})") from error
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    unused = () if config.pooling == "model" else ("pooler.",)
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith(unused or ("\0",)))
     if missing:
         raise UserError(
             f"{directory} lacks {len(missing)} weights of {config.name} ({', '.join(missing[:3])}); "
@@ -97,10 +108,12 @@ def read_architecture(path: Path) -> dict[str, Any]:
     for name in ("architectures", "transformers_version"):
         architecture.pop(name, None)
     architecture["model_type"] = config.model_type
-    for name in ("hidden_size", "max_position_embeddings"):
-        architecture[name] = getattr(config, name)
-    if config.model_type == "clip_text_model":
-        architecture["projection_dim"] = config.projection_dim
+    architecture["hidden_size"] = config.hidden_size
+    positions = getattr(config, "max_position_embeddings", None)
+    architecture["max_position_embeddings"] = positions if positions and positions > 0 else LONGEST
+    for name in ("projection_dim", "projection_size"):  # CLIP's and SigLIP's joint space
+        if hasattr(config, name):
+            architecture[name] = getattr(config, name)
     return architecture
 
 
@@ -114,15 +127,18 @@ def _config(architecture: dict[str, Any]) -> Any:
 def _model_class(architecture: dict[str, Any], pooling: str) -> Any:
     """The class of `transformers` that reads text with this architecture. Code beside the weights is never run."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
     kind = architecture["model_type"]
     if kind == "clip_text_model" and pooling == "model":
         return transformers.CLIPTextModelWithProjection
-    try:
-        return MODEL_MAPPING[type(_config(architecture))]
-    except KeyError as error:
-        raise UserError(f"transformers has no text encoder of the kind {kind}; name another") from error
+    if kind in _CLASSES:
+        return getattr(transformers, _CLASSES[kind])
+    config = type(_config(architecture))
+    for mapping in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
+        if config in mapping:
+            return mapping[config]
+    raise UserError(f"transformers has no text encoder of the kind {kind}; name another")
 
 
 def _directory(config: TextEncoderConfig) -> Path:

@@ -20,6 +20,7 @@ from cmpl.data.streaming import StreamSplit
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
 from cmpl.models.dual_encoder import create_model
 from cmpl.progress import progress_bar
+from cmpl.training.adapters import add_recipe_adapters
 from cmpl.training.averages import WeightAverages
 from cmpl.training.batches import batch_source, epoch_plan, share
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -106,6 +107,7 @@ class _Training:
         image = recipe.model.image if with_weights else replace(recipe.model.image, weights="none")
         self.model = create_model(replace(recipe.model, image=image), captions).to(self.fabric.device)
         self.model.config = recipe.model
+        add_recipe_adapters(self.model, recipe.lora)
         self.num_classes = len(np.unique(self.train_split.labels))
         dim = recipe.model.projection.dim
         self.losses = MatchingLosses(recipe.loss, self.num_classes, dim).to(self.fabric.device)

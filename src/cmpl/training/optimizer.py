@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.projection import Projection
+from cmpl.training.layer_rates import layers_from_top
 from cmpl.training.recipe import OptimizerConfig, StageConfig
 from cmpl.training.tensorflow_adam import TensorFlowAdam
 
@@ -87,7 +88,8 @@ def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> lis
     """
     if which == "weights":
         named = [*model.named_parameters(), *losses.named_parameters()]
-        return [value for name, value in named if value.ndim > 1 and _is_kernel(name)]
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        return [value for name, value in named if value.ndim > 1 and _is_kernel(name) and id(value) not in tables]
     convolutions = [module for module in model.image_encoder.modules() if isinstance(module, nn.Conv2d)]
     kernels: list[Tensor] = [module.weight for module in convolutions if module.groups == 1]
     projections = (model.image_projection, model.text_projection)
@@ -95,8 +97,8 @@ def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> lis
 
 
 def _is_kernel(name: str) -> bool:
-    """Not the word embedding, initial states, or a transformer's tokens and positions."""
-    return "weight" in name.rsplit(".", 1)[-1] and not name.endswith(("embedding.weight", "embeddings.weight"))
+    """Not initial states, class tokens and positions; "weight_ih_l0" is the LSTM's."""
+    return "weight" in name.rsplit(".", 1)[-1]
 
 
 def _groups(
@@ -107,8 +109,11 @@ def _groups(
         (model.image_encoder, stage.image_learning_rate),
         (model.text_encoder, stage.text_learning_rate),
     ):
-        if rate is not None:
-            rates |= {id(value): rate for value in encoder.parameters()}
+        full_rate = stage.learning_rate if rate is None else rate
+        rates |= {id(value): full_rate for value in encoder.parameters()}
+        if stage.layer_decay != 1 and any(value.requires_grad for value in encoder.parameters()):
+            above = layers_from_top(encoder)
+            rates |= {weight: full_rate * stage.layer_decay**layers for weight, layers in above.items()}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for value in (*model.parameters(), *losses.parameters()):
         if value.requires_grad:

@@ -97,6 +97,8 @@ class StageConfig:
     """Of the image encoder; null takes learning_rate."""
     text_learning_rate: float | None = None
     """Of the text encoder; null takes learning_rate."""
+    layer_decay: float = 1.0
+    """The rate of an encoder's k-th layer from its top is multiplied by this to the power of k."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate over the stage; cosine falls to 0."""
     warmup_steps: int = 0
@@ -131,6 +133,22 @@ class AveragesConfig:
     """The whole model, or (the original) all but the text encoder."""
     before_update: bool = False
     """Average the weights that a step starts from, as the original does, rather than those it ends with."""
+
+
+@dataclass
+class LoraConfig:
+    """Adapters: small matrices that train beside an encoder's frozen weights, and are added to them in RUN/model."""
+
+    rank: int = 0
+    """Rows of the adapters; 0 trains the encoders' own weights."""
+    alpha: float = 16.0
+    """What an adapter adds is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """On what an adapter reads, in training."""
+    encoders: Literal["both", "image", "text"] = "both"
+    """Which have adapters; the other one trains as its stage says."""
+    layers: Literal["attention", "all-linear"] = "attention"
+    """Which linear layers have one."""
 
 
 @dataclass
@@ -184,6 +202,7 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     averages: AveragesConfig = field(default_factory=AveragesConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     stage1: StageConfig = field(default_factory=lambda: StageConfig(freeze_image_encoder=True))
     stage2: StageConfig = field(default_factory=StageConfig)
@@ -306,7 +325,17 @@ def _check(recipe: Recipe, name: str) -> Recipe:
             f"recipe {name} has decoded_cache_gb {recipe.decoded_cache_gb}, stream.shuffle_buffer "
             f"{recipe.stream.shuffle_buffer}; expected at least 0, at least 1"
         )
+    lora = recipe.lora
+    if lora.rank < 0 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
+        raise UserError(
+            f"recipe {name} has lora.rank {lora.rank}, lora.alpha {lora.alpha}, lora.dropout {lora.dropout}; expected "
+            "at least 0, above 0, at least 0 and below 1"
+        )
     for number, stage in recipe.stages:
+        if not 0 < stage.layer_decay <= 1:
+            raise UserError(
+                f"recipe {name}: stage{number} has layer_decay {stage.layer_decay}; expected above 0, at most 1"
+            )
         if stage.batch_size < 2 or stage.captions_per_picture < 0 or not 0 < stage.smallest_crop <= 1:
             raise UserError(
                 f"recipe {name}: stage{number} has batch_size {stage.batch_size}, captions_per_picture "

@@ -1,0 +1,44 @@
+"""How far a weight lies below an encoder's top, for learning rates that fall from layer to layer (BEiT, ELECTRA)."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from cmpl.errors import UserError
+from cmpl.models.text import BiLSTMEncoder
+from cmpl.models.transformer_text import TransformerTextEncoder
+
+
+def layers_from_top(encoder: nn.Module) -> dict[int, int]:
+    """id of each weight -> number of layers above its own; 0 for the last block and what follows it.
+
+    A `timm` model names its own layers. A text encoder's are its blocks, and its embeddings below them; the BiLSTM is
+    one layer. Raises UserError for an encoder whose layers are not known.
+    """
+    if isinstance(encoder, BiLSTMEncoder):
+        return {id(value): 0 for value in encoder.parameters()}
+    if isinstance(encoder, TransformerTextEncoder):
+        found = _of_transformer(encoder)
+    elif hasattr(encoder, "group_matcher"):
+        from timm.models import group_parameters
+
+        matcher: Any = encoder.group_matcher
+        found = group_parameters(encoder, matcher(coarse=False), reverse=True)
+    else:
+        raise UserError(f"the layers of {type(encoder).__name__} are not known; set layer_decay to 1")
+    top = max(found.values())
+    return {id(value): top - found[name] for name, value in encoder.named_parameters()}
+
+
+def _of_transformer(encoder: nn.Module) -> dict[str, int]:
+    """Name -> layer, from 0 for the embeddings; the first number in a name is that of the block."""
+    blocks = {name: re.search(r"\.(\d+)\.", name) for name, _ in encoder.named_parameters()}
+    top = max((int(block[1]) + 1 for block in blocks.values() if block), default=0)
+    tables = {
+        f"{name}.{leaf}"
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Embedding) or "embed" in name.lower()
+        for leaf, _ in module.named_parameters()
+    }
+    return {name: int(block[1]) + 1 if block else 0 if name in tables else top for name, block in blocks.items()}
