@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmpl.losses.inputs import check_embeddings, check_labels, computing_dtype, unit_vectors
+from cmpl.losses.inputs import check_embeddings, check_labels, unit_vectors
 
 
 class PairDistances(NamedTuple):
@@ -30,12 +30,33 @@ def pair_distances(
         image_labels if text_labels is None else text_labels, len(text_embeddings), "text_labels"
     )
     device = image_embeddings.device
-    matches = image_labels.to(device, non_blocking=True)[:, None] == text_labels.to(device, non_blocking=True)
-    dtype = computing_dtype(image_embeddings, text_embeddings)
-    with torch.autocast(device.type, enabled=False):
-        distances = 1 - unit_vectors(image_embeddings.to(dtype)) @ unit_vectors(text_embeddings.to(dtype)).T
-    return PairDistances(positive=_mean_where(distances, matches), negative=_mean_where(distances, ~matches))
+    # The cosines of two groups of vectors add up to the product of the groups' sums, so no [n, m] matrix is needed.
+    found, groups = torch.cat((image_labels, text_labels)).to(device).unique(return_inverse=True)
+    images = _GroupSums.of(image_embeddings, groups[: len(image_labels)], len(found))
+    texts = _GroupSums.of(text_embeddings, groups[len(image_labels) :], len(found))
+    matches, pairs = images.counts @ texts.counts, images.counts.sum() * texts.counts.sum()
+    matching = (images.sums * texts.sums).sum()
+    everything = images.sums.sum(dim=0) @ texts.sums.sum(dim=0)
+    return PairDistances(
+        positive=_mean_distance(matching, matches), negative=_mean_distance(everything - matching, pairs - matches)
+    )
 
 
-def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    return values.where(chosen, 0).sum() / chosen.sum()
+class _GroupSums(NamedTuple):
+    """Of each label: the sum of its unit vectors [labels, d] and their number [labels], in float64 where the device has it."""
+
+    sums: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor, groups: Tensor, number: int) -> "_GroupSums":
+        units = unit_vectors(vectors.to(torch.float32 if vectors.device.type == "mps" else torch.float64))
+        ones = units.new_ones(len(units))
+        return cls(
+            units.new_zeros(number, units.shape[1]).index_add_(0, groups, units),
+            ones.new_zeros(number).index_add_(0, groups, ones),
+        )
+
+
+def _mean_distance(cosines: Tensor, pairs: Tensor) -> Tensor:
+    return torch.where(pairs > 0, 1 - cosines / pairs, torch.nan)
