@@ -76,7 +76,7 @@ def test_a_text_encoder_of_any_kind_embeds_captions_alone_as_in_a_batch_and_is_s
 def test_a_kind_that_pools_nothing_itself_says_so(saved):
     directory = saved(*KINDS["distilbert"])
     encoder, _ = create_transformer(TextEncoderConfig(str(directory), str(directory), "model"))
-    with pytest.raises(UserError, match="set model.text.pooling to mean, cls or eos"):
+    with pytest.raises(UserError, match=r"set model\.text\.pooling to mean, cls or eos"):
         encoder(torch.tensor([[2, 4, 3]]), torch.tensor([3]))
 
 

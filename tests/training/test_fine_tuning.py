@@ -26,7 +26,7 @@ TEXT = "text_encoder.encoder."
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP with 64 dimensions: its text side in text/, its image side (160 x 160 pixels) in image.safetensors."""
+    """A tiny CLIP with 64 dimensions: its text side in text/, its image side (160 pixels wide) in image.safetensors."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     path = tmp_path_factory.mktemp("pair")
@@ -132,3 +132,14 @@ def test_a_run_with_adapters_is_resumed_to_the_bit(tiny, toy_data: Data, tmp_pat
         first, second = (next((tmp_path / run).glob(part)).read_bytes() for run in ("whole", "cut"))
         assert first == second, part
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_the_card_names_what_a_model_started_from_its_scores_and_what_it_is_not_for(
+    tiny, toy_data: Data, pair: Path, tmp_path: Path
+):
+    best = train(tiny(RECIPES[1], "--stage2.freeze_image_encoder=true"), toy_data, tmp_path / "run", progress=False)
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "test_vit" in card
+    assert str(pair / "text") in card
+    assert f"| {best['text_to_image']['R@1']:.1f} |" in card
+    assert len(card.split("## Responsible use\n\n")[1].strip().splitlines()) == 3

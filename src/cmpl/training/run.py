@@ -47,18 +47,30 @@ def check_same_run(recipe: Recipe, data: "Data | StreamData", run: Path) -> None
         raise UserError(f"{run} is finished already; start another run with another --output")
 
 
+RESPONSIBLE_USE = """\
+## Responsible use
+
+- A score ranks pictures and sentences; it identifies nobody, and a first hit is shown also when nothing fits.
+- Not for finding or profiling people without their consent, nor for decisions about them.
+- Data and pretrained weights have licences and biases of their own: see docs/responsible-use.md of cmpl.
+"""
+
+
 def model_card(recipe: Recipe, row: dict[str, Any]) -> str:
-    """Markdown for the hub: the recipe and its best validation row."""
+    """Markdown for the hub: the recipe, what it started from, its best validation row, and what it is not for."""
 
     def line(direction: str) -> str:
         scores = row[direction.replace(" ", "_")]
         values = " | ".join(f"{scores[name]:.1f}" for name in ("R@1", "R@5", "R@10", "mAP"))
         return f"| {direction} | {values} |\n"
 
+    image, text = recipe.model.image, recipe.model.text
+    started = "from scratch" if text.name == "bilstm" else f"weights {text.weights}"
     return (
         "---\nlibrary_name: cmpl\ntags: [image-text-matching]\n---\n\n"
         f"# Image-text matcher, recipe {recipe.name}\n\n"
+        f"Image encoder {image.name} (weights {image.weights}), text encoder {text.name} ({started}).\n"
         f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights.\n\n"
         "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image") + "\n"
-        'Use: `cmpl.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n'
+        'Use: `cmpl.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n\n' + RESPONSIBLE_USE
     )
