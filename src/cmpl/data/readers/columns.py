@@ -64,7 +64,7 @@ class PictureTable(Sized, Iterable[Record]):
         self.optional = {name: name in names for name in ("label", "split", "image_id")}
         self._database = scratch_database(
             "pictures(number INTEGER PRIMARY KEY, path BLOB UNIQUE, label BLOB, split BLOB, image_id BLOB, row TEXT)",
-            "rows(picture INTEGER, captions TEXT)",
+            "rows(picture INTEGER, captions BLOB)",  # one caption as bytes, any other number as JSON
             "labels(name BLOB PRIMARY KEY, number INTEGER)",
         )
         self._last: tuple[str, int, _Fields] = ("", 0, ("", "", ""))
@@ -75,7 +75,7 @@ class PictureTable(Sized, Iterable[Record]):
         name = row.get(self.picture_column)
         if not isinstance(name, str):
             raise SchemaError(f"{where} has {kind_of(name)} as '{self.picture_column}', not a path")
-        path = path_inside(name, where, self.picture_column)
+        path = name if name and name == self._last[0] else path_inside(name, where, self.picture_column)
         for column, expected in self.optional.items():
             if (column in row) != expected:
                 raise SchemaError(f"'{column}' is in some rows only ({where} differs); give every row one, or none")
@@ -87,7 +87,8 @@ class PictureTable(Sized, Iterable[Record]):
         captions = captions_of(row.get(self.caption_column), where, self.caption_column)
         if (path, fields) != (self._last[0], self._last[2]):
             self._last = (path, self._number(path, fields, where), fields)
-        self._database.execute("INSERT INTO rows VALUES (?, ?)", (self._last[1], json.dumps(captions)))
+        packed = pack(captions[0]) if len(captions) == 1 else json.dumps(captions)
+        self._database.execute("INSERT INTO rows VALUES (?, ?)", (self._last[1], packed))
 
     def _number(self, path: str, fields: "_Fields", where: str) -> int:
         """The number of a picture, entered if it is new."""
@@ -123,7 +124,7 @@ class PictureTable(Sized, Iterable[Record]):
         order = "rowid" if self._is_grouped else "picture, rowid"
         rows = groupby(self._database.execute(f"SELECT picture, captions FROM rows ORDER BY {order}"), itemgetter(0))
         for place, ((path, label, split, image_id), (_, group)) in enumerate(zip(pictures, rows, strict=True)):
-            captions = tuple(caption for _, packed in group for caption in json.loads(packed))
+            captions = tuple(caption for _, packed in group for caption in _unpacked(packed))
             picture = self.images / unpack(path)
             yield Record(unpack(image_id), picture, place if label is None else label, captions, unpack(split))
 
@@ -140,6 +141,10 @@ class PictureTable(Sized, Iterable[Record]):
 
 
 _Fields = tuple[str, str, str]  # label, split, image_id
+
+
+def _unpacked(captions: bytes | str) -> list[str]:
+    return [unpack(captions)] if isinstance(captions, bytes) else json.loads(captions)
 
 
 def captions_of(value: object, where: str, column: str) -> list[str]:
