@@ -53,9 +53,13 @@ class SubwordTokenizer:
             self._cut_after(longest)
         numbers: list[int] = self._tokenizer.encode(caption).ids
         if self.fixed_length:
-            filler = self._padding["pad_id"] if self._padding else 1
-            numbers += [filler] * (longest - len(numbers))
+            numbers += [self.filler] * (longest - len(numbers))
         return numbers or [0]
+
+    @property
+    def filler(self) -> int:
+        """The number that captions of fixed length are filled with."""
+        return int(self._padding["pad_id"]) if self._padding else 1
 
     def save(self, path: Path) -> None:
         self._tokenizer.save(str(path))

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,18 @@ def tokenize(caption: str) -> list[str]:
     On captions already split in the Penn Treebank way this gives the words of Karpathy's annotations.
     """
     return _WORD.findall(caption.lower().replace("\u2019", "'"))
+
+
+def word_rules(markers: Markers) -> dict[str, Any]:
+    """How a caption becomes words, in the order of the steps, for programs that do without this one."""
+    before, behind = _MARKERS[markers]
+    return {
+        "lower_case": True,
+        "replace": {"\u2019": "'"},
+        "words": _WORD.pattern,
+        "before": before,
+        "behind": behind,
+    }
 
 
 class Vocabulary:

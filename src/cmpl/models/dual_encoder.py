@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpl.data.text import Vocabulary, pad
+from cmpl.errors import UserError
 from cmpl.models.adapters import adapter_or_all
 from cmpl.models.config import ModelConfig, ProjectionConfig
 from cmpl.models.image import create_image_encoder
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from cmpl.data.subwords import SubwordTokenizer
     from cmpl.data.transforms import PictureInput
+    from cmpl.models.compiled import CompiledEncoders
+    from cmpl.models.runtime import Precision
     from cmpl.models.transformer_text import TransformerTextEncoder
 
 T = TypeVar("T")
@@ -67,6 +70,7 @@ class DualEncoder(nn.Module):
         self.num_image_features: int = self.image_encoder.num_features  # type: ignore[assignment]
         self.image_projection = _projection(self.num_image_features, config.projection, "image")
         self.text_projection = _projection(self.text_encoder.num_features, config.projection, "text")
+        self.compiled: CompiledEncoders | None = None  # what encodes in PyTorch's place, if another runtime does
         self._image_encoder_mode: bool | None = None
         self._text_encoder_frozen = False
 
@@ -152,6 +156,8 @@ class DualEncoder(nn.Module):
 
         def embed(batch: list[str]) -> Tensor:
             tokens, lengths = pad([self.tokenize(caption) for caption in batch])
+            if self.compiled:
+                return self.compiled.embed_tokens(tokens, lengths)
             return self.embed_tokens(tokens.to(self.device), lengths)
 
         return self._encode(captions, batch_size, embed, "captions", progress)
@@ -175,8 +181,10 @@ class DualEncoder(nn.Module):
 
             def embed(batch: list[Any]) -> Tensor:
                 resized = threads.map(lambda picture: self.picture_input.resize(load_picture(picture)), batch)
-                pixels = torch.stack(list(resized)).to(self.device)
-                return self.embed_image_features(self.image_features(pixels))
+                pixels = torch.stack(list(resized))
+                if self.compiled:
+                    return self.compiled.embed_pictures(pixels)
+                return self.embed_image_features(self.image_features(pixels.to(self.device)))
 
             return self._encode(pictures, batch_size, embed, "pictures", progress)
 
@@ -206,13 +214,30 @@ class DualEncoder(nn.Module):
         save_model(self, Path(directory), card)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "DualEncoder":
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        runtime: Literal["torch", "openvino"] = "torch",
+        precision: "Precision" = "f32",
+    ) -> "DualEncoder":
         """Read a directory written by `save_pretrained`, or a model of that name on the Hugging Face hub.
 
+        runtime: what `encode_image` and `encode_text` compute with; openvino is the fastest on a CPU, and also takes
+        what `cmpl export` wrote, a model that encodes and can't be trained. precision: of openvino's arithmetic.
         Raises UserError when it is neither, or when its weights are not exactly those its configuration asks for.
         """
         from cmpl.models.storage import read_model
 
+        if runtime == "openvino":
+            from cmpl.models.compiled import load_compiled
+
+            return load_compiled(str(directory), precision)
+        if runtime != "torch" or precision != "f32":
+            raise UserError(
+                f"found runtime '{runtime}' and precision '{precision}'; expected torch with f32, or openvino with f32 "
+                "or bf16"
+            )
         saved = read_model(str(directory))
         model = cls(saved.config, saved.vocabulary, saved.picture_input, saved.text_encoder())
         saved.fill(model)

@@ -1,4 +1,4 @@
-"""An image encoder outside of PyTorch: converted to OpenVINO and compiled for this machine's CPU.
+"""Encoders outside of PyTorch: converted to OpenVINO and compiled for this machine's CPU.
 
 encode = CompiledImageEncoder(convert_image_encoder(encoder, picture_input), "bf16")
 features = encode(pictures)  # uint8 [b, 3, height, width] -> float32 [b, num_features]
@@ -6,9 +6,10 @@ features = encode(pictures)  # uint8 [b, 3, height, width] -> float32 [b, num_fe
 
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from cmpl.errors import UserError
 if TYPE_CHECKING:
     from openvino import InferRequest, Model
 
+T = TypeVar("T")
 Precision = Literal["bf16", "f32"]
 
 # Pictures in one request: 1, 2 and 8 were no faster in bf16 on EfficientNet-Lite0, MobileNet-v1 and ResNet-152.
 REQUEST = 4
+CAPTIONS = 32  # captions in one request
 
 
 def import_openvino() -> Any:
@@ -59,38 +62,94 @@ class _FromPictures(nn.Module):
         return self.encoder.forward(self.picture_input.normalize(pictures))  # type: ignore[no-any-return]
 
 
-def convert_image_encoder(encoder: nn.Module, picture_input: PictureInput) -> "Model":
+def convert_image_encoder(encoder: nn.Module, picture_input: PictureInput, name: str = "") -> "Model":
     """The encoder in evaluation mode as an OpenVINO graph: resized pictures [b, 3, height, width] -> [b, num_features].
 
     Values are 0..255 (uint8, or float32 where the resize gives that); normalizing them is part of the graph. b is free.
-    encoder: on the CPU, its weights in float32; left as it was.
+    encoder: on the CPU, its weights in float32; left as it was. name: for errors, by default that of its class.
     Raises UserError where OpenVINO is not installed, or where it lacks an operation of the encoder.
     """
+    example = torch.zeros(1, 3, picture_input.height, picture_input.width, dtype=pixel_type(picture_input))
+    model = _convert(_FromPictures(encoder, picture_input), [example], name or type(encoder).__name__)
+    model.reshape([-1, 3, picture_input.height, picture_input.width])
+    return model
+
+
+def convert_text_encoder(encoder: nn.Module, name: str = "") -> "Model":
+    """A text encoder in evaluation mode as an OpenVINO graph: tokens int64 [m, t], lengths int64 [m] -> [m, d].
+
+    m and t are free. encoder: as for `convert_image_encoder`, and computing on padded captions (`TextTower`).
+    """
+    examples = [torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 2])]
+    model = _convert(encoder, examples, name or type(encoder).__name__)
+    tokens, lengths = model.inputs
+    model.reshape({tokens: [-1, -1], lengths: [-1]})
+    return model
+
+
+def pixel_type(picture_input: PictureInput) -> torch.dtype:
+    """Of resized pictures."""
+    return torch.float32 if picture_input.resample == "tensorflow1" else torch.uint8
+
+
+def _convert(whole: nn.Module, examples: list[Tensor], name: str) -> "Model":
     import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    kind = torch.float32 if picture_input.resample == "tensorflow1" else torch.uint8
-    example = torch.zeros(1, 3, picture_input.height, picture_input.width, dtype=kind)
-    was_training = [module for module in encoder.modules() if module.training]
-    encoder.eval()
+    was_training = [module for module in whole.modules() if module.training]
+    whole.eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracing's: shapes and the normalization's constants are to be fixed
-            whole = _FromPictures(encoder, picture_input).eval()
-            traced = torch.jit.trace(whole, example, check_trace=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(whole, tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
             # openvino.convert_model does the same and, where it fails, leaves other log settings behind.
             frontend = FrontEndManager().load_by_framework("pytorch")
-            decoder = TorchScriptPythonDecoder(traced, example_input=example, shared_memory=False)
+            decoder = TorchScriptPythonDecoder(traced, example_input=tuple(examples), shared_memory=False)
             model: Model = frontend.convert(frontend.load(decoder))
     except Exception as error:  # its own classes have no base but this, and tracing raises any
-        reason = str(error).strip().splitlines()[-1].lstrip("- ")
-        raise UserError(f"OpenVINO can't run the encoder {type(encoder).__name__} ({reason}); use PyTorch") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].lstrip("- ")
+        raise UserError(f"OpenVINO can't run the encoder {name} ({reason}); use PyTorch") from error
     finally:
         for module in was_training:
             module.training = True
-    model.reshape([-1, 3, picture_input.height, picture_input.width])
     return model
+
+
+class _Requests:
+    """A compiled graph that many threads may ask at once; each request is computed by one core."""
+
+    def __init__(self, model: "Model", precision: Precision, threads: int | None) -> None:
+        openvino = import_openvino()
+        threads = threads or torch.get_num_threads()
+        compiled = openvino.Core().compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": precision,
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": threads,
+                "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+            },
+        )
+        self.width = compiled.output(0).get_partial_shape()[1].get_length()
+        self._idle: SimpleQueue[InferRequest] = SimpleQueue()
+        for _ in range(threads):
+            self._idle.put(compiled.create_infer_request())
+        self._threads = ThreadPoolExecutor(threads)
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """The output, float32 [rows, width], of one request."""
+        request = self._idle.get()
+        try:
+            request.infer([np.ascontiguousarray(values) for values in inputs], share_inputs=True)
+            return np.array(request.get_output_tensor(0).data, np.float32)
+        finally:
+            self._idle.put(request)
+
+    def map(self, function: Callable[[T], np.ndarray], parts: list[T]) -> list[np.ndarray]:
+        """function(part) of all parts, in threads where there are several."""
+        return [function(part) for part in parts] if len(parts) == 1 else list(self._threads.map(function, parts))
 
 
 class CompiledImageEncoder:
@@ -102,44 +161,43 @@ class CompiledImageEncoder:
     """
 
     def __init__(self, model: "Model", precision: Precision, threads: int | None = None) -> None:
-        openvino = import_openvino()
-        threads = threads or torch.get_num_threads()
         shape = model.input(0).get_partial_shape()
         shape[0] = REQUEST
         model = model.clone()
         model.reshape(shape)
-        compiled = openvino.Core().compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": precision,
-                "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": threads,
-                "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
-            },
-        )
-        self._num_features = int(compiled.output(0).shape[1])
-        self._idle: SimpleQueue[InferRequest] = SimpleQueue()
-        for _ in range(threads):
-            self._idle.put(compiled.create_infer_request())
-        self._threads = ThreadPoolExecutor(threads)
+        self._requests = _Requests(model, precision, threads)
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         parts = [pictures[start : start + REQUEST] for start in range(0, len(pictures), REQUEST)]
-        if len(parts) == 1:
-            return self._request(parts[0])
-        return np.concatenate([np.empty((0, self._num_features), np.float32), *self._threads.map(self._request, parts)])
+        return np.concatenate(
+            [np.empty((0, self._requests.width), np.float32), *self._requests.map(self._encode, parts)]
+        )
 
-    def _request(self, pictures: np.ndarray) -> np.ndarray:
+    def _encode(self, pictures: np.ndarray) -> np.ndarray:
         """Features of at most REQUEST pictures."""
         missing = REQUEST - len(pictures)
-        filled = np.pad(pictures, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else np.ascontiguousarray(pictures)
-        request = self._idle.get()
-        try:
-            request.infer([filled], share_inputs=True)
-            features: np.ndarray = np.array(request.get_output_tensor(0).data[: len(pictures)], np.float32)
-        finally:
-            self._idle.put(request)
+        filled = np.pad(pictures, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else pictures
+        return self._requests(filled)[: len(pictures)]
+
+
+class CompiledTextEncoder:
+    """tokens int64 [m, t] padded at the end, lengths int64 [m], at least 1 -> float32 [m, d]. Threads as above."""
+
+    def __init__(self, model: "Model", precision: Precision, threads: int | None = None) -> None:
+        self._requests = _Requests(model, precision, threads)
+
+    def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        order = np.argsort(lengths, kind="stable")  # captions of about one length together: little padding
+
+        def encode(rows: np.ndarray) -> np.ndarray:
+            # One word of padding stays behind all but the longest captions, for encoders that look at it.
+            width = min(int(lengths[rows].max()) + 1, tokens.shape[1])
+            return self._requests(tokens[rows, :width], lengths[rows])
+
+        features = np.empty((len(tokens), self._requests.width), np.float32)
+        parts = [order[start : start + CAPTIONS] for start in range(0, len(order), CAPTIONS)]
+        for rows, part in zip(parts, self._requests.map(encode, parts), strict=True):
+            features[rows] = part
         return features
 
 

@@ -36,6 +36,19 @@ def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
     from safetensors.torch import save_file
 
     _refuse_other_files(directory)
+    with whole_directory(directory) as temporary:
+        write_settings(model, temporary)
+        # Cloned, as some transformers hold a table of tokens under two names, which the format can't.
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in merged_state(model).items()}
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        # safetensors makes the file readable by its owner alone; a model is made to be shared like its other files.
+        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_settings(model: "DualEncoder", directory: Path) -> None:
+    """All of a model but its weights and its card."""
     config = {
         "format": FORMAT,
         "cmpl": cmpl.__version__,
@@ -45,16 +58,8 @@ def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
     architecture = getattr(model.text_encoder, "architecture", None)
     if architecture is not None:
         config["text_architecture"] = architecture
-    with whole_directory(directory) as temporary:
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        model.vocabulary.save(temporary / model.vocabulary.FILE)
-        # Cloned, as some transformers hold a table of tokens under two names, which the format can't.
-        state = {key: value.detach().cpu().contiguous().clone() for key, value in merged_state(model).items()}
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        # safetensors makes the file readable by its owner alone; a model is made to be shared like its other files.
-        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
-        if card:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    model.vocabulary.save(directory / model.vocabulary.FILE)
 
 
 def _refuse_other_files(directory: Path) -> None:
@@ -92,25 +97,37 @@ class SavedModel:
         model.load_state_dict(self.state)
 
 
-def read_model(name: str) -> SavedModel:
-    """Read the directory (or hub model) `name`. Raises UserError when it is no model."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_model(name: str, *, weights: bool = True) -> SavedModel:
+    """Read the directory (or hub model) `name`. Raises UserError when it is no model.
 
-    directory = _local(name)
+    weights: leave the state empty where they are not needed.
+    """
+    directory = local_directory(name)
     config, picture_input, architecture = _read_config(directory / "config.json")
     config.image.weights = "none"  # all weights are in the directory
     path = directory / "model.safetensors"
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
+    state = _read_weights(path) if weights else {}
     if architecture is None:
         return SavedModel(path, config, Vocabulary.load(directory / Vocabulary.FILE), picture_input, None, state)
     from cmpl.data.subwords import SubwordTokenizer
 
     tokenizer = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, architecture)
     return SavedModel(path, config, tokenizer, picture_input, architecture, state)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists() and (path.parent / "preprocessing.json").exists():
+        raise UserError(
+            f"{path.parent} is an export without PyTorch's weights; read it with runtime='openvino', or name the model "
+            "it was made from"
+        )
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
 
 
 def push_model(model: "DualEncoder", name: str) -> str:
@@ -127,7 +144,8 @@ def push_model(model: "DualEncoder", name: str) -> str:
     return str(address)
 
 
-def _local(name: str) -> Path:
+def local_directory(name: str) -> Path:
+    """Where the files of the directory or hub model `name` lie. Raises UserError when there are none."""
     directory = Path(name)
     if directory.is_dir():
         if not (directory / "config.json").is_file():

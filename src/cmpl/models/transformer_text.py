@@ -50,7 +50,7 @@ class TransformerTextEncoder(nn.Module):
         if self.pooling == "cls":
             return states[:, 0]
         if self.pooling == "eos":
-            return states[torch.arange(len(states), device=states.device), lengths - 1]
+            return states[torch.arange(states.shape[0], device=states.device), lengths - 1]
         weights = present[:, :, None].to(states.dtype)
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
 

@@ -4,12 +4,12 @@ import hashlib
 import json
 
 from cmpl.errors import UserError
-from cmpl.models.storage import _local
+from cmpl.models.storage import local_directory
 
 
 def model_checksum(name: str) -> str:
     """Of what decides the model's embeddings: configuration, weights and vocabulary. Raises UserError for no model."""
-    directory = _local(name)
+    directory = local_directory(name)
     checksum = hashlib.sha256()
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
