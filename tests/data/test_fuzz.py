@@ -116,9 +116,10 @@ def json_source(content: Any, counted: Callable[[Any], list[Any]] = list) -> Sou
 
 
 def karpathy() -> Source:
-    sentences = [{"raw": "A dog .", "tokens": ["a", "dog"]}, {"raw": "It runs .", "tokens": ["it", "runs"]}]
+    words = (["a", "dog"], ["it", "runs"])
+    sentences = [{"raw": " ".join(tokens), "tokens": tokens, "sentid": len(tokens[0])} for tokens in words]
     entries = [
-        {"imgid": number, "filename": name, "split": split, "sentences": sentences}
+        {"imgid": number, "cocoid": 7, "filename": name, "split": split, "sentences": sentences}
         for number, (name, split) in enumerate(zip(NAMES, ("train", "val", "restval"), strict=True))
     ]
     return json_source({"dataset": "coco", "images": entries}, lambda content: content["images"])
