@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from cmpl.data import fill
-from cmpl.data.conversion import Converted, _read, convert_picture
+from cmpl.data.conversion import Converted, convert_picture, read_source
 from cmpl.data.duplicates import digest
 from cmpl.data.pictures import PictureError
 from cmpl.data.readers import READERS
@@ -368,7 +368,7 @@ def unconverted(records: Iterator[Record], size: int, workers: int, folder: Path
     """What `convert_pictures` gives, without decoding."""
     for record in records:
         try:
-            data = record.picture if isinstance(record.picture, bytes) else _read(record.picture, folder)
+            data = record.picture if isinstance(record.picture, bytes) else read_source(record.picture, folder)
             yield record, Converted(data, len(data), digest=digest(data)) if data else Converted(b"", 0, "is empty")
         except PictureError as error:
             yield record, Converted(b"", 0, error.reason)
