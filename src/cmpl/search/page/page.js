@@ -184,7 +184,7 @@ function render(answer, next) {
   more.hidden = found.length < top_ || top_ >= MOST || found.length >= answer.pictures;
   showQuery(answer.query, next);
   status.textContent = describe(found, answer.pictures, next);
-  document.title = next.text ? `${next.text} – picture search` : "Picture search";
+  document.title = next.text ? `${next.text}: picture search` : "Picture search";
 }
 
 function describe(found, pictures, next) {
@@ -221,7 +221,7 @@ function fillCard(card, result, best) {
   link.dataset.go = result.id;
   link.title = [result.name, ...result.captions].join("\n");
   const [picture, bar, facts] = link.children;
-  picture.alt = result.captions[0] ?? "";
+  picture.alt = ""; // the words below it are of the same link
   const shape = Math.min(Math.max(result.width / result.height, 0.5), 3);
   card.style.setProperty("--shape", shape.toFixed(4));
   const scored = result.score !== null;
@@ -230,7 +230,7 @@ function fillCard(card, result, best) {
   const [score, name] = facts.children;
   score.hidden = !scored;
   score.textContent = scored ? result.score.toFixed(3) : "";
-  name.textContent = result.name;
+  name.textContent = result.captions[0] ?? result.name;
 }
 
 function showQuery(asked, next) {
@@ -240,7 +240,6 @@ function showQuery(asked, next) {
   if (section.hidden) return;
   const source = uploaded ? preview(next.upload) : asked.thumbnail;
   if (find("asked").getAttribute("src") !== source) find("asked").src = source;
-  find("asked").alt = asked?.captions[0] ?? "";
   for (const link of [find("original"), find("open")]) link.href = uploaded ? source : asked.picture;
   find("asked-title").textContent = uploaded ? uploads[next.upload].name || "Your picture" : asked.name;
   find("asked-captions").replaceChildren(...(asked?.captions ?? []).map(
