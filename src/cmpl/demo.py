@@ -1,4 +1,4 @@
-"""The whole path on built-in data: prepare, train, evaluate, look. What `cmpl demo` runs."""
+"""The whole path on built-in data: prepare, train, evaluate, look, search. What `cmpl demo` runs."""
 
 import sys
 import time
@@ -14,6 +14,7 @@ from cmpl.data.prepare import prepare
 from cmpl.errors import UserError
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
+from cmpl.search.indexing import index_pictures
 from cmpl.training.loop import train
 from cmpl.training.recipe import load_recipe
 from cmpl.training.run import finished
@@ -25,7 +26,7 @@ QUERIES = 4  # examples in words
 
 
 def run_demo(output: Path, *, quick: bool) -> None:
-    """Prepare OUTPUT/data, train in OUTPUT/run (or OUTPUT/run-quick), and print what came of it.
+    """Prepare OUTPUT/data, train in OUTPUT/run (or OUTPUT/run-quick), print what came of it, leave a gallery to search.
 
     What an earlier demo left in OUTPUT is gone on from. Raises UserError when OUTPUT holds something else.
     """
@@ -46,7 +47,10 @@ def run_demo(output: Path, *, quick: bool) -> None:
     print("\ntest: emoji that training never saw, so this measures known words on new drawings\n")
     print(evaluation.to_table())
     print(_examples(model, data.split("test")))
+    gallery = output / ("gallery-quick" if quick else "gallery")
+    index_pictures(run / "model", data.path, gallery, splits=["test"])
     print(f"done in {time.monotonic() - started:.0f} s\nmodel: {run / 'model'}\nreport: {run / 'report.html'}")
+    print(f"search the test drawings: cmpl serve {gallery}, then open http://127.0.0.1:8000")
 
 
 def _refuse_foreign(output: Path) -> None:
@@ -58,7 +62,7 @@ def _refuse_foreign(output: Path) -> None:
 
 
 def _ours(path: Path) -> bool:
-    return path.name in {"data", "run", "run-quick"} or path.name.startswith(".data.")
+    return path.name in {"data", "run", "run-quick", "gallery", "gallery-quick"} or path.name.startswith(".data.")
 
 
 def _data(path: Path) -> Data:

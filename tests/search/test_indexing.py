@@ -331,3 +331,23 @@ def _no():
     from contextlib import nullcontext
 
     return nullcontext()
+
+
+def test_a_large_gallery_gets_a_graph_and_loses_it_when_it_shrinks(index, folder, tmp_path, monkeypatch):
+    from cmpl.search import approximate
+
+    monkeypatch.setattr(approximate, "EXACT_UP_TO", 11)
+    monkeypatch.setattr(approximate, "NEIGHBOURS", 3)
+    assert index().index["kind"] == "hnsw"
+    gallery = Gallery.open(tmp_path / "out")
+    found = gallery.search(np.array(gallery.embeddings[:1]), 3)
+    assert found.scores[0, 0] == pytest.approx(1, abs=1e-5)
+    path = tmp_path / "out" / "index.faiss"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(UserError, match=r"index\.faiss is damaged"):
+        Gallery.open(tmp_path / "out").search(np.array(gallery.embeddings[:1]), 3)
+    path.write_bytes(whole)
+    (folder / "0.png").unlink()
+    assert index().index == {"kind": "exact"}
+    assert not path.exists()

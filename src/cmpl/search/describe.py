@@ -97,7 +97,7 @@ def _describe_index(index: dict[str, Any]) -> str:
         return f"index: exact, every picture is compared{reason}"
     recalls = ", ".join(f"{100 * recall:.1f} % for {kind}" for kind, recall in index["recall_at_10"].items())
     return (
-        f"index: {index['kind']}, {index['lists']:,} lists of which {index['probes']:,} are searched; "
+        f"index: {index['kind']}, {index['links']} links a picture, {index['breadth']:,} candidates; "
         f"recall@10 measured on this gallery: {recalls} ({index['queries']:,} queries)"
     )
 

@@ -8,6 +8,7 @@ gallery.item(found.rows[0, 0]).item_id, gallery.thumbnail(found.rows[0, 0])
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from cmpl.files import leads_out
 from cmpl.search.engines import ExactEngine, SearchResult
 from cmpl.search.layout import (
     EMBEDDINGS,
+    INDEX,
     ITEMS,
     THUMBNAILS,
     Manifest,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from cmpl.data.dataset import Data
     from cmpl.models.dual_encoder import DualEncoder
+    from cmpl.search.approximate import FaissEngine
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,6 @@ class Gallery:
         self._embeddings_file = checked_file(path, EMBEDDINGS, manifest.files[EMBEDDINGS], contents=False)
         self.embeddings = _map_embeddings(self._embeddings_file, manifest)
         self.items = Items(_read_items(path, manifest))
-        self._exact = ExactEngine(self.embeddings)
         self._loading = Lock()
 
     @classmethod
@@ -88,7 +90,9 @@ class Gallery:
         """
         if queries.ndim != 2 or queries.shape[1] != self.dimension or top < 1:
             raise ValueError(f"found queries {queries.shape} and top {top}; expected [q, {self.dimension}], top >= 1")
-        return SearchResult(*self._exact.search(queries, top))
+        with self._loading:
+            engine = self._engine
+        return SearchResult(*engine.search(queries, top))
 
     def item(self, row: int) -> Item:
         """Raises IndexError unless 0 <= row < n."""
@@ -131,6 +135,16 @@ class Gallery:
                 "or index the pictures into a new gallery"
             )
         return DualEncoder.from_pretrained(where)
+
+    @cached_property
+    def _engine(self) -> "ExactEngine | FaissEngine":
+        index = self.manifest.index
+        if index["kind"] == "exact" or find_spec("faiss") is None:
+            return ExactEngine(self.embeddings)
+        from cmpl.search.approximate import FaissEngine, read_graph
+
+        path = checked_file(self.path, INDEX, self.manifest.files[INDEX], contents=True)
+        return FaissEngine(read_graph(path, len(self), self.dimension), self.embeddings, int(index["breadth"]))
 
     @cached_property
     def _data(self) -> "Data":

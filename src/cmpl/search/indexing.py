@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,12 +23,14 @@ from cmpl.errors import UserError
 from cmpl.files import claimed, full_disk_is_an_error
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.progress import progress_bar
+from cmpl.search.approximate import EXACT_UP_TO, QUERIES, choose_index
 from cmpl.search.encoded import EncodedPictures, encoded_bytes
 from cmpl.search.encoding import Picture, PictureReader, encode_pictures
 from cmpl.search.gallery import Gallery, Item
 from cmpl.search.identity import model_checksum
 from cmpl.search.layout import (
     EMBEDDINGS,
+    INDEX,
     ITEMS,
     MANIFEST,
     THUMBNAILS,
@@ -206,8 +208,18 @@ class _Run:
         with new_state(self.output) as folder:
             write_items(folder / ITEMS, items)
             write_embeddings(folder / EMBEDDINGS, self._vectors(), (len(items), manifest.dimension))
+            vectors = np.load(folder / EMBEDDINGS, mmap_mode="r")
+            manifest = replace(manifest, index=choose_index(folder / INDEX, vectors, self._captions(items)))
             commit(self.output, folder, manifest)
         return manifest
+
+    def _captions(self, items: list[Item]) -> np.ndarray | None:
+        """Vectors of a few captions that belong to the pictures, from all over the gallery."""
+        with_captions = [item.captions[0] for item in items[:: max(1, len(items) // QUERIES)] if item.captions]
+        if not with_captions or len(items) <= EXACT_UP_TO:
+            return None
+        vectors: np.ndarray = self.model.encode_text(with_captions).numpy()
+        return vectors
 
     def _item(self, picture: Picture) -> Item:
         entry = self.source.entries[picture.number]
