@@ -343,6 +343,7 @@ def test_the_token_is_taken_from_the_address_or_asked_for(browser_page, gallery)
         for each in (page, asked):
             each.wait_for_load_state("networkidle")
             assert each.evaluate("document.querySelector('#results img').naturalWidth") > 0
+            each.close()  # it would ask on
     assert [each for each in browser_page.problems if "401" not in each] == []
     browser_page.problems.clear()  # what Chromium says of the answers 401
 
