@@ -67,6 +67,17 @@ def test_a_captions_features_do_not_depend_on_the_longer_captions_beside_it(bert
     torch.testing.assert_close(together, alone, rtol=0, atol=2e-6)
 
 
+def test_many_captions_keep_their_order(bert: Path):
+    encoder, tokenizer = create_transformer(config_of(bert))
+    encoder.eval()
+    captions = [tokenizer.encode("dog cat runs"[: 3 + 4 * (number % 3)] + " a" * (number % 7)) for number in range(70)]
+    together = encoder(*pad(captions))
+    alone = torch.cat([encoder(*pad([caption])) for caption in captions])
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-6)
+    together.sum().backward()
+    assert next(encoder.parameters()).grad is not None
+
+
 def test_pooling_takes_the_states_that_its_name_says(bert: Path):
     tokens, lengths = torch.tensor([[2, 4, 5, 3, 0]]), torch.tensor([4])
     states = transformers.BertModel.from_pretrained(bert).eval()(tokens[:, :4]).last_hidden_state[0]
