@@ -159,6 +159,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes any that is free")
     serve.add_argument("--token", help="who has it may search; default: CMPL_TOKEN, or made up where one is needed")
 
+    export = command("export", _export, "a model as files for ONNX Runtime, OpenVINO or the Hugging Face hub")
+    export.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
+    export.add_argument("--format", choices=("onnx", "openvino", "huggingface"), required=True)
+    export.add_argument("--output", type=Path, required=True, metavar="DIR")
+    export.add_argument(
+        "--check",
+        type=Path,
+        metavar="PICTURES",
+        help="a folder or DATA to compare with PyTorch on; default: the data of RUN, or drawn pictures",
+    )
+
     inspect = command("inspect", _inspect, "what is in a DATA, RUN or GALLERY directory, in a screenful")
     inspect.add_argument("path", type=Path, metavar="DATA|RUN|GALLERY")
     inspect.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="write random pictures of DATA with captions")
@@ -278,6 +289,12 @@ def _serve(options: argparse.Namespace) -> None:
     from cmpl.commands import serve_command
 
     serve_command(options.gallery, options.host, options.port, options.token)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cmpl.export import export_command
+
+    print(export_command(options.model, options.format, options.output, options.check))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -32,13 +32,14 @@ def tokenize(caption: str) -> list[str]:
     return _WORD.findall(caption.lower().replace("\u2019", "'"))
 
 
-def word_rules(markers: Markers) -> dict[str, Any]:
+def word_rules(markers: Markers, max_words: int) -> dict[str, Any]:
     """How a caption becomes words, in the order of the steps, for programs that do without this one."""
     before, behind = _MARKERS[markers]
     return {
         "lower_case": True,
         "replace": {"\u2019": "'"},
         "words": _WORD.pattern,
+        "max_words": max_words,
         "before": before,
         "behind": behind,
     }

@@ -59,7 +59,7 @@ def convert_encoders(model: DualEncoder) -> tuple["Model", "Model"]:
 
 
 def load_compiled(name: str, precision: Precision) -> DualEncoder:
-    """A model's directory, hub model or the directory of an export. Raises UserError when it is none, or not to be used in `precision`."""
+    """Of a model's directory, a hub model or an export. Raises UserError when it is none, or unfit for `precision`."""
     if precision not in get_args(Precision):
         raise UserError(f"found precision '{precision}'; expected {' or '.join(sorted(get_args(Precision)))}")
     import_openvino()

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from cmpl.data.subwords import SubwordTokenizer
     from cmpl.data.transforms import PictureInput
-    from cmpl.models.compiled import CompiledEncoders
-    from cmpl.models.runtime import Precision
+    from cmpl.models.runtime import Encoders, Precision
     from cmpl.models.transformer_text import TransformerTextEncoder
 
 T = TypeVar("T")
@@ -70,7 +69,7 @@ class DualEncoder(nn.Module):
         self.num_image_features: int = self.image_encoder.num_features  # type: ignore[assignment]
         self.image_projection = _projection(self.num_image_features, config.projection, "image")
         self.text_projection = _projection(self.text_encoder.num_features, config.projection, "text")
-        self.compiled: CompiledEncoders | None = None  # what encodes in PyTorch's place, if another runtime does
+        self.compiled: Encoders | None = None  # what encodes in PyTorch's place, if another runtime does
         self._image_encoder_mode: bool | None = None
         self._text_encoder_frozen = False
 

@@ -66,8 +66,7 @@ def _tokenizer(model: "DualEncoder") -> dict[str, Any]:
     return {
         "kind": "words",
         "file": vocabulary.FILE,
-        **word_rules(text.markers),
-        "max_words": text.max_words,
+        **word_rules(text.markers, text.max_words),
         "first_line_has_number": len(vocabulary) - len(vocabulary.words),
         "unknown_word": UNKNOWN,
         "without_a_word": [UNKNOWN],

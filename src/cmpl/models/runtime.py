@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,16 @@ def openvino_precisions() -> list[Precision]:
     # The plugin's own choice is bf16 where the processor has instructions for it, not where they are imitated.
     native = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
     return ["bf16", "f32"] if native == openvino.Type.bf16 else ["f32"]
+
+
+class Encoders(Protocol):
+    """Both encoders of a model with their projections, to embeddings float32 [n, dim] of unit length on the CPU."""
+
+    def embed_pictures(self, pictures: Tensor) -> Tensor:
+        """Resized pictures [b, 3, height, width], values 0..255."""
+
+    def embed_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """tokens int64 [m, t] padded at the end, lengths int64 [m]."""
 
 
 class _FromPictures(nn.Module):

@@ -1,0 +1,119 @@
+"""The command export: a model as files for other runtimes, checked on pictures and captions."""
+
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from cmpl.commands import model_directory
+from cmpl.data.pictures import PictureError
+from cmpl.errors import UserError
+from cmpl.models.export import LEAST_COSINE, Agreements, Format, Sample, export_model, unfit_precisions
+from cmpl.models.storage import read_model
+
+PICTURES = 64  # the check's
+CAPTIONS = 320
+_WORDS = [
+    "a",
+    "man",
+    "and",
+    "two",
+    "dogs",
+    "run",
+    "along",
+    "the",
+    "beach",
+    "while",
+    "children",
+    "in",
+    "red",
+    "coats",
+    "play",
+]
+
+
+def export_command(name: str, kind: str, output: Path, check: Path | None) -> str:
+    """Export a model and say how near it is to PyTorch.
+
+    check: a folder of pictures or DATA; None takes the data a RUN was trained with, where it still is, or else draws
+    pictures.
+    """
+    directory = model_directory(name)
+    source = check or _data_of(Path(name))
+    sample = _sample(source, directory) if source else _drawn(directory)
+    agreements = export_model(directory, cast(Format, kind), output, sample)
+    return f"{_describe(agreements)}\nchecked on {sample.source}\n{kind}: {output}"
+
+
+def _describe(agreements: Agreements) -> str:
+    lines = [
+        f"{precision} {what}: {found}"
+        for precision, of_precision in agreements.items()
+        for what, found in of_precision.items()
+    ]
+    for precision in unfit_precisions(agreements):
+        bound = LEAST_COSINE[precision]  # type: ignore[index]
+        lines.append(f"{precision} is below {bound} on average and will not be used")
+    return "\n".join(lines)
+
+
+def _data_of(run: Path) -> Path | None:
+    """The DATA directory that a RUN names, if it is there."""
+    from cmpl.data.layout import MANIFEST
+    from cmpl.training.log import read_metrics
+
+    history = read_metrics(run) if run.is_dir() else []
+    data = Path(str(history[0].get("data"))) if history else None
+    return data if data is not None and (data / MANIFEST).is_file() else None
+
+
+def _sample(source: Path, directory: str) -> Sample:
+    """Pictures evenly spaced over a folder or over DATA's held-out split, with captions where there are any."""
+    from cmpl.data.dataset import open_data
+    from cmpl.data.layout import MANIFEST
+    from cmpl.search.sources import NoPictureError, open_source
+
+    splits = None
+    if (source / MANIFEST).is_file():
+        names = open_data(source).split_names
+        splits = [next((name for name in ("val", "test") if name in names), names[0])]
+    entries = open_source(source, splits).entries
+    rows = np.linspace(0, len(entries) - 1, min(2 * PICTURES, len(entries))).astype(int)
+    pictures: list[bytes] = []
+    captions: list[str] = []
+    for row in rows.tolist():
+        try:
+            pictures.append(entries[row].read())
+        except (NoPictureError, PictureError):
+            continue
+        captions += entries[row].captions or []
+        if len(pictures) == PICTURES:
+            break
+    if not pictures:
+        raise UserError(f"{source} holds no picture to check the export on; name a folder that does, or leave it out")
+    where = f"{len(pictures)} pictures of {source}{f', split {splits[0]}' if splits else ''}"
+    return Sample(pictures, captions[:CAPTIONS] or _sentences(directory), where)
+
+
+def _drawn(directory: str) -> Sample:
+    """Coloured boxes over gradients: what there is without a picture at hand."""
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(PICTURES):
+        ramps = np.linspace(0, 1, 240)[:, None, None] * random.random(3) + np.linspace(0, 1, 320)[
+            :, None
+        ] * random.random(3)
+        picture = 127 * ramps
+        for _ in range(6):
+            top, left, height, width = random.integers(0, 200, 4)
+            picture[top : top + height, left : left + width] = random.integers(0, 256, 3)
+        pictures.append((picture + random.normal(0, 8, picture.shape)).clip(0, 255).astype(np.uint8))
+    return Sample(pictures, _sentences(directory), f"{PICTURES} drawn pictures (--check names real ones)")
+
+
+def _sentences(directory: str) -> list[str]:
+    """Of 1 to 40 words that the model knows."""
+    random = np.random.default_rng(0)
+    words = list(islice(getattr(read_model(directory, weights=False).vocabulary, "words", _WORDS), 2, 500)) or _WORDS
+    return [" ".join(random.choice(words, 1 + row % 40)) for row in range(PICTURES)]
