@@ -282,3 +282,13 @@ def test_the_permutation_test_finds_a_difference_that_is_there():
         ]
         found += differences(*([simulated(ranks)] for ranks in both), [name], 300, seed)[name].p < 0.05
     assert found > 40
+
+
+def test_the_test_is_two_sided_whichever_is_named_first():
+    ours, theirs = evaluated(pictures=30, noise=1.1), evaluated(pictures=30, noise=1.3, seed=5)
+    found, swapped = differences([ours], [theirs], R1), differences([theirs], [ours], R1)
+    for name in R1:
+        assert swapped[name].value == -found[name].value
+        assert (swapped[name].low, swapped[name].high) == pytest.approx((-found[name].high, -found[name].low))
+        assert swapped[name].p == found[name].p
+        assert 0.001 < found[name].p
