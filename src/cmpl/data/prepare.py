@@ -158,7 +158,8 @@ def _work_folder(output: Path) -> Iterator[Path]:
         try:
             refuse_occupied(output, "the data")
             remove_abandoned(output)
-            yield work
+            with full_disk_is_an_error(output):  # which says how much is free before any of it is freed
+                yield work
         except BaseException:
             kept = converted_pictures(work / JOURNAL) if (work / DATA).is_dir() else 0
             if kept:
