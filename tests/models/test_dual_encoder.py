@@ -66,6 +66,11 @@ class TestEncodeImage:
         assert batches == [(2, 2), (2, 4), (1, 5)]
         assert torch.equal(embeddings, model.encode_image(pictures, batch_size=2))
 
+    def test_takes_a_mixture_of_kinds(self, tiny_model, pictures, files):
+        model = tiny_model()
+        mixed = [files[0], str(files[1]), files[2].read_bytes(), Image.fromarray(pictures[3]), pictures[4]]
+        assert torch.equal(model.encode_image(iter(mixed)), model.encode_image(pictures))
+
     def test_names_a_picture_that_cannot_be_read(self, tiny_model, files):
         files[3].write_text("this is text")
         with pytest.raises(UserError, match=r"3\.png"):

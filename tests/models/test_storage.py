@@ -51,6 +51,11 @@ class TestSaving:
         assert names(tmp_path / "other") == FILES | {"README.md"}
         assert (tmp_path / "other" / "README.md").read_text() == "# A card\n"
 
+    def test_a_loaded_model_keeps_its_card(self, tiny_model, tmp_path):
+        tiny_model().save_pretrained(tmp_path / "model", card="# A card\n")
+        DualEncoder.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
+        assert (tmp_path / "again" / "README.md").read_text() == "# A card\n"
+
     def test_a_model_takes_the_place_of_the_one_before(self, saved, tiny_model, tmp_path):
         model = tiny_model(text={"max_words": 3})
         model.save_pretrained(saved)
@@ -200,7 +205,7 @@ class TestLoading:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         assert DualEncoder.from_pretrained("user/model").config.image.name == "test_resnet"
-        assert asked == [("user/model", sorted({*FILES, "tokenizer.json"}))]
+        assert asked == [("user/model", sorted({*FILES, "tokenizer.json", "README.md"}))]
 
 
 def test_pushing_uploads_the_saved_files(tiny_model, monkeypatch):
@@ -214,5 +219,7 @@ def test_pushing_uploads_the_saved_files(tiny_model, monkeypatch):
             uploaded[repo_id] = names(Path(folder_path))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    assert tiny_model().push_to_hub("user/model") == "https://hub.example/user/model"
-    assert uploaded == {"user/model": FILES}
+    model = tiny_model()
+    model.card = "# Scores"
+    assert model.push_to_hub("user/model") == "https://hub.example/user/model"
+    assert uploaded == {"user/model": FILES | {"README.md"}}

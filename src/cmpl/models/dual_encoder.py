@@ -70,6 +70,7 @@ class DualEncoder(nn.Module):
         self.image_projection = _projection(self.num_image_features, config.projection, "image")
         self.text_projection = _projection(self.text_encoder.num_features, config.projection, "text")
         self.compiled: Encoders | None = None  # what encodes in PyTorch's place, if another runtime does
+        self.card = ""  # of the directory that it was read from
         self._image_encoder_mode: bool | None = None
         self._text_encoder_frozen = False
 
@@ -207,7 +208,10 @@ class DualEncoder(nn.Module):
             self.train(was_training)
 
     def save_pretrained(self, directory: str | Path, *, card: str = "") -> None:
-        """Write config.json, model.safetensors, the vocabulary and, when given, README.md; all of it or nothing."""
+        """Write config.json, model.safetensors, the vocabulary and README.md; all of it or nothing.
+
+        card: the README's text; without one the model keeps the card that it was read with, if any.
+        """
         from cmpl.models.storage import save_model
 
         save_model(self, Path(directory), card)
@@ -226,7 +230,7 @@ class DualEncoder(nn.Module):
         what `cmpl export` wrote, a model that encodes and can't be trained. precision: of openvino's arithmetic.
         Raises UserError when it is neither, or when its weights are not exactly those its configuration asks for.
         """
-        from cmpl.models.storage import read_model
+        from cmpl.models.storage import read_card, read_model
 
         if runtime == "openvino":
             from cmpl.models.compiled import load_compiled
@@ -240,6 +244,7 @@ class DualEncoder(nn.Module):
         saved = read_model(str(directory))
         model = cls(saved.config, saved.vocabulary, saved.picture_input, saved.text_encoder())
         saved.fill(model)
+        model.card = read_card(saved.path)
         return model.eval()
 
     def push_to_hub(self, name: str) -> str:

@@ -43,8 +43,8 @@ def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         # safetensors makes the file readable by its owner alone; a model is made to be shared like its other files.
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
-        if card:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        if card or model.card:
+            (temporary / "README.md").write_text(card or model.card, encoding="utf-8")
 
 
 def write_settings(model: "DualEncoder", directory: Path) -> None:
@@ -74,7 +74,7 @@ def _refuse_other_files(directory: Path) -> None:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a model's directory holds."""
+    """What a model's directory holds, but for its card."""
 
     path: Path
     config: ModelConfig
@@ -130,6 +130,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
 
 
+def read_card(weights: Path) -> str:
+    """The card beside a model's weights; empty where there is none that is text."""
+    try:
+        return (weights.parent / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def push_model(model: "DualEncoder", name: str) -> str:
     """Upload a model to the Hugging Face hub and return its address."""
     from tempfile import TemporaryDirectory
@@ -156,7 +164,7 @@ def local_directory(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=sorted(FILES - {"README.md"})))
+        return Path(snapshot_download(name, allow_patterns=sorted(FILES)))
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} is no directory here, and the hub did not give it ({reason})") from error
