@@ -343,7 +343,7 @@ class TestEvaluateAndReport:
     def test_a_half_trained_run_is_refused(self, refused, half_trained, data):
         for command in ("evaluate", "report"):
             error = refused(command, half_trained, "--data", data)
-            assert f"{half_trained} is half-trained (stage 1, epoch 2)" in error
+            assert f"{half_trained} is half-trained (stage 1, epoch 1)" in error
             assert "--resume" in error
 
     def test_data_that_is_none_is_refused(self, refused, run, source):
