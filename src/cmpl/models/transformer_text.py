@@ -41,7 +41,7 @@ class TransformerTextEncoder(nn.Module):
         if torch.compiler.is_compiling() or tokens.device.type != "cpu" or len(tokens) <= GROUP:
             return self._features(tokens, lengths)
         order = lengths.argsort()
-        groups = [(tokens[rows, : int(lengths[rows].max())], lengths[rows]) for rows in order.split(GROUP)]
+        groups = [(tokens[rows, : int(lengths[rows].max())], lengths[rows]) for rows in torch.split(order, GROUP)]
         return torch.cat([self._features(*group) for group in groups])[order.argsort()]
 
     def _features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
