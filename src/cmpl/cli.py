@@ -144,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--output", type=Path, required=True, metavar="GALLERY")
     index.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
     index.add_argument("--workers", type=int, metavar="N", help="threads that read pictures; default: one a core")
+    index.add_argument("--engine", choices=("faiss", "milvus"), help="what searches; default: the gallery's, or faiss")
+    index.add_argument("--address", metavar="FILE|URI", help="of Milvus: a .db file, or http://HOST:PORT of a cluster")
 
     search = command("search", _search, "the pictures of a GALLERY nearest to a sentence or a picture")
     search.add_argument("gallery", type=Path, metavar="GALLERY")
@@ -276,7 +278,17 @@ def _verify(options: argparse.Namespace) -> int:
 def _index(options: argparse.Namespace) -> None:
     from cmpl.commands import index_command
 
-    print(index_command(options.model, options.pictures, options.output, options.split, options.workers))
+    print(
+        index_command(
+            options.model,
+            options.pictures,
+            options.output,
+            splits=options.split,
+            workers=options.workers,
+            engine=options.engine,
+            address=options.address,
+        )
+    )
 
 
 def _search(options: argparse.Namespace) -> None:

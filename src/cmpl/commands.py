@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cmpl.errors import UserError
 from cmpl.files import refuse_occupied
@@ -223,8 +223,8 @@ def _inspect_run(run: Path) -> str:
     return "\n".join(lines)
 
 
-def index_command(model: str, source: Path, output: Path, splits: list[str] | None, workers: int | None) -> str:
-    """Make or renew a gallery; the lines that say what it holds now."""
+def index_command(model: str, source: Path, output: Path, **options: Any) -> str:
+    """Make or renew a gallery, with the options of `index_pictures`; the lines that say what it holds now."""
     from cmpl.search.describe import describe_summary
     from cmpl.search.indexing import index_pictures
 
@@ -232,9 +232,8 @@ def index_command(model: str, source: Path, output: Path, splits: list[str] | No
         model_directory(model),
         source,
         output,
-        splits=splits,
-        workers=workers,
         tell=lambda line: print(line, file=sys.stderr),
+        **options,
     )
     return describe_summary(summary)
 

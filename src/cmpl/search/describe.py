@@ -92,6 +92,8 @@ def _place(place: Place | str, gallery: Path) -> str:
 
 
 def _describe_index(index: dict[str, Any]) -> str:
+    if index["kind"] == "milvus":
+        return f"index: {index['type']} in Milvus"
     if index["kind"] == "exact":
         reason = f" ({index['reason']})" if "reason" in index else ""
         return f"index: exact, every picture is compared{reason}"

@@ -34,7 +34,7 @@ class EncodedPictures:
     """
 
     def __init__(self, folder: Path, dimension: int, settings: dict[str, Any]) -> None:
-        self._dimension = dimension
+        self.dimension = dimension
         self._path = folder / _VECTORS
         self._vectors: BinaryIO = self._path.open("a+b")
         self._lines: BinaryIO = (folder / _LINES).open("a+b")
@@ -52,14 +52,14 @@ class EncodedPictures:
             end = len(header)
             for line in self._lines:
                 picture = _parse(line)
-                data = self._vectors.read(4 * self._dimension)
-                if picture is None or len(data) < 4 * self._dimension or zlib.crc32(data) != picture.crc:
+                data = self._vectors.read(4 * self.dimension)
+                if picture is None or len(data) < 4 * self.dimension or zlib.crc32(data) != picture.crc:
                     break
                 self.pictures[picture.sha256] = (count, picture)
                 count += 1
                 end += len(line)
         self._lines.truncate(end)
-        self._vectors.truncate(4 * self._dimension * count)
+        self._vectors.truncate(4 * self.dimension * count)
         self._count = count
         if not end:
             self._lines.write(header)
@@ -81,7 +81,7 @@ class EncodedPictures:
     def vectors(self) -> np.ndarray:
         """float32 [count, dimension], memory-mapped; row i of the picture whose number is i."""
         self.flush()
-        shape = (self._count, self._dimension)
+        shape = (self._count, self.dimension)
         return np.memmap(self._path, np.float32, "r", shape=shape) if self._count else np.empty(shape, np.float32)
 
     def close(self) -> None:

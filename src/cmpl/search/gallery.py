@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cmpl.data.dataset import Data
     from cmpl.models.dual_encoder import DualEncoder
     from cmpl.search.approximate import FaissEngine
+    from cmpl.search.milvus import MilvusEngine
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,11 @@ class Gallery:
         return DualEncoder.from_pretrained(where)
 
     @cached_property
-    def _engine(self) -> "ExactEngine | FaissEngine":
+    def _engine(self) -> "ExactEngine | FaissEngine | MilvusEngine":
+        if self.manifest.engine == "milvus":
+            from cmpl.search.milvus import open_engine
+
+            return open_engine(self.path, self.manifest.engine_settings, self.dimension, self.items["sha256"])
         index = self.manifest.index
         if index["kind"] == "exact" or find_spec("faiss") is None:
             return ExactEngine(self.embeddings)

@@ -43,6 +43,7 @@ from cmpl.search.layout import (
     new_state,
     work_folder,
 )
+from cmpl.search.milvus import Renewal, open_renewal
 from cmpl.search.sources import Source, open_source
 from cmpl.search.writing import write_embeddings, write_items
 
@@ -75,15 +76,18 @@ def index_pictures(
     splits: list[str] | None = None,
     workers: int | None = None,
     runtime: str = "auto",
+    engine: str | None = None,
+    address: str | None = None,
     progress: bool = True,
     tell: Callable[[str], object] = lambda line: None,
 ) -> IndexSummary:
     """Make or renew the gallery `output` of the pictures in `source`, a folder or a DATA directory.
 
     model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read pictures
-    and threads that encode them, default one a core. runtime: auto, torch, openvino-bf16 or openvino-f32. tell: is
-    given a line about what pictures are encoded with. Raises UserError when the gallery was made with another model or
-    of another source, when another process writes to it, and when there is no picture that can be read.
+    and threads that encode them, default one a core. runtime: auto, torch, openvino-bf16 or openvino-f32. engine:
+    faiss or milvus, by default what the gallery has or else faiss; address: of Milvus, a cluster's or a local file.
+    tell: is given a line about what pictures are encoded with. Raises UserError when the gallery was made with another
+    model or of another source, when another process writes to it, and when there is no picture that can be read.
     """
     start = time.monotonic()
     if workers is not None and workers < 1:
@@ -97,12 +101,16 @@ def index_pictures(
         if torch.cuda.is_available():
             model = model.to("cuda")
         store = EncodedPictures(work, model.config.projection.dim, {"model": checksum})
+        renewal: Renewal | None = None
         try:
+            renewal = open_renewal(engine, address, output, work, previous, store.dimension)
             run = _Run(opened, output, model, previous, store)
             run.encode(runtime, workers or os.cpu_count() or 1, progress, tell)
-            manifest = run.write(_model_place(model_name, output), checksum)
+            manifest = run.write(_model_place(model_name, output), checksum, renewal)
         finally:
             store.close()
+            if renewal is not None:
+                renewal.close()
     run.remove_unused_thumbnails()
     return IndexSummary(
         output,
@@ -184,7 +192,7 @@ class _Run:
         else:
             self.pictures.append(picture)
 
-    def write(self, model: Place | str, checksum: str) -> Manifest:
+    def write(self, model: Place | str, checksum: str, renewal: "Renewal | None") -> Manifest:
         """Make what was found the gallery's new state; its manifest. Raises UserError when there is no picture."""
         if not self.pictures:
             tried = f"none of {len(self.skipped):,} can be read, {_first(self.skipped)}" if self.skipped else "none"
@@ -209,8 +217,13 @@ class _Run:
             write_items(folder / ITEMS, items)
             write_embeddings(folder / EMBEDDINGS, self._vectors(), (len(items), manifest.dimension))
             vectors = np.load(folder / EMBEDDINGS, mmap_mode="r")
-            manifest = replace(manifest, index=choose_index(folder / INDEX, vectors, self._captions(items)))
+            if renewal is None:
+                manifest = replace(manifest, index=choose_index(folder / INDEX, vectors, self._captions(items)))
+            else:
+                manifest = renewal.add(manifest, [item.sha256 for item in items], vectors)
             commit(self.output, folder, manifest)
+        if renewal is not None:
+            renewal.remove_all_but({item.sha256 for item in items})
         return manifest
 
     def _captions(self, items: list[Item]) -> np.ndarray | None:
