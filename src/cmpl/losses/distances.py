@@ -31,7 +31,7 @@ def pair_distances(
     )
     device = image_embeddings.device
     # The cosines of two groups of vectors add up to the product of the groups' sums, so no [n, m] matrix is needed.
-    found, groups = torch.cat((image_labels, text_labels)).to(device).unique(return_inverse=True)
+    found, groups = torch.unique(torch.cat((image_labels, text_labels)).to(device), return_inverse=True)
     images = _GroupSums.of(image_embeddings, groups[: len(image_labels)], len(found))
     texts = _GroupSums.of(text_embeddings, groups[len(image_labels) :], len(found))
     matches, pairs = images.counts @ texts.counts, images.counts.sum() * texts.counts.sum()
