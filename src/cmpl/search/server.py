@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cmpl.errors import UserError
+from cmpl.models.dual_encoder import DualEncoder
 from cmpl.search.access import LOOPBACK_NAMES, checked_token
 from cmpl.search.gallery import Gallery
 from cmpl.search.service import create_app
@@ -39,6 +41,7 @@ def serve(directory: Path, host: str, port: int, token: str | None) -> None:
     listening = _listen(host, port)
     with listening:
         hosts = LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host.lower()}
+        _compile(gallery.model())
         app = create_app(gallery, token=token, hosts=hosts)
         address = _address(host, listening.getsockname()[1])
         message = f"{len(gallery):,} pictures at {address}{f'#token={token}' if generated else ''}"
@@ -131,6 +134,14 @@ class _Deadline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _compile(model: DualEncoder) -> None:
+    """Let a model encode through OpenVINO where that is installed and knows its encoders; float32, as PyTorch's."""
+    from cmpl.models.compiled import CompiledEncoders, convert_encoders
+
+    with suppress(UserError):
+        model.compiled = CompiledEncoders(*convert_encoders(model), "f32")
 
 
 def _is_loopback(host: str) -> bool:
