@@ -6,6 +6,7 @@ import signal
 import stat
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -142,6 +143,7 @@ def _finished(chunk: list[Record], result: "Future[list[Converted]]") -> list[Co
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what makes a picture unusable is a problem
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
