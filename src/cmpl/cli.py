@@ -143,8 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("pictures", type=Path, metavar="PICTURES", help="a folder, with the folders in it, or DATA")
     index.add_argument("--output", type=Path, required=True, metavar="GALLERY")
     index.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
-    index.add_argument("--workers", type=int, metavar="N", help="threads that read pictures; default: one a core")
+    index.add_argument("--workers", type=int, metavar="N", help="threads, or Ray's workers; default: one a core")
     index.add_argument("--engine", choices=("faiss", "milvus"), help="what searches; default: the gallery's, or faiss")
+    index.add_argument("--distributed", choices=("ray",), help="encode on the cluster at RAY_ADDRESS")
     index.add_argument("--address", metavar="FILE|URI", help="of Milvus: a .db file, or http://HOST:PORT of a cluster")
 
     search = command("search", _search, "the pictures of a GALLERY nearest to a sentence or a picture")
@@ -287,6 +288,7 @@ def _index(options: argparse.Namespace) -> None:
             workers=options.workers,
             engine=options.engine,
             address=options.address,
+            distributed=options.distributed,
         )
     )
 

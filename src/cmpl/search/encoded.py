@@ -90,9 +90,9 @@ class EncodedPictures:
 
 
 def encoded_bytes(folder: Path) -> int:
-    """Of the vectors in a folder; 0 where there are none."""
-    path = folder / _VECTORS
-    return path.stat().st_size if path.is_file() else 0
+    """Of the vectors in a folder, and of the parts that other machines have done; 0 where there are none."""
+    files = [folder / _VECTORS, *(folder / "parts").glob("*.parquet")]
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _parse(line: bytes) -> EncodedPicture | None:

@@ -4,6 +4,7 @@ A picture whose bytes were encoded before, under whatever name, is recognised by
 """
 
 import hashlib
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -117,6 +118,12 @@ def _embed(model: DualEncoder, features: np.ndarray) -> np.ndarray:
     return vectors
 
 
+def choose_runtime(model: DualEncoder, setting: str, sample: list[Picture], tell: Callable[[str], object]) -> str:
+    """What `encode_pictures` would encode with when the sample came first: a runtime that is no longer `auto`."""
+    chosen = _choose(model, setting, sample, tell)
+    return chosen.name if isinstance(chosen, OpenVINORuntime) else "torch"
+
+
 def _choose(model: DualEncoder, setting: str, sample: list[Picture], tell: Callable[[str], object]) -> FeatureRuntime:
     if setting == "auto" and len(sample) < SAMPLE:
         setting = "torch"  # has encoded so few before another runtime is ready
@@ -153,6 +160,6 @@ def _write(path: Path, data: bytes) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{id(data)}")
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}")  # other machines may write the same one
     temporary.write_bytes(data)
     temporary.replace(path)

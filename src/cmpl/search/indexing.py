@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from cmpl.data.records import printable
 from cmpl.errors import UserError
 from cmpl.files import claimed, full_disk_is_an_error
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.storage import local_directory
 from cmpl.progress import progress_bar
 from cmpl.search.approximate import EXACT_UP_TO, QUERIES, choose_index
 from cmpl.search.encoded import EncodedPictures, encoded_bytes
@@ -46,6 +47,9 @@ from cmpl.search.layout import (
 from cmpl.search.milvus import Renewal, open_renewal
 from cmpl.search.sources import Source, open_source
 from cmpl.search.writing import write_embeddings, write_items
+
+if TYPE_CHECKING:
+    from cmpl.search.distributed import DonePart
 
 BLOCK = 8192  # vectors copied at a time
 FLUSH_SECONDS = 1.0  # at most so much work is lost when the process is killed
@@ -78,6 +82,7 @@ def index_pictures(
     runtime: str = "auto",
     engine: str | None = None,
     address: str | None = None,
+    distributed: str | None = None,
     progress: bool = True,
     tell: Callable[[str], object] = lambda line: None,
 ) -> IndexSummary:
@@ -86,8 +91,9 @@ def index_pictures(
     model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read pictures
     and threads that encode them, default one a core. runtime: auto, torch, openvino-bf16 or openvino-f32. engine:
     faiss or milvus, by default what the gallery has or else faiss; address: of Milvus, a cluster's or a local file.
-    tell: is given a line about what pictures are encoded with. Raises UserError when the gallery was made with another
-    model or of another source, when another process writes to it, and when there is no picture that can be read.
+    distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does. tell: is given a
+    line about what pictures are encoded with. Raises UserError when the gallery was made with another model or of
+    another source, when another process writes to it, and when there is no picture that can be read.
     """
     start = time.monotonic()
     if workers is not None and workers < 1:
@@ -105,7 +111,24 @@ def index_pictures(
         try:
             renewal = open_renewal(engine, address, output, work, previous, store.dimension)
             run = _Run(opened, output, model, previous, store)
-            run.encode(runtime, workers or os.cpu_count() or 1, progress, tell)
+            if distributed is None:
+                run.encode(runtime, workers or os.cpu_count() or 1, progress, tell)
+            else:
+                from cmpl.search.distributed import encode_parts
+
+                parts = encode_parts(
+                    model,
+                    local_directory(str(model_name)),
+                    opened,
+                    output,
+                    work,
+                    run.known_by_name(),
+                    settings={"model": checksum},
+                    runtime=runtime,
+                    workers=workers,
+                    tell=tell,
+                )
+                run.merge(parts, progress)
             manifest = run.write(_model_place(model_name, output), checksum, renewal)
         finally:
             store.close()
@@ -172,6 +195,35 @@ class _Run:
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     self.store.flush()
                     flushed = time.monotonic()
+
+    def merge(self, parts: "Iterator[DonePart]", progress: bool) -> None:
+        """Take over what other machines encoded, every part of the source once."""
+        seen = 0
+        with progress_bar(total=len(self.source.entries), unit=" pictures", desc="index", disable=not progress) as bar:
+            for part in parts:
+                for picture, vector in part.pictures:
+                    if vector is None:
+                        self._note(picture)
+                        continue
+                    if picture.sha256 not in self.store.pictures and picture.sha256 not in self._previous_rows:
+                        self.store.add(picture.sha256, picture.size, vector, part.runtime)
+                        self.store.taken_over += not part.by_this_run
+                    self.pictures.append(picture)
+                    self.encoded += part.by_this_run
+                self.store.flush()
+                seen += len(part.pictures)
+                bar.update(len(part.pictures))
+        if seen != len(self.source.entries):
+            raise RuntimeError(f"merged {seen} of {len(self.source.entries)} pictures")
+
+    def known_by_name(self) -> dict[tuple[str | None, str], tuple[str, int, int]]:
+        """SHA-256, width and height of the gallery's pictures as it is, by split and item id."""
+        if self.previous is None:
+            return {}
+        items = self.previous.items
+        names = zip(items["split"], items["item_id"], strict=True)
+        facts = zip(items["sha256"], map(int, items["width"]), map(int, items["height"]), strict=True)
+        return dict(zip(names, facts, strict=True))
 
     def _size(self, sha256: str) -> tuple[int, int] | None:
         """Width and height of a picture encoded before."""

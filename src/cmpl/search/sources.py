@@ -93,9 +93,13 @@ def _list_folder(root: Path) -> Source:
         folders[:] = searched
         for name in files:
             if not name.startswith("."):
-                item_id = str(inside / name)
-                entries.append(Entry(item_id, partial(_read_file, Path(folder) / name, root), item_id))
+                entries.append(folder_entry(root, str(inside / name)))
     return Source(root, "folder", sorted(entries, key=lambda entry: entry.item_id), skipped=skipped)
+
+
+def folder_entry(root: Path, item_id: str) -> Entry:
+    """Of a file in a folder of pictures, by its path in it."""
+    return Entry(item_id, partial(_read_file, root / item_id, root), item_id)
 
 
 def _no_folder_to_search(path: Path, root: Path) -> str | None:

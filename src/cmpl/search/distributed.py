@@ -1,0 +1,347 @@
+"""Encoding the pictures of a gallery on many machines, by Ray Data.
+
+The list of pictures is cut into parts of consecutive ones. A worker writes what it made of a part to a file under a
+temporary name and gives it its own name when it is whole; a part done twice, because a worker died or was thought to be
+dead, takes its own place. The process that began it all reads each part's file once, in whatever order they come, so no
+picture is lost and none is there twice. A part's name is a checksum of what it is made from: parts that an interrupted
+run left are taken when they are of the same pictures, model and runtime, and nothing else is.
+
+All machines see the pictures and the gallery under the same paths; the model goes through Ray's object store.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmpl.data.dataset import Data, open_data
+from cmpl.errors import UserError
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.search.encoding import Picture, PictureReader, choose_runtime, encode_pictures
+from cmpl.search.layout import THUMBNAILS
+from cmpl.search.sources import Entry, Source, folder_entry
+
+PART = 1024  # pictures; what a worker that dies loses at most
+RETRIES = 5  # of a part whose workers die, before the run is given up
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all workers are told. Paths are absolute and the same on every machine."""
+
+    source: str
+    kind: str  # folder or data
+    thumbnails: str
+    parts: str  # the folder for their files
+    runtime: str  # the same for all: torch, openvino-bf16 or openvino-f32
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive entries of a source. known: size of pictures of the gallery as it is, by their SHA-256."""
+
+    name: str
+    first: int
+    entries: list[tuple[str, str | None, int | None]]  # item id, split, row of the split
+    known: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class DonePart:
+    """A part's pictures in the order of the source, with a vector for those that were encoded."""
+
+    pictures: list[tuple[Picture, np.ndarray | None]]
+    runtime: str
+    by_this_run: bool
+
+
+def encode_parts(
+    model: DualEncoder,
+    model_directory: Path,
+    source: Source,
+    output: Path,
+    work: Path,
+    known: dict[tuple[str | None, str], tuple[str, int, int]],
+    *,
+    settings: dict[str, str],
+    runtime: str,
+    workers: int | None,
+    tell: Callable[[str], object],
+) -> Iterator[DonePart]:
+    """Every part of the source once, as they get done; first those that an interrupted run left.
+
+    model_directory: of its files. known: SHA-256, width and height of the pictures of the gallery as it is, by split
+    and item id. settings: what else vectors depend on. workers: by default one a GPU of the cluster, or else one a
+    core. Raises UserError when no cluster can be reached, when a worker does not see the pictures or the gallery, and
+    when workers keep dying.
+    """
+    ray = _connect()
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        chosen = "torch" if gpus else _choose(model, source, output, runtime, tell)
+        parts_folder = work.resolve() / "parts"
+        parts_folder.mkdir(exist_ok=True)
+        job = Job(
+            str(source.path.resolve()),
+            source.kind,
+            str((output / THUMBNAILS).resolve()),
+            str(parts_folder),
+            chosen,
+            model.config.projection.dim,
+        )
+        parts = list(cut(source, known, {**settings, "runtime": chosen}))
+        missing = []
+        for part in parts:
+            if _path(job, part.name).is_file():
+                yield read_part(job, part, by_this_run=False)
+            else:
+                missing.append(part)
+        if missing:
+            number = workers or gpus or int(ray.cluster_resources().get("CPU", 1))
+            tell(f"encoding by {chosen} in {len(missing):,} parts, {number} workers")
+            by_name = {part.name: part for part in missing}
+            for name in _run(ray, job, missing, model_directory, min(number, len(missing)), gpu=bool(gpus)):
+                # A part that is reported twice is merged once.
+                if name in by_name:
+                    yield read_part(job, by_name.pop(name), by_this_run=True)
+            if by_name:
+                raise RuntimeError(f"Ray ended without {len(by_name)} of {len(parts)} parts")
+    finally:
+        if not ray.was_connected:
+            ray.module.shutdown()
+
+
+class _Ray:
+    """The module and whether this process was connected before."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.was_connected = bool(module.is_initialized())
+
+    def cluster_resources(self) -> dict[str, float]:
+        return dict(self.module.cluster_resources())
+
+
+def _connect() -> _Ray:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError("--distributed ray needs the package ray; run: pip install 'cmpl[ray]'") from error
+    connection = _Ray(ray)
+    if not connection.was_connected:
+        try:
+            # RAY_ADDRESS names the cluster; without it, one that runs on this machine is joined, or else one started.
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = os.environ.get("RAY_ADDRESS", "this machine")
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"can't reach a Ray cluster at {where} ({reason}); see that it runs, or unset RAY_ADDRESS"
+            ) from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return connection
+
+
+def _choose(model: DualEncoder, source: Source, output: Path, setting: str, tell: Callable[[str], object]) -> str:
+    """One runtime for all workers, so that a part is the same whoever makes it."""
+    reader = PictureReader(model, output / THUMBNAILS, lambda sha256: None)
+    read = reader.read_all(source.entries[:PART], 1)
+    sample = list(islice((picture for picture in read if picture.pixels is not None), 64))
+    return choose_runtime(model, setting, sample, tell) if sample else "torch"
+
+
+def cut(
+    source: Source, known: dict[tuple[str | None, str], tuple[str, int, int]], settings: dict[str, str]
+) -> Iterator[Part]:
+    """The source in parts, each named after all that its contents depend on."""
+    stamp = _data_stamp(source)
+    for first in range(0, len(source.entries), PART):
+        entries = source.entries[first : first + PART]
+        before = [known.get((entry.split, entry.item_id)) for entry in entries]
+        stamps = [_stamp(source.path / entry.path) if entry.path is not None else None for entry in entries]
+        named = [(entry.item_id, entry.split, entry.data_row) for entry in entries]
+        made_from = [settings, stamp, str(source.path.resolve()), first, named, before, stamps]
+        name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+        yield Part(name, first, named, {seen[0]: (seen[1], seen[2]) for seen in before if seen is not None})
+
+
+def _data_stamp(source: Source) -> list[str]:
+    if source.kind != "data":
+        return []
+    data = open_data(source.path)
+    return [str(data.split(name).fingerprint) for name in source.splits]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _run(ray: _Ray, job: Job, parts: list[Part], model: Path, workers: int, *, gpu: bool) -> Iterator[str]:
+    """The names of parts as they get done, some perhaps twice."""
+    from ray.exceptions import RayError
+
+    files = ray.module.put({path.name: path.read_bytes() for path in sorted(model.iterdir()) if path.is_file()})
+    rows = [{"part": json.dumps(asdict(part))} for part in parts]
+    done = ray.module.data.from_items(rows, override_num_blocks=len(rows)).map(
+        PartEncoder,
+        fn_constructor_args=(files, asdict(job)),
+        compute=ray.module.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+        num_gpus=1 if gpu else None,
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+    )
+    try:
+        for row in done.iter_rows():
+            if row["problem"]:
+                raise UserError(str(row["problem"]))
+            yield str(row["name"])
+    except RayError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"Ray could not encode all parts ({reason}); see its logs, the same command goes on with the parts left"
+        ) from error
+
+
+class PartEncoder:
+    """A worker: an actor on one core, or with one GPU, of any machine."""
+
+    def __init__(self, model_files: Any, job: dict[str, Any]) -> None:
+        """model_files: the object store's reference to their bytes by name."""
+        import ray
+
+        torch.set_num_threads(1)
+        self._job = Job(**job)
+        self._problem = ""
+        for path in (self._job.source, self._job.parts):
+            if not Path(path).is_dir():
+                self._problem = (
+                    f"the machine {platform.node()} does not see {path}; put it on a disk that all machines share"
+                )
+                return
+        contents: dict[str, bytes] = ray.get(model_files)
+        with tempfile.TemporaryDirectory() as directory:
+            for name, data in contents.items():
+                (Path(directory) / name).write_bytes(data)
+            self._model = DualEncoder.from_pretrained(directory)
+        if torch.cuda.is_available():
+            self._model = self._model.to("cuda")
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        described = json.loads(row["part"])
+        known = {sha256: (size[0], size[1]) for sha256, size in described["known"].items()}
+        part = Part(described["name"], described["first"], [tuple(entry) for entry in described["entries"]], known)
+        problem = self._problem
+        if not problem:
+            try:
+                write_part(self._job, part, self._model)
+            except UserError as error:  # what Ray makes of exceptions is many lines
+                problem = str(error)
+        return {"name": part.name, "problem": problem}
+
+
+def write_part(job: Job, part: Part, model: DualEncoder) -> None:
+    """Encode a part and leave its file, whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    entries = [_entry(job, *named) for named in part.entries]
+    reader = PictureReader(model, Path(job.thumbnails), part.known.get)
+    pictures: list[Picture | None] = [None] * len(entries)
+    vectors: list[bytes | None] = [None] * len(entries)
+
+    def fresh() -> Iterator[Picture]:
+        for picture in reader.read_all(entries, 1):
+            pictures[picture.number] = picture
+            if picture.pixels is not None:
+                yield picture
+
+    runtime = ""
+    for group, made, name in encode_pictures(model, fresh(), runtime=job.runtime, threads=1, tell=lambda line: None):
+        runtime = name
+        for picture, vector in zip(group, made, strict=True):
+            vectors[picture.number] = np.ascontiguousarray(vector, np.float32).tobytes()
+            picture.pixels = None
+    seen = [picture for picture in pictures if picture is not None]
+    columns = {
+        "sha256": [picture.sha256 for picture in seen],
+        "bytes": [picture.bytes for picture in seen],
+        "width": [picture.size[0] for picture in seen],
+        "height": [picture.size[1] for picture in seen],
+        "problem": pa.array([picture.problem for picture in seen], pa.string()),
+        "is_none": [picture.is_none for picture in seen],
+        "vector": pa.array(vectors, pa.binary()),
+    }
+    path = _path(job, part.name)
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        table = pa.table(columns).replace_schema_metadata({"runtime": runtime})
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="none")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_part(job: Job, part: Part, *, by_this_run: bool) -> DonePart:
+    """What `write_part` left. Raises UserError when it has other than a row for every picture."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = _path(job, part.name)
+    try:
+        table = pq.read_table(path, memory_map=True)
+        rows = table.to_pylist()
+        runtime = (table.schema.metadata or {}).get(b"runtime", b"").decode()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged ({error!s:.100}); remove it and run the same command again") from error
+    if len(rows) != len(part.entries):
+        raise UserError(f"{path} has {len(rows):,} pictures, expected {len(part.entries):,}; remove it and run again")
+    pictures = []
+    for number, row in enumerate(rows, start=part.first):
+        vector = None if row["vector"] is None else np.frombuffer(row["vector"], np.float32)
+        size = (row["width"], row["height"])
+        known = vector is None and row["problem"] is None and not row["is_none"]
+        picture = Picture(number, row["sha256"], row["bytes"], size, known, None, row["problem"], row["is_none"])
+        pictures.append((picture, vector))
+    return DonePart(pictures, runtime, by_this_run)
+
+
+def _path(job: Job, name: str) -> Path:
+    return Path(job.parts) / f"{name}.parquet"
+
+
+def _entry(job: Job, item_id: str, split: str | None, row: int | None) -> Entry:
+    if split is None or row is None:
+        return folder_entry(Path(job.source), item_id)
+    data = _data(job.source)
+    return Entry(item_id, lambda: data.split(split).picture(row), None, split, row)
+
+
+@cache
+def _data(path: str) -> Data:
+    return open_data(Path(path))
