@@ -57,10 +57,14 @@ class Opener:
         page: Page = opened.new_page()
         page.on("console", lambda message: self._heard(message.type, message.text))
         page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
-        page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url[:200]}"))
+        page.on("requestfailed", self._failed)
         page.on("request", lambda request: self._asked(address, request.url))
         page.goto(address)
         return page
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # what the page itself no longer wants
+            self.problems.append(f"failed: {request.url[:200]} ({request.failure})")
 
     def _heard(self, kind: str, text: str) -> None:
         if kind in {"error", "warning"}:
