@@ -23,9 +23,9 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator["Browser"]:
-    """The browser itself, started once."""
+    """The browser itself, started once a file: while Playwright runs, no other test can run an event loop."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright (optional) is not installed")
     executable = next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
