@@ -33,7 +33,8 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/cmpl demo $(DEMO_FLAGS)
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest tests/browser $(PYTEST_FLAGS)  # in a process of its own: Playwright keeps an event loop
+	$(VENV)/bin/python -m pytest --ignore=tests/browser $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
