@@ -94,6 +94,19 @@ def test_two_workers_of_which_one_dies_in_the_middle_make_the_gallery_that_one_m
     expect_as_on_one_machine(index, tmp_path)
 
 
+def test_a_part_that_kills_every_worker_ends_the_run_and_names_its_pictures(index, tmp_path, monkeypatch):
+    class Dies(distributed.PartEncoder):
+        def __init__(self, job):
+            super().__init__(job)
+            distributed.TRIES = 2  # both in the worker's process
+            distributed.write_part = lambda job, part, model: os._exit(1)
+
+    monkeypatch.setattr(distributed, "PartEncoder", Dies)
+    monkeypatch.setattr(distributed, "PART", 100)
+    with pytest.raises(UserError, match=r"2 workers died at pictures 1 to 25, from 0\.png on"):
+        index(workers=1)
+
+
 class _StopError(BaseException):
     pass
 
@@ -133,8 +146,8 @@ def test_an_interrupted_renewal_is_gone_on_from_with_the_parts_that_are_still_tr
 
 def test_what_a_worker_complains_of_is_one_sentence(index, tmp_path, monkeypatch):
     class Blind(distributed.PartEncoder):
-        def __init__(self, model_files, job):
-            super().__init__(model_files, {**job, "source": "/nowhere"})
+        def __init__(self, job):
+            super().__init__({**job, "source": "/nowhere"})
 
     monkeypatch.setattr(distributed, "PartEncoder", Blind)
     with pytest.raises(UserError) as error:
@@ -162,9 +175,16 @@ def test_a_data_directory_is_encoded_by_workers_too(index, cluster, model_dir, f
     np.testing.assert_allclose(made.embeddings, expected.embeddings, atol=1e-5)
 
 
+def test_a_cluster_that_nobody_answers_at_is_one_sentence_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=r"can't reach a Ray cluster at 127\.0\.0\.1:1"), distributed.connected():
+        pass
+
+
 def test_without_the_package_the_command_to_install_it_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'cmpl\[ray\]'"):
-        distributed._connect()
+    with pytest.raises(UserError, match=r"pip install 'cmpl\[ray\]'"), distributed.connected():
+        pass

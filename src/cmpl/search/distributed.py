@@ -6,7 +6,7 @@ dead, takes its own place. The process that began it all reads each part's file 
 picture is lost and none is there twice. A part's name is a checksum of what it is made from: parts that an interrupted
 run left are taken when they are of the same pictures, model and runtime, and nothing else is.
 
-All machines see the pictures and the gallery under the same paths; the model goes through Ray's object store.
+All machines see the pictures and the gallery under the same paths; a copy of the model is put beside the parts.
 """
 
 import hashlib
@@ -14,9 +14,11 @@ import json
 import logging
 import os
 import platform
-import tempfile
+import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
@@ -34,7 +36,8 @@ from cmpl.search.layout import THUMBNAILS
 from cmpl.search.sources import Entry, Source, folder_entry
 
 PART = 1024  # pictures; what a worker that dies loses at most
-RETRIES = 5  # of a part whose workers die, before the run is given up
+SECONDS = 5.0  # to reach a cluster
+TRIES = 5  # of a part whose workers die, before the run is given up
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Job:
     kind: str  # folder or data
     thumbnails: str
     parts: str  # the folder for their files
+    model: str  # a copy of its directory
     runtime: str  # the same for all: torch, openvino-bf16 or openvino-f32
-    dimension: int
 
 
 @dataclass(frozen=True)
@@ -85,69 +88,64 @@ def encode_parts(
 
     model_directory: of its files. known: SHA-256, width and height of the pictures of the gallery as it is, by split
     and item id. settings: what else vectors depend on. workers: by default one a GPU of the cluster, or else one a
-    core. Raises UserError when no cluster can be reached, when a worker does not see the pictures or the gallery, and
+    core. To be called while `connected`. Raises UserError when a worker does not see the pictures or the gallery, and
     when workers keep dying.
     """
-    ray = _connect()
-    try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        chosen = "torch" if gpus else _choose(model, source, output, runtime, tell)
-        parts_folder = work.resolve() / "parts"
-        parts_folder.mkdir(exist_ok=True)
-        job = Job(
-            str(source.path.resolve()),
-            source.kind,
-            str((output / THUMBNAILS).resolve()),
-            str(parts_folder),
-            chosen,
-            model.config.projection.dim,
-        )
-        parts = list(cut(source, known, {**settings, "runtime": chosen}))
-        missing = []
-        for part in parts:
-            if _path(job, part.name).is_file():
-                yield read_part(job, part, by_this_run=False)
-            else:
-                missing.append(part)
-        if missing:
-            number = workers or gpus or int(ray.cluster_resources().get("CPU", 1))
-            tell(f"encoding by {chosen} in {len(missing):,} parts, {number} workers")
-            by_name = {part.name: part for part in missing}
-            for name in _run(ray, job, missing, model_directory, min(number, len(missing)), gpu=bool(gpus)):
-                # A part that is reported twice is merged once.
-                if name in by_name:
-                    yield read_part(job, by_name.pop(name), by_this_run=True)
-            if by_name:
-                raise RuntimeError(f"Ray ended without {len(by_name)} of {len(parts)} parts")
-    finally:
-        if not ray.was_connected:
-            ray.module.shutdown()
+    ray = _import_ray()
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    chosen = "torch" if gpus else _choose(model, source, output, runtime, tell)
+    job = Job(
+        str(source.path.resolve()),
+        source.kind,
+        str((output / THUMBNAILS).resolve()),
+        str(work.resolve() / "parts"),
+        str(work.resolve() / "model"),
+        chosen,
+    )
+    _prepare_folders(job, model_directory)
+    missing = []
+    for part in cut(source, known, {**settings, "runtime": chosen}):
+        if _path(job, part.name).is_file():
+            yield read_part(job, part, by_this_run=False)
+        else:
+            missing.append(part)
+    if not missing:
+        return
+    number = workers or gpus or int(ray.cluster_resources().get("CPU", 1))
+    tell(f"encoding by {chosen} in {len(missing):,} parts, {number} workers")
+    by_name = {part.name: part for part in missing}
+    for name in _run(job, missing, min(number, len(missing)), gpu=bool(gpus)):
+        if name in by_name:  # a part that is reported twice is merged once
+            yield read_part(job, by_name.pop(name), by_this_run=True)
+    if by_name:
+        raise RuntimeError(f"Ray ended without {len(by_name)} parts")
 
 
-class _Ray:
-    """The module and whether this process was connected before."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.was_connected = bool(module.is_initialized())
-
-    def cluster_resources(self) -> dict[str, float]:
-        return dict(self.module.cluster_resources())
-
-
-def _connect() -> _Ray:
+def _import_ray() -> Any:
+    """The module, with `ray.data`, sending no statistics. Raises UserError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its C++ parts, which warn of what Ray Data itself does
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise UserError("--distributed ray needs the package ray; run: pip install 'cmpl[ray]'") from error
-    connection = _Ray(ray)
-    if not connection.was_connected:
+    return ray
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A connection to RAY_ADDRESS's cluster; without it, to one that runs on this machine, or else to a new one.
+
+    Enter it before other libraries have started threads: Ray forks this process. Raises UserError.
+    """
+    ray = _import_ray()
+    was_connected = bool(ray.is_initialized())
+    if not was_connected:
         try:
-            # RAY_ADDRESS names the cluster; without it, one that runs on this machine is joined, or else one started.
+            _knock(os.environ.get("RAY_ADDRESS", ""))
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = os.environ.get("RAY_ADDRESS", "this machine")
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -157,7 +155,29 @@ def _connect() -> _Ray:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    return connection
+    try:
+        yield
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), SECONDS).close()
+
+
+def _prepare_folders(job: Job, model: Path) -> None:
+    """For the workers: the model's files, and no count of what earlier runs tried."""
+    for folder in (job.parts, job.model):
+        Path(folder).mkdir(exist_ok=True)
+    for path in Path(job.parts).glob("*.tries"):
+        path.unlink()
+    for path in model.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, Path(job.model) / path.name)
 
 
 def _choose(model: DualEncoder, source: Source, output: Path, setting: str, tell: Callable[[str], object]) -> str:
@@ -198,20 +218,18 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _run(ray: _Ray, job: Job, parts: list[Part], model: Path, workers: int, *, gpu: bool) -> Iterator[str]:
+def _run(job: Job, parts: list[Part], workers: int, *, gpu: bool) -> Iterator[str]:
     """The names of parts as they get done, some perhaps twice."""
     from ray.exceptions import RayError
 
-    files = ray.module.put({path.name: path.read_bytes() for path in sorted(model.iterdir()) if path.is_file()})
+    ray = _import_ray()
     rows = [{"part": json.dumps(asdict(part))} for part in parts]
-    done = ray.module.data.from_items(rows, override_num_blocks=len(rows)).map(
+    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         PartEncoder,
-        fn_constructor_args=(files, asdict(job)),
-        compute=ray.module.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=(asdict(job),),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         num_gpus=1 if gpu else None,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
     )
     try:
         for row in done.iter_rows():
@@ -228,24 +246,16 @@ def _run(ray: _Ray, job: Job, parts: list[Part], model: Path, workers: int, *, g
 class PartEncoder:
     """A worker: an actor on one core, or with one GPU, of any machine."""
 
-    def __init__(self, model_files: Any, job: dict[str, Any]) -> None:
-        """model_files: the object store's reference to their bytes by name."""
-        import ray
-
+    def __init__(self, job: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         self._job = Job(**job)
         self._problem = ""
         for path in (self._job.source, self._job.parts):
             if not Path(path).is_dir():
-                self._problem = (
-                    f"the machine {platform.node()} does not see {path}; put it on a disk that all machines share"
-                )
+                machine = platform.node()
+                self._problem = f"the machine {machine} does not see {path}; put it on a disk that all machines share"
                 return
-        contents: dict[str, bytes] = ray.get(model_files)
-        with tempfile.TemporaryDirectory() as directory:
-            for name, data in contents.items():
-                (Path(directory) / name).write_bytes(data)
-            self._model = DualEncoder.from_pretrained(directory)
+        self._model = DualEncoder.from_pretrained(self._job.model)
         if torch.cuda.is_available():
             self._model = self._model.to("cuda")
 
@@ -256,10 +266,25 @@ class PartEncoder:
         problem = self._problem
         if not problem:
             try:
-                write_part(self._job, part, self._model)
+                self._encode(part)
             except UserError as error:  # what Ray makes of exceptions is many lines
                 problem = str(error)
         return {"name": part.name, "problem": problem}
+
+    def _encode(self, part: Part) -> None:
+        # Ray gives a part to other workers for ever: a picture that kills them all has to end the run.
+        tries = _path(self._job, part.name).with_suffix(".tries")
+        with tries.open("ab") as file:
+            file.write(b".")
+            tried = file.tell()
+        if tried > TRIES:
+            last = part.first + len(part.entries)
+            raise UserError(
+                f"{TRIES} workers died at pictures {part.first + 1:,} to {last:,}, from {part.entries[0][0]} on; "
+                "see Ray's logs for the reason (memory, or a picture among them)"
+            )
+        write_part(self._job, part, self._model)
+        tries.unlink(missing_ok=True)
 
 
 def write_part(job: Job, part: Part, model: DualEncoder) -> None:

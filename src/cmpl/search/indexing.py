@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ def index_pictures(
     _refuse_foreign(output)
     checksum = model_checksum(str(model_name))
     opened = open_source(source, splits)
-    with _claimed(output) as work:
+    with _claimed(output) as work, _cluster(distributed):
         previous = _previous(output, checksum, opened)
         model = DualEncoder.from_pretrained(model_name)
         if torch.cuda.is_available():
@@ -323,6 +323,14 @@ class _Run:
         for path in (self.output / THUMBNAILS).glob("*/*"):
             if path.name not in used:
                 path.unlink()
+
+
+def _cluster(distributed: str | None) -> AbstractContextManager[None]:
+    if distributed is None:
+        return nullcontext()
+    from cmpl.search.distributed import connected
+
+    return connected()
 
 
 def _first(skipped: list[Skipped]) -> str:
