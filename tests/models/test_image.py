@@ -122,3 +122,32 @@ class TestAFileOfWeights:
         with pytest.raises(UserError, match=message) as caught:
             create_image_encoder("test_resnet", name)
         assert "\n" not in str(caught.value)
+
+
+def test_joined_encoders_give_the_features_of_each_side_by_side():
+    torch.manual_seed(0)
+    joined, expected = create_image_encoder("test_resnet+test_resnet", "none", (32, 32))
+    assert (expected.height, expected.width) == (32, 32)
+    pixels = torch.rand(2, 3, 32, 32)
+    first, second = (encoder.eval()(pixels) for encoder in joined.eval().encoders)
+    assert not torch.equal(first, second)
+    assert torch.equal(joined(pixels), torch.cat([first, second], dim=1))
+    assert joined.num_features == 2 * create_image_encoder("test_resnet", "none")[0].num_features
+
+
+def test_joined_encoders_see_pictures_of_the_largest_size():
+    _, expected = create_image_encoder("tf_efficientnet_lite1 + tf_efficientnet_lite2", "none")
+    assert (expected.height, expected.width) == (260, 260)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("test_resnet+qqqqqqqq", "none", "unknown image encoder 'qqqqqqqq'"),
+        ("test_resnet+test_vit", "weights.safetensors", "expected hub, package or none, for all"),
+        ("test_resnet+slim_resnet_v1_50", "none", "slim_resnet_v1_50 expects pictures of another mean"),
+    ],
+)
+def test_encoders_that_cannot_be_joined_are_refused(name: str, weights: str, message: str):
+    with pytest.raises(UserError, match=message):
+        create_image_encoder(name, weights)

@@ -10,6 +10,7 @@ from cmpl.legacy.encoders import SLIM_ENCODERS
 from cmpl.models.adapters import add_adapters
 from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.image import create_image_encoder
 from cmpl.models.transformer_text import TransformerTextEncoder
 from cmpl.training.layer_rates import layers_from_top
 from cmpl.training.losses import MatchingLosses
@@ -65,6 +66,14 @@ def test_adapters_lie_where_their_layers_do():
     for name, layers in by_name(encoder).items():
         if ".lora_" in name:
             assert layers == before[f"{name.split('.lora_')[0]}.weight"]
+
+
+def test_joined_encoders_each_have_a_top_of_their_own():
+    joined, _ = create_image_encoder("test_vit+test_resnet", "none", (32, 32))
+    found = layers_from_top(joined)
+    assert set(found) == {id(value) for value in joined.parameters()}
+    for encoder in joined.encoders:
+        assert {id(value): found[id(value)] for value in encoder.parameters()} == layers_from_top(encoder)
 
 
 def test_an_encoder_whose_layers_are_unknown_is_refused():

@@ -9,7 +9,8 @@ class ImageEncoderConfig:
     """The image encoder, its starting weights and the size of its input."""
 
     name: str = "tf_efficientnet_lite0"
-    """A timm model, or slim_mobilenet_v1, slim_resnet_v1_50, slim_resnet_v1_101, slim_resnet_v1_152."""
+    """A timm model, or slim_mobilenet_v1, slim_resnet_v1_50, slim_resnet_v1_101, slim_resnet_v1_152; several with +
+    between them give their features side by side."""
     weights: str = "hub"
     """hub (timm's pretrained weights), package (tf_efficientnet_lite0, _lite1 and _lite2), none, or the path of a
     .safetensors file; slim encoders also take TF-slim's ImageNet checkpoint (resnet_v1_152.ckpt,

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cmpl.data.transforms import PictureInput
@@ -17,18 +18,33 @@ _PACKAGED = {
 }
 
 
+class JoinedEncoders(nn.Module):
+    """Several encoders that see the same picture: their features beside each other, [b, sum of num_features]."""
+
+    def __init__(self, encoders: list[nn.Module]) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.num_features = sum(encoder.num_features for encoder in encoders)  # type: ignore[misc]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.cat([encoder(pixels) for encoder in self.encoders], dim=1)
+
+
 def create_image_encoder(
     name: str, weights: str, size: tuple[int, int] | None = None, *, keep_head: bool = False
 ) -> tuple[nn.Module, PictureInput]:
     """An encoder [b, 3, height, width] -> [b, num_features] and the input it expects.
 
-    name: a `timm` model name or `slim_mobilenet_v1`, `slim_resnet_v1_{50,101,152}` (the original's towers).
+    name: a `timm` model name or `slim_mobilenet_v1`, `slim_resnet_v1_{50,101,152}` (the original's towers); several
+        names with + between them make one encoder of all their features.
     weights: `hub` (timm's pretrained weights), `package` (tf_efficientnet_lite0, 1 and 2), the path of a
         .safetensors file, for the original's towers also that of TF-slim's ImageNet checkpoint (a V1 file such as
         `resnet_v1_152.ckpt`, or the prefix of V2 files), or `none`. Weights that can't be had are an error.
     size: height and width of the input in pixels; None takes the model's own.
     keep_head: keep a timm model's last layer, such as CLIP's projection; its outputs are then the features.
     """
+    if "+" in name:
+        return _join(name, weights, size, keep_head)
     if name.startswith("slim_"):
         encoder, picture_input = _create_slim(name)
         if weights == "hub":
@@ -48,6 +64,22 @@ def create_image_encoder(
         else:
             _load_file(encoder, Path(weights), name)
     return encoder, picture_input
+
+
+def _join(name: str, weights: str, size: tuple[int, int] | None, keep_head: bool) -> tuple[nn.Module, PictureInput]:
+    if weights not in {"hub", "package", "none"}:
+        raise UserError(
+            f"'{weights}' can't be the weights of the encoders {name}; expected hub, package or none, for all of them"
+        )
+    made = [create_image_encoder(part.strip(), weights, size, keep_head=keep_head) for part in name.split("+")]
+    inputs = [picture_input for _, picture_input in made]
+    for part, each in zip(name.split("+"), inputs, strict=True):
+        if (each.mean, each.std) != (inputs[0].mean, inputs[0].std):
+            raise UserError(
+                f"{part.strip()} expects pictures of another mean and deviation ({each.mean}, {each.std}) than "
+                f"{name.split('+')[0].strip()} ({inputs[0].mean}, {inputs[0].std}); join encoders that expect the same"
+            )
+    return JoinedEncoders([encoder for encoder, _ in made]), max(inputs, key=lambda each: each.height * each.width)
 
 
 def _create_slim(name: str) -> tuple[nn.Module, PictureInput]:
@@ -93,8 +125,6 @@ def _create_timm(
 def _load_package(encoder: nn.Module, name: str) -> None:
     """The package's state dict has timm's order and shapes under other names."""
     import importlib
-
-    import torch
 
     if name not in _PACKAGED:
         raise UserError(

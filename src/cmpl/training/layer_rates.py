@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from cmpl.errors import UserError
+from cmpl.models.image import JoinedEncoders
 from cmpl.models.text import BiLSTMEncoder
 from cmpl.models.transformer_text import TransformerTextEncoder
 
@@ -16,6 +17,8 @@ def layers_from_top(encoder: nn.Module) -> dict[int, int]:
     A `timm` model names its own layers. A text encoder's are its blocks, and its embeddings below them; the BiLSTM is
     one layer. Raises UserError for an encoder whose layers are not known.
     """
+    if isinstance(encoder, JoinedEncoders):
+        return {weight: above for each in encoder.encoders for weight, above in layers_from_top(each).items()}
     if isinstance(encoder, BiLSTMEncoder):
         return {id(value): 0 for value in encoder.parameters()}
     if isinstance(encoder, TransformerTextEncoder):
