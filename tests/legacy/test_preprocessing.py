@@ -1,11 +1,14 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cmpl.data.pictures import decode_picture
 from cmpl.legacy.encoders import slim_input
 from cmpl.legacy.preprocessing import resize_bilinear_tensorflow1
+from cmpl.legacy.tfrecord import read_tfrecords
 
 Load = Callable[[str], dict[str, np.ndarray]]
 
@@ -38,3 +41,14 @@ def test_a_picture_of_the_right_size_keeps_its_values() -> None:
 def test_doubling_repeats_the_last_line() -> None:
     picture = torch.tensor([0.0, 10.0]).expand(3, 1, 2)
     assert resize_bilinear_tensorflow1(picture, (1, 4))[0, 0].tolist() == [0, 5, 10, 10]
+
+
+def test_decoded_pictures_are_within_8_levels_of_tensorflows_fast_transform(oracle: Load) -> None:
+    expected = oracle("checkpoint/embeddings")
+    shards = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr"
+    pictures = [record.picture for record in read_tfrecords(shards) if record.split == "test"]
+    for row, picture in enumerate(pictures):
+        assert isinstance(picture, bytes)
+        levels = abs(decode_picture(picture).permute(1, 2, 0).numpy().astype(int) - expected[f"image{row}_uint8"])
+        assert 0 < levels.max() <= 8
+        assert levels.mean() < 2

@@ -23,6 +23,9 @@ from cmpl.legacy.crc32c import masked_crc32c
 
 _SPLITS = ("train", "val", "test")
 _SHARD = re.compile(r"(train|val|test)-(\d{5})-of-(\d{5})")
+# CUHK-PEDES by the folders of its pictures: its identities begin at 1, and the converter stored them as they are.
+_CUHK_PEDES = re.compile(r"(.*/)?(CUHK01|CUHK03|Market|cam_a|cam_b|test_query|train_query)/[^/]+")
+_CUHK_PEDES_FIRST_ID = 1
 _HEADER, _CHECKSUM = 12, 4  # bytes: length and its checksum before each record, the record's checksum behind it
 
 
@@ -42,6 +45,7 @@ def read_tfrecords(annotations: Path, images: Path | None = None) -> Iterator[Re
 
     annotations: the directory with `train-00000-of-00256` and so on. images is not used, the records hold the pictures.
     A Record's image_id is the stored path without the directory that all paths share; <START> and <END> are left out.
+    Its label is the stored one, for CUHK-PEDES the identity less one as the data set's own reader gives it.
     All shards are checked before the first record; where each caption is, is kept on disk.
     Raises UserError for a missing shard, a damaged record (naming file and byte) and records that contradict another.
     """
@@ -55,15 +59,19 @@ def read_tfrecords(annotations: Path, images: Path | None = None) -> Iterator[Re
             row = (_SPLITS.index(caption.split), caption.label, pack(caption.name), number, position)
             with _damage(shard, position):
                 _enter(places, caption, row)
-    paths = (unpack(name) for (name,) in places.execute("SELECT name FROM pictures"))
-    shared = _shared_directory(paths)
+    shared = _shared_directory(_names(places))
+    first_label = _CUHK_PEDES_FIRST_ID if all(map(_CUHK_PEDES.fullmatch, _names(places))) else 0
     rows = places.execute("SELECT * FROM captions ORDER BY split, label, name, rowid")
     for (split, label, name), group in groupby(rows, key=itemgetter(0, 1, 2)):
         captions = [_caption_at(shards[shard], position) for *_, shard, position in group]
         tokens = tuple(caption.words for caption in captions)
         texts = tuple(" ".join(words) for words in tokens)
         picture = bytes(captions[0].picture)
-        yield Record(unpack(name)[len(shared) :], picture, label, texts, _SPLITS[split], tokens)
+        yield Record(unpack(name)[len(shared) :], picture, label - first_label, texts, _SPLITS[split], tokens)
+
+
+def _names(places: sqlite3.Connection) -> Iterator[str]:
+    return (unpack(name) for (name,) in places.execute("SELECT name FROM pictures"))
 
 
 def _enter(places: sqlite3.Connection, caption: _Caption, row: tuple[int, int, bytes, int, int]) -> None:

@@ -1,0 +1,51 @@
+"""What TensorFlow's way of decoding a JPEG, with the fast integer cosine transform, changes: docs/fidelity.md.
+
+    pip install simplejpeg
+    python benchmarks/jpeg.py MODEL --data flickr8k [--split val] [--pictures 500]
+
+Pixels, embeddings and recall of a trained model, the pictures decoded by libjpeg-turbo's fast transform (for the
+reference pictures it gives TensorFlow's pixels exactly) and by its exact one, which cmpl uses everywhere.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from cmpl import DualEncoder, evaluate_retrieval
+from cmpl.data.dataset import open_data
+from cmpl.data.pictures import decode_picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--pictures", type=int, default=500)
+    options = parser.parse_args()
+    split = open_data(options.data).split(options.split)
+    count = min(options.pictures, len(split))
+    encoded = [bytes(split.picture(row)) for row in range(count)]
+    pictures = {
+        "exact": [decode_picture(data).permute(1, 2, 0).numpy() for data in encoded],
+        "fast": [simplejpeg.decode_jpeg(data, fastdct=True) for data in encoded],
+    }
+    model = DualEncoder.from_pretrained(options.model)
+    captions = split.captions[:count]
+    texts = model.encode_text([caption for several in captions for caption in several])
+    labels = np.arange(count)
+    text_labels = np.repeat(labels, [len(several) for several in captions])
+    embeddings = {way: model.encode_image(each) for way, each in pictures.items()}
+    levels = [abs(a.astype(int) - b) for a, b in zip(*pictures.values(), strict=True)]
+    cosines = (embeddings["exact"] * embeddings["fast"]).sum(1)
+    print(f"{count:,} pictures, fast against exact")
+    print(f"levels of 255: mean {np.mean([each.mean() for each in levels]):.2f}, at most {max(map(np.max, levels))}")
+    print(f"cosine of the embeddings: mean {cosines.mean():.4f}, at least {cosines.min():.4f}")
+    for way, images in embeddings.items():
+        print(f"rsum, {way}: {evaluate_retrieval(images, texts, labels, text_labels).to_dict()['rsum']:.1f}")
+
+
+if __name__ == "__main__":
+    main()
