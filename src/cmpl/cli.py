@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a picture that can't be read")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
     prepare.add_argument(
-        "--split", metavar="TRAIN,VAL,TEST", help="for a source without splits: their shares, as 0.8,0.1,0.1"
+        "--split",
+        metavar="TRAIN,VAL,TEST",
+        help="for a source without splits: their shares, as 0.8,0.1,0.1; 0.9,0.1,0 for one that lacks val alone",
     )
     prepare.add_argument("--seed", type=int, default=0, help="of the drawn splits (default 0)")
     prepare.add_argument("--picture-column", metavar="NAME", help="of a table or Hugging Face set (default: picture)")

@@ -84,6 +84,13 @@ def test_a_split_that_is_not_there_names_those_that_are(directory):
         open_data(directory).split("test")
 
 
+def test_data_without_val_say_how_it_is_drawn(tmp_path, records):
+    train = [replace(record, split="train") for record in records]
+    prepare(train, tmp_path / "train-only", source={"format": "test"}, workers=1, progress=False)
+    with pytest.raises(UserError, match=r"has no split 'val'; it has train; prepare it again with --split 0\.9,0\.1,0"):
+        open_data(tmp_path / "train-only").split("val")
+
+
 class TestWhatIsNoData:
     def test_a_path_without_data_says_what_to_name(self, tmp_path):
         (tmp_path / "file").write_text("")

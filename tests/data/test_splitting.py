@@ -97,6 +97,31 @@ def test_splits_are_not_drawn_where_the_source_has_them():
     assert list(with_splits(lambda: iter(records([1, 2], "test")), None, 0)) == records([1, 2], "test")
 
 
+@given(st.lists(st.integers(0, 30), min_size=20, max_size=100), st.integers())
+def test_a_source_that_lacks_val_alone_has_it_drawn_from_train_by_label_and_keeps_its_test(labels, seed):
+    assume(len(set(labels)) >= 2)
+    own = records(labels, "train") + records([100, 101, 101], "test")
+    result = with_splits(lambda: iter(own), Shares(0.8, 0.2, 0), seed)
+    assert operator.length_hint(result) == len(own)
+    result = list(result)
+    assert [record.label for record in result] == [record.label for record in own]
+    assert [record.split for record in result[-3:]] == ["test"] * 3
+    train, val = ({record.label for record in result if record.split == name} for name in ("train", "val"))
+    assert train
+    assert val
+    assert not train & val
+    assert result[:-3] == drawn(labels, seed, Shares(0.8, 0.2, 0))
+
+
+def test_val_is_not_drawn_where_the_source_has_it_or_has_no_train():
+    with pytest.raises(
+        UserError, match=r"\(val is one\); leave --split out, or if it has train and test alone, draw val"
+    ):
+        with_splits(lambda: iter(records([1, 2], "train") + records([3], "val")), Shares(0.9, 0.1, 0), 0)
+    with pytest.raises(UserError, match="has the split test alone"):
+        with_splits(lambda: iter(records([1, 2], "test")), Shares(0.9, 0.1, 0), 0)
+
+
 def test_a_source_without_splits_needs_the_option():
     with pytest.raises(UserError, match=r"the source has no splits; add --split 0\.8,0\.1,0\.1"):
         list(with_splits(lambda: iter(records([1, 2])), None, 0))

@@ -32,7 +32,8 @@ class Data:
     def split(self, name: str) -> "Split":
         """Raises UserError naming the splits there are."""
         if name not in self.manifest.splits:
-            raise UserError(f"{self.path} has no split '{name}'; it has {', '.join(self.split_names)}")
+            fix = "; prepare it again with --split 0.9,0.1,0, which draws val from train" if name == "val" else ""
+            raise UserError(f"{self.path} has no split '{name}'; it has {', '.join(self.split_names)}{fix}")
         return Split(self.path / name, self.manifest.splits[name])
 
 

@@ -1,8 +1,12 @@
-"""Splits for a source that has none: by label, so that no identity is in two of them, and the same for a seed."""
+"""Drawn splits: by label, so that no identity is in two of them, and the same for a seed.
+
+For a source that has none, or for one that lacks val alone: it is then drawn from train, and test stays as it is.
+"""
 
 import hashlib
 import math
 import operator
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,30 +47,43 @@ class Shares:
 def with_splits(read: Callable[[], Iterable[Record]], shares: Shares | None, seed: int) -> Iterator[Record]:
     """The records of a source, each in a split: its own, or one drawn by `seed` when the source has none (split "").
 
+    Shares without test also draw val from the train of a source that has train and test.
     read: starts reading the source from its beginning; with `shares` it is called twice unless it returns records that
     can be gone through again, which have a length.
-    Raises UserError when the source has splits and `shares` are given, or has none and they are not.
+    Raises UserError when the source has splits that `shares` can't complete, or has none and they are not given.
     """
     records = read()
     if shares is None:
         return _Counted(_with_own_splits(records), operator.length_hint(records))
     again = read if not isinstance(records, Sized) else lambda: records
-    labels, pictures = np.unique(np.fromiter(_labels(records), np.int64), return_counts=True)
+    found, count = _labels_to_draw(records, shares)
+    labels, pictures = np.unique(found, return_counts=True)
     chosen = draw_splits(labels, pictures, shares, seed)
-    return _Counted(_drawn(again(), labels, chosen), int(pictures.sum()))
+    return _Counted(_drawn(again(), labels, chosen), count)
 
 
-def _labels(records: Iterable[Record]) -> Iterator[int]:
+def _labels_to_draw(records: Iterable[Record], shares: Shares) -> tuple[Integers, int]:
+    """The label of every picture whose split is drawn, and how many pictures there are with those of a given test."""
+    labels, count = array("q"), 0
     for record in records:
-        if record.split:
-            raise UserError(f"the source has splits of its own ({record.split} is one); leave --split out")
+        if record.split and (shares.test or record.split not in ("train", "test")):
+            raise UserError(
+                f"the source has splits of its own ({record.split} is one); leave --split out, or if it has train and "
+                "test alone, draw val from train with --split 0.9,0.1,0"
+            )
         check_label(record)
-        yield record.label
+        count += 1
+        if record.split != "test":
+            labels.append(record.label)
+    if count and not labels:
+        raise UserError("the source has the split test alone, and no pictures to draw others from; leave --split out")
+    return np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64), count
 
 
 def _drawn(records: Iterable[Record], labels: Integers, chosen: Integers) -> Iterator[Record]:
     for record in records:
-        yield replace(record, split=SPLITS[chosen[np.searchsorted(labels, record.label)]])
+        own = record.split == "test"
+        yield record if own else replace(record, split=SPLITS[chosen[np.searchsorted(labels, record.label)]])
 
 
 class _Counted(Iterator[Record]):
