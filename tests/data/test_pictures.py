@@ -217,6 +217,14 @@ class TestLoadPicture:
         with pytest.raises(UserError, match=r"found .* as a picture; expected a path.*uint8 \[h, w, 3\]"):
             load_picture(wrong)
 
+    @pytest.mark.parametrize(
+        "empty",
+        [np.zeros((0, 4, 3), np.uint8), torch.zeros(3, 4, 0, dtype=torch.uint8), Image.new("RGB", (0, 4))],
+    )
+    def test_a_picture_without_pixels_is_refused(self, empty):
+        with pytest.raises(PictureError, match="the picture has no pixels"):
+            load_picture(empty)
+
     def test_a_lazily_opened_broken_picture_is_a_picture_error(self, encode):
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         data = encode(noise, "PNG")

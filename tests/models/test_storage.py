@@ -176,6 +176,31 @@ class TestLoading:
             DualEncoder.from_pretrained(saved)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("part", "field", "value"),
+        [
+            ("projection", "dim", "8"),
+            ("projection", "dim", -8),
+            ("projection", "dim", True),
+            ("projection", "dropout", None),
+            ("projection", "layers", 3),
+            ("image", "size", "32"),
+            ("image", "size", [32, 32.5]),
+            ("image", "name", 5),
+            ("text", "markers", "all"),
+            ("text", "pool_padding", 1),
+            ("picture_input", "mean", 0.5),
+            ("picture_input", "std", [0.5, 0.5]),
+        ],
+    )
+    def test_a_setting_of_another_type_is_named(self, saved, part, field, value):
+        config = json.loads((saved / "config.json").read_text())
+        (config if part == "picture_input" else config["model"])[part][field] = value
+        (saved / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=rf"config\.json is not a cmpl model's configuration .*{field} ") as caught:
+            DualEncoder.from_pretrained(saved)
+        assert "\n" not in str(caught.value)
+
     def test_refuses_a_format_of_the_future(self, saved):
         (saved / "config.json").write_text('{"format": 2}')
         with pytest.raises(UserError, match="has format 2, this cmpl reads up to 1; update cmpl"):

@@ -78,6 +78,8 @@ def load_picture(picture: "str | Path | bytes | Image | np.ndarray | Tensor") ->
         with _pillow_errors(""):
             return _from_pillow(picture, "")
     if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
+        if picture.numel() == 0:
+            raise PictureError("", "has no pixels")
         return picture
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
         is_picture = picture.ndim in (2, 3) and picture.shape[2:] in [(), (3,), (4,)]
@@ -209,6 +211,8 @@ def _check_size(width: int, height: int, name: str) -> None:
 def _from_pillow(image: "Image", name: str) -> Tensor:
     from PIL import Image, ImageOps
 
+    if 0 in image.size:
+        raise PictureError(name, "has no pixels")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)

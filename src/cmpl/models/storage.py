@@ -6,7 +6,8 @@ The vocabulary is vocabulary.txt, one word a line, or the tokenizer.json of a te
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from cmpl.data.subwords import SubwordTokenizer
     from cmpl.models.dual_encoder import DualEncoder
     from cmpl.models.transformer_text import TransformerTextEncoder
+
+T = TypeVar("T")
 
 FORMAT = 1
 FILES = {"config.json", "model.safetensors", "vocabulary.txt", "tokenizer.json", "README.md"}
@@ -177,10 +180,38 @@ def _read_config(path: Path) -> tuple[ModelConfig, PictureInput, dict[str, Any] 
             raise UserError(f"{path} has format {found['format']}, this cmpl reads up to {FORMAT}; update cmpl")
         model = found["model"]
         config = ModelConfig(
-            ImageEncoderConfig(**model["image"]),
-            TextEncoderConfig(**model["text"]),
-            ProjectionConfig(**model["projection"]),
+            _typed(ImageEncoderConfig, model["image"]),
+            _typed(TextEncoderConfig, model["text"]),
+            _typed(ProjectionConfig, model["projection"]),
         )
-        return config, PictureInput(**found["picture_input"]), found.get("text_architecture")
+        picture_input = _typed(PictureInput, found["picture_input"])
+        if not len(picture_input.mean) == len(picture_input.std) == 3:
+            raise ValueError(f"mean {picture_input.mean} and std {picture_input.std} are not of three colours")
+        return config, picture_input, found.get("text_architecture")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a cmpl model's configuration ({error!r}); copy the model again") from error
+
+
+def _typed(kind: type[T], found: dict[str, Any]) -> T:
+    """A dataclass of what was read. Raises TypeError, naming the field, for a value of another type than declared."""
+    made = kind(**found)
+    for name, declared in get_type_hints(kind).items():
+        if not _fits(getattr(made, name), declared):
+            raise TypeError(f"{name} is {getattr(made, name)!r}")
+    return made
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Whether a value from JSON is of a declared type; numbers of things are never negative."""
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin is Literal:
+        return value in arguments
+    if origin is UnionType:
+        return any(_fits(value, each) for each in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
+    if declared is int:
+        return type(value) is int and value >= 0
+    if declared is float:
+        return type(value) in (int, float)
+    return isinstance(value, declared)
