@@ -6,7 +6,7 @@ from cmpl.commands import model_directory
 from cmpl.errors import UserError
 from cmpl.evaluate import measure_model, model_checksum, own_path
 from cmpl.evaluation.compare import compare
-from cmpl.evaluation.comparison_tables import describe_groups, to_text, write_tables
+from cmpl.evaluation.comparison_tables import to_text, write_tables
 from cmpl.evaluation.results import StoredResult, read_result
 
 
@@ -18,10 +18,10 @@ def compare_command(
     names: each a RUN, a model's directory or a RESULT.json. data: for what isn't evaluated yet; None takes a RUN's own.
     """
     comparison = compare([_result(name, data, split_name, protocol_name) for name in names])
-    parts = [to_text(comparison), describe_groups(comparison.rows)]
+    text = to_text(comparison)
     if output is not None:
-        parts.append("written: " + ", ".join(map(str, write_tables(output, comparison))))
-    return "\n".join(part for part in parts if part)
+        text += "\nwritten: " + ", ".join(map(str, write_tables(output, comparison)))
+    return text
 
 
 def _result(name: str, data: Path | None, split_name: str, protocol_name: str | None) -> StoredResult:

@@ -85,6 +85,7 @@ def test_a_table_for_every_reader(comparison, tmp_path):
         assert "theirs.npz" in text
         assert "protocol plain" in text
         assert "p = 0." in text
+        assert "other: seeds 4, 5" in text
     values, differences = [block.splitlines() for block in texts["md"].split("\n\n")[:2]]
     assert len(values) == 2 + 3
     assert len(differences) == 2 + 2
@@ -108,7 +109,8 @@ def test_the_csv_holds_every_number(comparison):
     assert float(row["difference"]) == difference.value
     assert float(row["p"]) == difference.p
     assert float(row["standard_deviation"]) == comparison.rows[1].deviation(("text_to_image", "R@1"))
-    assert rows[0]["difference"] == ""
+    assert (row["runs"], row["seeds"], row["split"], row["protocol"]) == ("2", "4 5", "test", "plain")
+    assert rows[0]["difference"] == rows[-1]["seeds"] == ""
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,9 @@ def long_rows(comparison: Comparison) -> Iterator[dict[str, str | float | int | 
             yield {
                 "name": row.name,
                 "runs": len(row.seeds),
+                "seeds": " ".join(str(seed) for seed in row.seeds if seed is not None),
+                "split": comparison.split,
+                "protocol": comparison.protocol,
                 "direction": direction or "both",
                 "metric": metric,
                 "mean": row.mean(name),

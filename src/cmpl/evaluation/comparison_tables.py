@@ -20,7 +20,7 @@ def to_text(comparison: Comparison) -> str:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells]
         parts.append("\n".join(line.rstrip() for line in lines))
-    return "\n\n".join([*parts, _note(comparison)])
+    return "\n\n".join([*parts, *_notes(comparison)])
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -30,7 +30,7 @@ def to_markdown(comparison: Comparison) -> str:
         rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
         rows.insert(1, "|---" * len(cells[0]) + "|")
         parts.append("\n".join(rows))
-    return "\n\n".join([*parts, _note(comparison)]) + "\n"
+    return "\n\n".join([*parts, *_notes(comparison)]) + "\n"
 
 
 def to_latex(comparison: Comparison) -> str:
@@ -41,8 +41,8 @@ def to_latex(comparison: Comparison) -> str:
         columns = "l" + "r" * (len(cells[0]) - 1)
         body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
         parts.append("\n".join([*body, r"\bottomrule", r"\end{tabular}"]))
-    note = "% " + _note(comparison).replace("\n", "\n% ")
-    return "\n\n".join([*parts, note]) + "\n"
+    notes = "% " + "\n".join(_notes(comparison)).replace("\n", "\n% ")
+    return "\n\n".join([*parts, notes]) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -96,13 +96,16 @@ def _difference(difference: Difference) -> str:
     return f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}] {p}"
 
 
-def _note(comparison: Comparison) -> str:
+def _notes(comparison: Comparison) -> list[str]:
+    """What the tables show, and which seeds are in their groups."""
     where = f"{comparison.split}, " if comparison.split else ""
-    return (
+    about = (
         f"{where}protocol {comparison.protocol}. [ ]: {LEVEL} % interval, {comparison.resamples:,} bootstrap resamples "
         f"of {comparison.clusters:,} clusters of queries; ±: standard deviation over seeds;\n"
         "p: paired permutation test over the same clusters, two-sided, not corrected for the number of comparisons."
     )
+    groups = describe_groups(comparison.rows)
+    return [about, groups] if groups else [about]
 
 
 def _escape(text: str) -> str:
