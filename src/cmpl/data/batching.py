@@ -56,6 +56,7 @@ class Batch:
     picture_rows: Tensor  # int64 [m], which of the b pictures a caption belongs to
     pictures: Tensor | None = None  # [b, 3, height, width], values 0..255
     features: Tensor | None = None  # float32 [b, num_features]
+    text_features: Tensor | None = None  # float32 [m, num_features] of the captions
 
     def to(self, device: torch.device) -> "Batch":
         return self._map(lambda name, value: value if name in _ON_CPU else value.to(device, non_blocking=True))
@@ -134,7 +135,11 @@ def plan_epoch(
 
 
 class BatchSource:
-    """Makes the batches of a split. With `features` [n, 1 or 2, num_features] (plain, mirrored) no picture is read."""
+    """Makes the batches of a split.
+
+    features: float32 [n, 1 or 2, num_features] (plain, mirrored); with them no picture is read. text_features: float32
+    [all captions, num_features], in the order of their pictures.
+    """
 
     def __init__(
         self,
@@ -143,17 +148,20 @@ class BatchSource:
         picture_input: PictureInput,
         *,
         features: np.ndarray | None = None,
+        text_features: np.ndarray | None = None,
         smallest_crop: float = 1.0,
         decoded: "DecodedPictures | None" = None,
     ) -> None:
         self.split = split
         self.picture_input = picture_input
         self.features = features
+        self.text_features = text_features
         self.smallest_crop = smallest_crop
         self.decoded = decoded
         self.tokens: list[list[list[int]]] | dict[int, list[list[int]]]
         self.tokens = [[tokenize(caption) for caption in captions] for captions in split.captions]
         self.caption_counts = [len(captions) for captions in self.tokens]
+        self._first_captions = np.cumsum([0, *self.caption_counts])
         labels, classes = np.unique(split.labels, return_inverse=True)
         self.num_classes = len(labels)
         self._labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
@@ -180,6 +188,10 @@ class BatchSource:
             images["features"] = torch.from_numpy(self.features[plan.pictures, plan.mirrored.astype(np.int64)]).float()
         else:
             images["pictures"] = torch.stack(self._pictures(plan))
+        if self.text_features is not None:
+            firsts = self._first_captions[plan.pictures]
+            read = np.concatenate([first + chosen for first, chosen in zip(firsts, plan.captions, strict=True)])
+            images["text_features"] = torch.from_numpy(self.text_features[read])
         return Batch(
             tokens, lengths, labels, labels[picture_rows], self._classes[rows][picture_rows], picture_rows, **images
         )

@@ -131,21 +131,34 @@ class DualEncoder(nn.Module):
 
     def embed_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [m, t], lengths int64 [m] -> embeddings [m, dim], not normalised."""
-        return self.text_projection(self.text_encoder(tokens, lengths))  # type: ignore[no-any-return]
+        return self.embed_text_features(self.text_encoder(tokens, lengths))
+
+    def embed_text_features(self, features: Tensor) -> Tensor:
+        """The text encoder's features [m, num_features] -> embeddings [m, dim], not normalised."""
+        return self.text_projection(features)  # type: ignore[no-any-return]
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor, *, pictures: Tensor | None = None, features: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        *,
+        pictures: Tensor | None = None,
+        features: Tensor | None = None,
+        text_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Image embeddings [b, dim] and text embeddings [m, dim], not normalised.
 
-        Give either resized `pictures` [b, 3, height, width] or, for a frozen image encoder, their `features`.
+        Give either resized `pictures` [b, 3, height, width] or, for a frozen image encoder, their `features`; for a
+        frozen text encoder `text_features` [m, num_features] stand in for the tokens.
         """
         if (pictures is None) == (features is None):
             raise ValueError("give either pictures or their features")
         if features is None:
             assert pictures is not None
             features = self.image_features(pictures)
-        return self.embed_image_features(features), self.embed_tokens(tokens, lengths)
+        if text_features is None:
+            return self.embed_image_features(features), self.embed_tokens(tokens, lengths)
+        return self.embed_image_features(features), self.embed_text_features(text_features)
 
     def tokenize(self, caption: str) -> list[int]:
         """Word numbers as the text encoder reads them."""

@@ -1,6 +1,6 @@
 """All embeddings of a split: what validation, evaluation and the report look at."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,17 +27,28 @@ class SplitEmbeddings:
 
 
 def embed_split(
-    model: DualEncoder, split: "Split", *, features: np.ndarray | None = None, progress: bool = False
+    model: DualEncoder,
+    split: "Split",
+    *,
+    features: np.ndarray | None = None,
+    text_features: np.ndarray | None = None,
+    progress: bool = False,
 ) -> SplitEmbeddings:
-    """Encode a split's pictures and captions. features [n, 1 or 2, num_features]: of the pictures, if at hand."""
+    """Encode a split's pictures and captions.
+
+    features [n, 1 or 2, num_features]: of the pictures, text_features [m, num_features]: of the captions, if at hand.
+    """
     if features is None:
         images = model.encode_image(_Pictures(split), progress=progress)
     else:
-        images = _embed_features(model, features)
+        images = _embed_features(model, features[:, 0], model.embed_image_features)
     captions = [caption for row in split.captions for caption in row]
     counts = torch.tensor([len(row) for row in split.captions])
     labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
-    texts = model.encode_text(captions, progress=progress)
+    if text_features is None:
+        texts = model.encode_text(captions, progress=progress)
+    else:
+        texts = _embed_features(model, text_features, model.embed_text_features)
     return SplitEmbeddings(images, texts, labels, labels.repeat_interleave(counts), captions)
 
 
@@ -55,11 +66,11 @@ class _Pictures:
 
 
 @torch.no_grad()
-def _embed_features(model: DualEncoder, features: np.ndarray) -> Tensor:
+def _embed_features(model: DualEncoder, features: np.ndarray, embed: Callable[[Tensor], Tensor]) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        plain = torch.from_numpy(np.array(features[:, 0])).to(model.device)
-        return F.normalize(model.embed_image_features(plain).float(), dim=1).cpu()
+        values = torch.from_numpy(np.array(features)).to(model.device)
+        return F.normalize(embed(values).float(), dim=1).cpu()
     finally:
         model.train(was_training)

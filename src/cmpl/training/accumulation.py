@@ -36,14 +36,17 @@ class EmbeddingsInParts:
             assert part.pictures is not None
             return model.image_features(part.pictures)
 
-        self.encoders = [_TwoPasses(fabric, model.text_encoder, encode_texts, cut)]
-        image_features = batch.features
+        self.encoders: list[_TwoPasses] = []
+        image_features, text_features = batch.features, batch.text_features
+        if text_features is None:
+            self.encoders.append(_TwoPasses(fabric, model.text_encoder, encode_texts, cut))
+            text_features = self.encoders[-1].features
         if image_features is None:
             self.encoders.append(_TwoPasses(fabric, model.image_encoder, encode_images, cut))
-            image_features = self.encoders[1].features
+            image_features = self.encoders[-1].features
         with fabric.autocast():
             self.image_embeddings = model.embed_image_features(image_features)
-            self.text_embeddings: Tensor = model.text_projection(self.encoders[0].features)
+            self.text_embeddings = model.embed_text_features(text_features)
 
     def backward(self) -> None:
         """Add the gradients of the encoders' weights."""

@@ -24,8 +24,13 @@ def batch_source(
     stage: StageConfig,
     features: np.ndarray | None,
     progress: bool,
+    text_features: np.ndarray | None = None,
 ) -> BatchSource:
-    """Makes a stage's batches; features [n, 1 or 2, num_features]: of a frozen image encoder, in place of pictures."""
+    """Makes a stage's batches.
+
+    features [n, 1 or 2, num_features]: of a frozen image encoder, in place of pictures. text_features [all captions,
+    num_features]: of a frozen text encoder.
+    """
     tokenize, picture_input, crop = model.tokenize, model.picture_input, stage.smallest_crop
     if isinstance(split, StreamSplit):
         return StreamSource(split, tokenize, picture_input, smallest_crop=crop)
@@ -33,7 +38,8 @@ def batch_source(
     if features is None:
         budget = recipe.decoded_cache_gb
         decoded = decoded_pictures(split, picture_input, resized=crop == 1, budget_gb=budget, progress=progress)
-    return BatchSource(split, tokenize, picture_input, features=features, smallest_crop=crop, decoded=decoded)
+    kept = {"features": features, "text_features": text_features}
+    return BatchSource(split, tokenize, picture_input, **kept, smallest_crop=crop, decoded=decoded)
 
 
 def epoch_plan(

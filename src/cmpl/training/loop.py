@@ -19,10 +19,12 @@ from cmpl.data.batching import BatchPlan, BatchSource, load_batches
 from cmpl.data.streaming import StreamSplit
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
 from cmpl.models.dual_encoder import create_model
+from cmpl.models.text import BiLSTMEncoder
 from cmpl.progress import progress_bar
 from cmpl.training.adapters import add_recipe_adapters
 from cmpl.training.averages import WeightAverages
 from cmpl.training.batches import batch_source, epoch_plan, share
+from cmpl.training.caption_features import caption_features
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.distributed import Processes, counted_processes, launch
 from cmpl.training.features import choose_runtime, picture_features
@@ -153,7 +155,10 @@ class _Training:
         # Anew for each stage, as other weights train. The losses are computed outside, in the weights' own precision.
         self.wrapped = self.fabric.setup_module(self.model)
         train_features, self.val_features = self._features(stage)
-        source = batch_source(self.train_split, self.model, self.recipe, stage, train_features, self.progress)
+        train_texts, self.val_texts = self._text_features(stage)
+        source = batch_source(
+            self.train_split, self.model, self.recipe, stage, train_features, self.progress, train_texts
+        )
         batches = len(self._plan(source, stage, number, 0))
         training = self._training_step(stage, batches * stage.epochs)
         if checkpoint is not None:
@@ -228,7 +233,8 @@ class _Training:
         averages, best = training.averages, self.best
         try:
             with noted.at_once():
-                seen = validation_rows(self.model, self.val_split, self.val_features, averages, self.fabric.autocast)
+                pictures, captions, autocast = self.val_features, self.val_texts, self.fabric.autocast
+                seen = validation_rows(self.model, self.val_split, pictures, averages, autocast, captions)
         except Interrupted as stop:
             return stop.number, best
         rows = [{"kind": "val", "stage": number, "epoch": epoch, "step": self.step, **row} for row in seen]
@@ -267,6 +273,23 @@ class _Training:
             mirror = self.recipe.mirror
             train = picture_features(self.model, self.train_split, runtime, mirror=mirror, progress=self.progress)
         return train, picture_features(self.model, self.val_split, runtime, mirror=False, progress=self.progress)
+
+    def _text_features(self, stage: StageConfig) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Features of the captions of train and val where the text encoder gives the same all through the stage."""
+        depends_on_batch = isinstance(self.model.text_encoder, BiLSTMEncoder) and self.recipe.model.text.pool_padding
+        if not stage.freeze_text_encoder or depends_on_batch or isinstance(self.train_split, StreamSplit):
+            return None, None
+        train, val = (
+            caption_features(
+                self.model,
+                split,
+                precision=self.recipe.precision,
+                autocast=self.fabric.autocast,
+                progress=self.progress and self.processes.first,
+            )
+            for split in (self.train_split, self.val_split)
+        )
+        return train, val
 
     def _plan(self, source: BatchSource, stage: StageConfig, number: int, epoch: int) -> Sequence[BatchPlan]:
         return epoch_plan(source, self.recipe, stage, number, epoch, self.processes.size)

@@ -39,7 +39,11 @@ class TrainingStep:
         in_parts = self._in_parts(batch)
         if in_parts is None:
             image_embeddings, text_embeddings = self.model(
-                batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features
+                batch.tokens,
+                batch.lengths,
+                pictures=batch.pictures,
+                features=batch.features,
+                text_features=batch.text_features,
             )
         else:
             image_embeddings, text_embeddings = in_parts.image_embeddings, in_parts.text_embeddings

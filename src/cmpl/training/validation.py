@@ -21,15 +21,16 @@ def validation_rows(
     features: np.ndarray | None,
     averages: WeightAverages | None,
     autocast: Callable[[], AbstractContextManager[object]],
+    text_features: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Recall, mAP and ranks of both kinds of weights (one without averages), as metrics.jsonl has them.
 
-    features: of the split's pictures, if at hand. autocast: entered around the encoders.
+    features, text_features: of the split's pictures and captions, if at hand. autocast: entered around the encoders.
     """
     rows = []
     for weights in ("raw", "averaged") if averages is not None else ("raw",):
         with weights_held(averages, weights), autocast():
-            seen = embed_split(model, split, features=features)
+            seen = embed_split(model, split, features=features, text_features=text_features)
         result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels)
         rows.append({"weights": weights, **result.to_dict()})
     return rows

@@ -1,0 +1,78 @@
+"""A frozen text encoder's features: made once, kept, and the same as encoding every caption in every step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cmpl.models.dual_encoder import DualEncoder, create_model
+from cmpl.training import loop
+from cmpl.training.caption_features import caption_features
+from cmpl.training.loop import train
+
+
+def frozen(toy_recipe, **stage1):
+    recipe = toy_recipe()
+    return replace(
+        recipe,
+        stage1=replace(recipe.stage1, freeze_text_encoder=True, **stage1),
+        stage2=replace(recipe.stage2, epochs=0),
+    )
+
+
+@pytest.fixture
+def model(toy_recipe, toy_data) -> DualEncoder:
+    torch.manual_seed(0)
+    captions = [caption for row in toy_data.split("train").captions for caption in row]
+    model = create_model(toy_recipe().model, captions)
+    model.freeze_text_encoder()
+    return model
+
+
+def test_they_are_the_encoders_of_each_caption_in_order(model, toy_data):
+    split = toy_data.split("train")
+    found = caption_features(model, split, progress=False)
+    captions = [caption for row in split.captions for caption in row]
+    assert found.shape == (len(captions), model.text_encoder.num_features)
+    assert found.dtype == np.float32
+    for caption, row in zip(captions, found, strict=True):
+        tokens = torch.tensor([model.tokenize(caption)])
+        with torch.no_grad():
+            alone = model.text_encoder(tokens, torch.tensor([tokens.shape[1]]))[0]
+        np.testing.assert_allclose(row, alone.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_they_are_kept_until_the_weights_change(model, toy_data, monkeypatch):
+    split = toy_data.split("train")
+    first = np.array(caption_features(model, split, progress=False))
+    with monkeypatch.context() as patched:
+        patched.setattr(model.text_encoder, "forward", lambda *_: pytest.fail("it encodes again"))
+        np.testing.assert_array_equal(caption_features(model, split, progress=False), first)
+    with torch.no_grad():
+        model.text_encoder.embedding.weight.mul_(2)
+    assert not np.array_equal(caption_features(model, split, progress=False), first)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_a_run_learns_the_same_from_them(toy_recipe, toy_data, tmp_path, metrics, monkeypatch, micro_batch):
+    recipe = frozen(toy_recipe, batch_size=8, micro_batch=micro_batch)
+    train(recipe, toy_data, tmp_path / "kept", progress=False)
+    monkeypatch.setattr(loop._Training, "_text_features", lambda *_: (None, None))
+    train(recipe, toy_data, tmp_path / "anew", progress=False)
+    kept, anew = (metrics(tmp_path / run) for run in ("kept", "anew"))
+    assert len(kept) == len(anew)
+    losses = [[row["loss"] for row in rows if row["kind"] == "train"] for rows in (kept, anew)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_text_encoder_whose_features_depend_on_the_batch_has_none(toy_recipe, toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
+    recipe = frozen(toy_recipe)
+    recipe.model.text.pool_padding = True
+    train(recipe, toy_data, tmp_path / "run", progress=False)
+
+
+def test_a_text_encoder_that_trains_has_none(toy_recipe, toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
+    train(toy_recipe(), toy_data, tmp_path / "run", progress=False)
