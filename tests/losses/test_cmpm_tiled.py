@@ -25,13 +25,16 @@ def batch(seed: int, n: int, m: int, classes: int, dim: int = 6, spread: float =
     return sides[0], sides[2], sides[1], sides[3]
 
 
-def terms_and_gradients(values: Values, monkeypatch: pytest.MonkeyPatch, side: int | None = None) -> Values:
+def terms_and_gradients(
+    values: Values, monkeypatch: pytest.MonkeyPatch, side: int | None = None, block_rows: int = 5
+) -> Values:
     """Both terms, and the gradients of a sum that tells them apart; by tiles of side x side entries if given."""
     image_embeddings, text_embeddings = (value.clone().requires_grad_() for value in values[:2])
     with monkeypatch.context() as patch:
         if side is not None:
             patch.setattr(cmpm, "tile_side", lambda device: 0)
             patch.setattr(cmpm_tiled, "_TILE_SIDE", {"cpu": side})
+            patch.setattr(cmpm_tiled, "_BLOCK_ROWS", block_rows)
         terms = cmpm_terms(image_embeddings, text_embeddings, *values[2:])
         gradients = torch.autograd.grad(
             terms.image_to_text - 0.3 * terms.text_to_image, (image_embeddings, text_embeddings)
@@ -49,15 +52,16 @@ def share(found: Tensor, expected: Tensor) -> float:
     m=st.integers(1, 40),
     classes=st.integers(1, 40),
     side=st.integers(1, 20),
+    block_rows=st.integers(1, 20),
 )
 @settings(max_examples=30, deadline=None)
 def test_tiles_of_any_size_give_the_plain_terms_and_gradients(
-    seed: int, n: int, m: int, classes: int, side: int
+    seed: int, n: int, m: int, classes: int, side: int, block_rows: int
 ) -> None:
     values = batch(seed, n, m, classes)
     monkeypatch = pytest.MonkeyPatch()
     expected = terms_and_gradients(values, monkeypatch)
-    for found, value in zip(terms_and_gradients(values, monkeypatch, side), expected, strict=True):
+    for found, value in zip(terms_and_gradients(values, monkeypatch, side, block_rows), expected, strict=True):
         torch.testing.assert_close(found, value, rtol=1e-11, atol=1e-12)
 
 
@@ -70,6 +74,29 @@ def test_float32_lies_within_1e_5_of_float64(length: float, monkeypatch: pytest.
     for value, reference in zip(found, expected, strict=True):
         assert value.dtype == torch.float32
         assert share(value.double(), reference) <= 1e-5
+
+
+def test_its_gradients_are_those_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cmpm, "tile_side", lambda device: 0)
+    monkeypatch.setattr(cmpm_tiled, "_TILE_SIDE", {"cpu": 4})
+    monkeypatch.setattr(cmpm_tiled, "_BLOCK_ROWS", 3)
+    images, texts, *labels = batch(9, 7, 9, 5, spread=1)
+    images.requires_grad_()
+    texts.requires_grad_()
+    assert torch.autograd.gradcheck(lambda images, texts: tuple(cmpm_terms(images, texts, *labels)), (images, texts))
+
+
+@pytest.mark.parametrize("length", [1e3, 1e6])
+def test_long_vectors_have_no_softmax_that_overflows_or_vanishes(
+    length: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = batch(10, 30, 40, 15)
+    values = (length * values[0], length * values[1], *values[2:])
+    expected = terms_and_gradients(values, monkeypatch)
+    for found, value in zip(terms_and_gradients(values, monkeypatch, 8), expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-9)
+    single = tuple(value.float() if value.is_floating_point() else value for value in values)
+    assert all(found.isfinite().all() for found in terms_and_gradients(single, monkeypatch, 8))
 
 
 @pytest.mark.parametrize("labels", ["one for all", "neighbours at 2^62"])
