@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 
 from cmpl.commands import model_directory
-from cmpl.data.pictures import PictureError
+from cmpl.data.pictures import PictureError, decode_picture
 from cmpl.errors import UserError
 from cmpl.models.export import LEAST_COSINE, Agreements, Format, Sample, export_model, unfit_precisions
 from cmpl.models.storage import read_model
@@ -82,11 +82,13 @@ def _sample(source: Path, directory: str) -> Sample:
     rows = np.linspace(0, len(entries) - 1, min(2 * PICTURES, len(entries))).astype(int)
     pictures: list[bytes] = []
     captions: list[str] = []
-    for row in rows.tolist():
+    for row in [*rows[::2].tolist(), *rows[1::2].tolist()]:  # the second half where some of the first can't be read
         try:
-            pictures.append(entries[row].read())
+            data = entries[row].read()
+            decode_picture(data)
         except (NoPictureError, PictureError):
             continue
+        pictures.append(data)
         captions += entries[row].captions or []
         if len(pictures) == PICTURES:
             break

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import cmpl.models.export
 from cmpl.cli import main
@@ -15,6 +16,7 @@ from cmpl.data.pictures import load_picture
 from cmpl.data.text import pad
 from cmpl.data.transforms import PictureInput
 from cmpl.errors import UserError
+from cmpl.export import export_command
 from cmpl.models.compiled import CompiledEncoders, convert_encoders
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.export import Sample, export_model
@@ -172,6 +174,22 @@ def test_the_hubs_format_is_the_model_itself_with_a_card(tiny_model, tmp_path, c
     assert "exists and is not empty; expected a new directory for the export" in capsys.readouterr().err
     assert main([*command[:-1], str(tmp_path / "new"), "--check", str(tmp_path / "model")]) == 2
     assert "holds no picture to check the export on" in capsys.readouterr().err
+
+
+def test_the_check_takes_readable_pictures_from_all_over_a_folder(tmp_path, saved, monkeypatch):
+    for number in range(300):
+        Image.new("RGB", (4, 4), (number % 256, number // 256, 0)).save(tmp_path / f"{number:03}.png")
+    for number in (0, 150):
+        (tmp_path / f"{number:03}.png").write_bytes(b"no picture")
+    samples: list[Sample] = []
+    monkeypatch.setattr("cmpl.export.export_model", lambda *arguments: samples.append(arguments[-1]) or {})
+    export_command(str(saved), "huggingface", tmp_path / "out", tmp_path)
+    colours = [load_picture(picture)[:2, 0, 0].tolist() for picture in samples[0].pictures]
+    numbers = sorted(red + 256 * green for red, green in colours)
+    assert len(set(numbers)) == 64
+    assert numbers[0] < 10
+    assert numbers[-1] > 290
+    assert max(np.diff(numbers)) < 12
 
 
 def test_an_unknown_runtime_or_precision_is_one_sentence(saved):
