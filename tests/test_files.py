@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cmpl.errors import UserError
-from cmpl.files import full_disk_is_an_error, refuse_occupied, whole_directory, write_text
+from cmpl.files import full_disk_is_an_error, refuse_occupied, remove_leftovers, whole_directory, write_text
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -89,3 +89,14 @@ def test_an_output_must_be_new_or_empty(tmp_path):
         refuse_occupied(tmp_path / "file", "the data")
     with pytest.raises(UserError, match="exists and is not empty; expected a new directory for the data"):
         refuse_occupied(tmp_path, "the data")
+
+
+def test_a_directory_put_aside_by_a_killed_process_gets_its_name_back(tmp_path):
+    for name in ("model", ".model.previous", ".model.123", ".report.previous"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    remove_leftovers(tmp_path)
+    assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {
+        "model": "model",
+        "report": ".report.previous",
+    }

@@ -138,10 +138,16 @@ def _is_running(process: int) -> bool:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what a killed process left half-written, from a directory that no other process writes to."""
+    """Remove what a killed process left half-written, from a directory that no other process writes to.
+
+    A directory that was put aside for a new one, which then did not come, gets its name back.
+    """
     for path in directory.glob(".*"):
         if re.fullmatch(r"\..+\.(\d+|previous)", path.name):
-            if path.is_dir():
+            replaced = path.with_name(path.name[1:].removesuffix(".previous"))
+            if path.suffix == ".previous" and not replaced.exists():
+                path.rename(replaced)
+            elif path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()

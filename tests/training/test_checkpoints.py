@@ -46,6 +46,15 @@ def test_the_newest_two_are_kept(tmp_path):
     assert load_checkpoint(tmp_path).state["step"] == 1000
 
 
+def test_a_damaged_one_goes_before_those_that_are_whole(tmp_path):
+    for step in (10, 20):
+        save_checkpoint(tmp_path, checkpoint(step))
+    damage_tensors(tmp_path / "step-00000020")
+    assert load_checkpoint(tmp_path).state["step"] == 10
+    save_checkpoint(tmp_path, checkpoint(12))
+    assert names(tmp_path) == ["step-00000010", "step-00000012"]
+
+
 def test_there_may_be_none(tmp_path):
     assert load_checkpoint(tmp_path) is None
     assert load_checkpoint(tmp_path / "nowhere") is None

@@ -142,6 +142,13 @@ def test_a_partial_file_without_a_batch_is_begun_again(model, split):
     np.testing.assert_array_equal(features_of(model, split), expected)
 
 
+def test_a_file_that_was_cut_short_is_made_anew(model, split):
+    expected = np.array(features_of(model, split))
+    (kept,) = cache_directory().glob("*.npy")
+    kept.write_bytes(kept.read_bytes()[:-4000])
+    np.testing.assert_array_equal(features_of(model, split), expected)
+
+
 def test_runs_at_the_same_time_make_them_once(model, split, encoded, monkeypatch):
     encode, inside = module._encode, threading.Event()
 

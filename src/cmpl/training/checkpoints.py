@@ -30,10 +30,14 @@ class Checkpoint:
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write `directory`/step-N (N: state["step"]) and remove all but the newest KEPT."""
+    """Write `directory`/step-N (N: state["step"]) and remove all but it and the newest KEPT - 1 before it.
+
+    One of a later step is damaged, or the run would have gone on from it: it must not outlast those that are whole.
+    """
     from safetensors.torch import save_file
 
-    with whole_directory(directory / f"step-{checkpoint.state['step']:08d}") as temporary:
+    written = directory / f"step-{checkpoint.state['step']:08d}"
+    with whole_directory(written) as temporary:
         sums = {}
         for group, tensors in checkpoint.tensors.items():
             path = temporary / f"{group}.safetensors"
@@ -41,8 +45,10 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
             sums[group] = _checksum(path)
         text = json.dumps({**checkpoint.state, "sha256": sums}, indent=2)
         (temporary / "state.json").write_text(text, encoding="utf-8")
-    for old in _newest_first(directory)[KEPT:]:
-        shutil.rmtree(old)
+    found = _newest_first(directory)
+    at = found.index(written)
+    for other in found[:at] + found[at + KEPT :]:
+        shutil.rmtree(other)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:

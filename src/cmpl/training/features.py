@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -81,11 +82,14 @@ def picture_features(
     run left; the name holds a checksum of pictures, weights, input and arithmetic, so that nothing stale is ever read.
     """
     views = 2 if mirror else 1
+    shape = (len(split), views, model.num_image_features)
     path = _cached(_key(model, split.fingerprint, views, runtime.name), ".npy")
     with full_disk_is_an_error(path), locked(path.with_suffix(".lock")):
+        if path.exists() and path.stat().st_size != _size(shape):
+            path.unlink()  # cut short by a disk or a copy; reading the end of it would kill the process
         if not path.exists():
             runtime.prepare()
-            _encode(model, split, views, path, runtime, progress)
+            _encode(model, split, shape, path, runtime, progress)
     features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return features
 
@@ -117,13 +121,19 @@ def _key(model: DualEncoder, what: str, views: int, arithmetic: str) -> str:
 
 
 def _encode(
-    model: DualEncoder, split: "Split", views: int, path: Path, runtime: FeatureRuntime, progress: bool
+    model: DualEncoder,
+    split: "Split",
+    shape: tuple[int, int, int],
+    path: Path,
+    runtime: FeatureRuntime,
+    progress: bool,
 ) -> None:
     """Append group after group to a partial .npy file, from where it was left, then give it its name."""
     partial = path.with_suffix(".partial")
-    header = _npy_header((len(split), views, model.num_image_features))
+    header = _npy_header(shape)
+    pictures, views, _ = shape
     size = runtime.group(views)
-    group_bytes = size * views * model.num_image_features * 4
+    group_bytes = size * math.prod(shape[1:]) * 4
     label = f"image features ({'each picture and its mirror image' if views == 2 else 'each picture'})"
     with partial.open("ab") as file:
         groups_done = max(0, file.tell() - len(header)) // group_bytes
@@ -131,12 +141,13 @@ def _encode(
         file.truncate(len(header) + groups_done * group_bytes if done else 0)
         if not done:
             file.write(header)
-        groups = [range(start, min(start + size, len(split))) for start in range(done, len(split), size)]
-        with progress_bar(total=len(split), initial=done, desc=label, unit=" pictures", disable=not progress) as bar:
+        groups = [range(start, min(start + size, pictures)) for start in range(done, pictures, size)]
+        with progress_bar(total=pictures, initial=done, desc=label, unit=" pictures", disable=not progress) as bar:
             for features in _features(model, split, views, runtime, groups):
                 file.write(features.tobytes())
                 file.flush()
                 bar.update(len(features))
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -153,6 +164,11 @@ def _features(
     else:
         for pictures in work_ahead(load, groups, min(8, os.cpu_count() or 1)):
             yield runtime.encode(pictures, views)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    """Bytes of a .npy file of float32 values."""
+    return len(_npy_header(shape)) + 4 * math.prod(shape)
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
