@@ -154,9 +154,10 @@ class TestRefusals:
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", 415, "the format eps"),
             (encoded(Image.effect_noise((64, 64), 50))[:2000], 415, "broken or cut off"),
             (encoded(Image.new("1", (8000, 8000))), 413, "8,000 x 8,000 pixels; at most 50,000,000"),
+            (encoded(Image.new("1", (30000, 30000))), 413, "too many pixels; at most 50,000,000"),
             (bytes(uploads.MAX_BYTES + 1), 413, "more than 20,971,520 bytes"),
         ],
-        ids=["empty", "text", "postscript", "cut off", "many pixels", "many bytes"],
+        ids=["empty", "text", "postscript", "cut off", "many pixels", "more than Pillow takes", "many bytes"],
     )
     def test_what_is_no_decent_picture_is_refused(self, client, body, status, words):
         assert words in refused(client.post("/search", content=body), status)

@@ -39,6 +39,10 @@ class PictureError(UserError):
         return type(self), (self.name, self.reason)  # so that it comes whole out of a worker process
 
 
+class TooManyPixelsError(PictureError):
+    """A picture that is not decoded, as it would take too much memory."""
+
+
 @dataclass(frozen=True)
 class JpegHeader:
     """A JPEG that torchvision decodes right: 8 bits, Huffman coded, grey or three colours."""
@@ -195,7 +199,7 @@ def _pillow_errors(name: str) -> Iterator[None]:
     except PictureError:
         raise
     except Image.DecompressionBombError:
-        raise PictureError(name, f"is too large; at most {MAX_PIXELS:,} pixels are read") from None
+        raise TooManyPixelsError(name, f"is too large; at most {MAX_PIXELS:,} pixels are read") from None
     except UnidentifiedImageError:
         raise PictureError(name, "is not a picture in a known format") from None
     except Exception as error:  # its decoders raise many kinds: OSError, SyntaxError, struct.error, ValueError, ...
@@ -205,7 +209,7 @@ def _pillow_errors(name: str) -> Iterator[None]:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
-        raise PictureError(name, f"is too large ({width} x {height}); at most {MAX_PIXELS:,} pixels are read")
+        raise TooManyPixelsError(name, f"is too large ({width} x {height}); at most {MAX_PIXELS:,} pixels are read")
 
 
 def _from_pillow(image: "Image", name: str) -> Tensor:

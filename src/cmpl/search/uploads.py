@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
-from cmpl.data.pictures import PictureError, decode_picture, picture_format
+from cmpl.data.pictures import PictureError, TooManyPixelsError, decode_picture, picture_format
 from cmpl.data.transforms import PictureInput
 
 MAX_BYTES = 20 * 2**20
@@ -82,6 +82,8 @@ class Uploads:
                     413, f"the picture has {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read"
                 )
             picture = decode_picture(data)
+        except TooManyPixelsError:
+            raise HTTPException(413, f"the picture has too many pixels; at most {MAX_PIXELS:,} are read") from None
         except PictureError as error:
             raise HTTPException(415, f"{error}; send a JPEG, PNG or WebP") from None
         except MemoryError:
