@@ -84,6 +84,15 @@ def test_a_split_that_is_not_there_names_those_that_are(directory):
         open_data(directory).split("test")
 
 
+@pytest.mark.parametrize("batches", [1, 2, 100])
+def test_labels_are_counted_however_much_of_the_file_is_mapped_at_once(records, tmp_path, monkeypatch, batches):
+    monkeypatch.setattr("cmpl.data.fill.CHUNK_RECORDS", 3)
+    monkeypatch.setattr("cmpl.data.writer._BATCHES_MAPPED", batches)
+    mixed = [replace(record, label=(7 * number) % 5, split="train") for number, record in enumerate(records)]
+    summary = prepare(mixed, tmp_path / "mixed", source={"format": "test"}, workers=1, progress=False)
+    assert summary.splits["train"].labels == 5
+
+
 def test_data_without_val_say_how_it_is_drawn(tmp_path, records):
     train = [replace(record, split="train") for record in records]
     prepare(train, tmp_path / "train-only", source={"format": "test"}, workers=1, progress=False)

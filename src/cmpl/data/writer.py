@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # An Arrow stream is its schema, its batches and this, each a message of its own: a file can be cut behind any batch and
 # continued, which pyarrow's own writer can't.
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_BATCHES_MAPPED = 256  # of a file that is read again, before its pages are given back
 
 
 class DataWriter:
@@ -189,17 +191,30 @@ class _SplitWriter:
         }
         (self.directory / "state.json").write_text(json.dumps(state, indent=2))
         size = self.path.stat().st_size
-        return SplitFacts(self.state.pictures, self.state.captions, _distinct_labels(self.path), size, checksum)
+        return SplitFacts(
+            self.state.pictures, self.state.captions, _distinct_labels(self.path, self.state.pictures), size, checksum
+        )
 
     def close(self) -> None:
         self.file.close()
 
 
-def _distinct_labels(path: Path) -> int:
-    """How many labels a split has, from its file: a set of them would grow with the records."""
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
-        labels = [np.array(batch.column("label")) for batch in stream]
-    return len(np.unique(np.concatenate(labels)))
+def _distinct_labels(path: Path, pictures: int) -> int:
+    """How many labels a split has, from its file: a set of them would grow with the records by much more.
+
+    What was read of the mapped file is given back on the way, since it counts as this process's memory.
+    """
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    labels, end = np.empty(pictures, np.int64), 0
+    with pa.ipc.open_stream(pa.py_buffer(mapped)) as stream:
+        for number, batch in enumerate(stream, 1):
+            start, end = end, end + len(batch)
+            labels[start:end] = batch.column("label")
+            if number % _BATCHES_MAPPED == 0:
+                mapped.madvise(mmap.MADV_DONTNEED)
+    labels.sort()
+    return 1 + int(np.count_nonzero(labels[1:] != labels[:-1]))
 
 
 def _features(with_tokens: bool, with_caption_ids: bool) -> "Features":
