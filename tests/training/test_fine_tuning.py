@@ -142,4 +142,5 @@ def test_the_card_names_what_a_model_started_from_its_scores_and_what_it_is_not_
     assert "test_vit" in card
     assert str(pair / "text") in card
     assert f"| {best['text_to_image']['R@1']:.1f} |" in card
+    assert "protocol plain" in card
     assert len(card.split("## Responsible use\n\n")[1].strip().splitlines()) == 3

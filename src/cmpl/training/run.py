@@ -70,7 +70,8 @@ def model_card(recipe: Recipe, row: dict[str, Any]) -> str:
         "---\nlibrary_name: cmpl\ntags: [image-text-matching]\n---\n\n"
         f"# Image-text matcher, recipe {recipe.name}\n\n"
         f"Image encoder {image.name} (weights {image.weights}), text encoder {text.name} ({started}).\n"
-        f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights.\n\n"
+        f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights; protocol plain,\n"
+        "that is among all pictures and texts of the split.\n\n"
         "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image") + "\n"
         'Use: `cmpl.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n\n' + RESPONSIBLE_USE
     )
