@@ -129,6 +129,12 @@ class TestBothWays:
         with pytest.raises(TypeError, match=r"expected a list of .*, found one str"):
             getattr(tiny_model(), encode)("a dog")
 
+    def test_one_picture_instead_of_a_list_is_refused(self, tiny_model, encode):
+        array = np.zeros((8, 8, 3), np.uint8)
+        for picture in (array, torch.from_numpy(array), Image.fromarray(array)):
+            with pytest.raises(TypeError, match=r"expected a list of .*, found one (ndarray|Tensor|Image)"):
+                getattr(tiny_model(), encode)(picture)
+
     def test_a_batch_of_nothing_is_refused(self, tiny_model, encode):
         with pytest.raises(ValueError, match="batch_size is 0"):
             getattr(tiny_model(), encode)([], batch_size=0)
@@ -144,6 +150,11 @@ class TestBothWays:
             assert model.training is mode
             assert model.text_projection.training is mode
             assert not model.image_encoder.training
+
+
+def test_what_is_no_caption_is_refused(tiny_model):
+    with pytest.raises(TypeError, match="expected captions as str, found NoneType"):
+        tiny_model().encode_text(["a dog", None])
 
 
 def test_encoding_changes_no_statistics(tiny_model, pictures):

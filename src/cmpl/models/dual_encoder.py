@@ -168,6 +168,9 @@ class DualEncoder(nn.Module):
         """Sentences -> float32 [n, dim] of unit length, on the CPU."""
 
         def embed(batch: list[str]) -> Tensor:
+            for caption in batch:
+                if not isinstance(caption, str):
+                    raise TypeError(f"expected captions as str, found {type(caption).__name__}")
             tokens, lengths = pad([self.tokenize(caption) for caption in batch])
             if self.compiled:
                 return self.compiled.embed_tokens(tokens, lengths)
@@ -202,7 +205,8 @@ class DualEncoder(nn.Module):
             return self._encode(pictures, batch_size, embed, "pictures", progress)
 
     def _encode(self, items: Iterable[T], batch_size: int, embed: Any, unit: str, progress: bool) -> Tensor:
-        if isinstance(items, str | bytes | Path):
+        one_picture = isinstance(items, np.ndarray | Tensor) and items.ndim < 4
+        if isinstance(items, str | bytes | Path) or one_picture or not isinstance(items, Iterable):
             raise TypeError(f"expected a list of {unit}, found one {type(items).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
