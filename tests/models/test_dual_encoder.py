@@ -152,6 +152,11 @@ class TestBothWays:
             assert not model.image_encoder.training
 
 
+def test_an_array_of_captions_is_a_list_of_them(tiny_model):
+    model = tiny_model()
+    assert torch.equal(model.encode_text(np.array(["a dog", "dog"])), model.encode_text(["a dog", "dog"]))
+
+
 def test_what_is_no_caption_is_refused(tiny_model):
     with pytest.raises(TypeError, match="expected captions as str, found NoneType"):
         tiny_model().encode_text(["a dog", None])

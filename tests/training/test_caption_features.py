@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from cmpl.models.dual_encoder import DualEncoder, create_model
+from cmpl.training import caption_features as module
 from cmpl.training import loop
 from cmpl.training.caption_features import caption_features
+from cmpl.training.features import cache_directory
 from cmpl.training.loop import train
 
 
@@ -52,6 +54,34 @@ def test_they_are_kept_until_the_weights_change(model, toy_data, monkeypatch):
     with torch.no_grad():
         model.text_encoder.embedding.weight.mul_(2)
     assert not np.array_equal(caption_features(model, split, progress=False), first)
+
+
+def test_what_was_interrupted_goes_on_where_it_stopped(model, toy_data, monkeypatch):
+    split = toy_data.split("train")
+    monkeypatch.setattr(module, "GROUP", 5)
+    encode, sizes = model.text_encoder.forward, []
+
+    def interrupted(tokens, lengths):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(tokens))
+        return encode(tokens, lengths)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.text_encoder, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            caption_features(model, split, progress=False)
+    counted = []
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            model.text_encoder, "forward", lambda *given: (counted.append(len(given[0])), encode(*given))[1]
+        )
+        resumed = np.array(caption_features(model, split, progress=False))
+    assert sizes == [5, 5]
+    assert counted == [5, 5, 4]
+    [path] = cache_directory().glob("*.npy")
+    path.unlink()
+    np.testing.assert_array_equal(caption_features(model, split, progress=False), resumed)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4])

@@ -150,7 +150,7 @@ def test_a_file_that_was_cut_short_is_made_anew(model, split):
 
 
 def test_runs_at_the_same_time_make_them_once(model, split, encoded, monkeypatch):
-    encode, inside = module._encode, threading.Event()
+    encode, inside = module._append_groups, threading.Event()
 
     def slow(*arguments):
         assert not inside.is_set()
@@ -158,7 +158,7 @@ def test_runs_at_the_same_time_make_them_once(model, split, encoded, monkeypatch
         time.sleep(0.1)
         encode(*arguments)
 
-    monkeypatch.setattr(module, "_encode", slow)
+    monkeypatch.setattr(module, "_append_groups", slow)
     with ThreadPoolExecutor(2) as threads:
         first, second = (threads.submit(features_of, model, split) for _ in range(2))
     np.testing.assert_array_equal(first.result(), second.result())
@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_sentence(model, split, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_encode", full)
+    monkeypatch.setattr(module, "_append_groups", full)
     with pytest.raises(UserError, match="is full"):
         features_of(model, split)
 

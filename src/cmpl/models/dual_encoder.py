@@ -205,7 +205,7 @@ class DualEncoder(nn.Module):
             return self._encode(pictures, batch_size, embed, "pictures", progress)
 
     def _encode(self, items: Iterable[T], batch_size: int, embed: Any, unit: str, progress: bool) -> Tensor:
-        one_picture = isinstance(items, np.ndarray | Tensor) and items.ndim < 4
+        one_picture = isinstance(items, np.ndarray | Tensor) and items.ndim in (2, 3)
         if isinstance(items, str | bytes | Path) or one_picture or not isinstance(items, Iterable):
             raise TypeError(f"expected a list of {unit}, found one {type(items).__name__}")
         if batch_size < 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from cmpl.cache import locked, user_cache
 from cmpl.data.ahead import work_ahead
@@ -83,13 +84,36 @@ def picture_features(
     """
     views = 2 if mirror else 1
     shape = (len(split), views, model.num_image_features)
-    path = _cached(_key(model, split.fingerprint, views, runtime.name), ".npy")
+    label = f"image features ({'each picture and its mirror image' if views == 2 else 'each picture'})"
+
+    def encode(groups: list[range]) -> Iterator[np.ndarray]:
+        runtime.prepare()
+        return _features(model, split, views, runtime, groups)
+
+    key = _key(model, split.fingerprint, views, runtime.name)
+    return kept_features(key, shape, runtime.group(views), encode, label, " pictures", progress)
+
+
+def kept_features(
+    key: str,
+    shape: tuple[int, ...],
+    group: int,
+    encode: Callable[[list[range]], Iterator[np.ndarray]],
+    label: str,
+    unit: str,
+    progress: bool,
+) -> np.ndarray:
+    """float32 of `shape`, memory-mapped: the file of `key` in the cache, made or finished now if it isn't whole.
+
+    encode: gives the values of each of some ranges of rows in turn. A partial file is appended to, `group` rows at a
+    time, so that an interruption changes none; the finished one is renamed.
+    """
+    path = _cached(key, ".npy")
     with full_disk_is_an_error(path), locked(path.with_suffix(".lock")):
         if path.exists() and path.stat().st_size != _size(shape):
             path.unlink()  # cut short by a disk or a copy; reading the end of it would kill the process
         if not path.exists():
-            runtime.prepare()
-            _encode(model, split, shape, path, runtime, progress)
+            _append_groups(path, shape, group, encode, label, unit, progress)
     features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return features
 
@@ -114,36 +138,39 @@ def _key(model: DualEncoder, what: str, views: int, arithmetic: str) -> str:
     key = hashlib.sha256(f"{what} {views} {arithmetic}".encode())
     # Encoders of another name can share names and values of weights: the padding of a convolution is not among them.
     key.update(f"{model.config.image.name} {asdict(model.picture_input)}".encode())
-    for name, value in model.image_encoder.state_dict().items():
+    return weights_checksum(key, model.image_encoder)
+
+
+def weights_checksum(key: "hashlib._Hash", encoder: nn.Module) -> str:
+    """What names a file of features: a checksum of all that `key` has seen and of an encoder's weights."""
+    for name, value in encoder.state_dict().items():
         key.update(name.encode())
         key.update(value.detach().cpu().contiguous().numpy().tobytes())
     return key.hexdigest()[:32]
 
 
-def _encode(
-    model: DualEncoder,
-    split: "Split",
-    shape: tuple[int, int, int],
+def _append_groups(
     path: Path,
-    runtime: FeatureRuntime,
+    shape: tuple[int, ...],
+    size: int,
+    encode: Callable[[list[range]], Iterator[np.ndarray]],
+    label: str,
+    unit: str,
     progress: bool,
 ) -> None:
     """Append group after group to a partial .npy file, from where it was left, then give it its name."""
     partial = path.with_suffix(".partial")
-    header = _npy_header(shape)
-    pictures, views, _ = shape
-    size = runtime.group(views)
+    header, rows = _npy_header(shape), shape[0]
     group_bytes = size * math.prod(shape[1:]) * 4
-    label = f"image features ({'each picture and its mirror image' if views == 2 else 'each picture'})"
     with partial.open("ab") as file:
         groups_done = max(0, file.tell() - len(header)) // group_bytes
-        done = groups_done * size  # whole groups only, so that an interruption changes none
+        done = groups_done * size  # whole groups only
         file.truncate(len(header) + groups_done * group_bytes if done else 0)
         if not done:
             file.write(header)
-        groups = [range(start, min(start + size, pictures)) for start in range(done, pictures, size)]
-        with progress_bar(total=pictures, initial=done, desc=label, unit=" pictures", disable=not progress) as bar:
-            for features in _features(model, split, views, runtime, groups):
+        groups = [range(start, min(start + size, rows)) for start in range(done, rows, size)]
+        with progress_bar(total=rows, initial=done, desc=label, unit=unit, disable=not progress) as bar:
+            for features in encode(groups):
                 file.write(features.tobytes())
                 file.flush()
                 bar.update(len(features))
