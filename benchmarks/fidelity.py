@@ -13,7 +13,7 @@ from pathlib import Path
 from cmpl.data.dataset import open_data
 from cmpl.training.log import read_metrics
 from cmpl.training.loop import train
-from cmpl.training.recipe import load_recipe
+from cmpl.training.recipe_files import load_recipe
 from cmpl.training.run import finished
 
 BASE = [

@@ -24,7 +24,7 @@ from cmpl.training.distributed import launch
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.machine import settled
 from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import load_recipe
+from cmpl.training.recipe_files import load_recipe
 from cmpl.training.step import TrainingStep
 
 CPU = torch.device("cpu")

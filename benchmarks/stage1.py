@@ -23,7 +23,8 @@ import torch
 
 from cmpl.data.dataset import Split
 from cmpl.training.features import choose_runtime, picture_features
-from cmpl.training.recipe import Recipe, load_recipe
+from cmpl.training.recipe import Recipe
+from cmpl.training.recipe_files import load_recipe
 from trainers import opened, trainer
 
 FLICKR8K = 6000  # pictures with 5 captions each

@@ -33,7 +33,8 @@ from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
 from cmpl.training.loop import train
 from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import Recipe, load_recipe
+from cmpl.training.recipe import Recipe
+from cmpl.training.recipe_files import load_recipe
 from cmpl.training.step import TrainingStep
 from trainers import Trainer, opened, trainer
 

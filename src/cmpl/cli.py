@@ -212,7 +212,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> int | None:
-    from cmpl.training.recipe import field_help
+    from cmpl.training.recipe_files import field_help
 
     if options.fields:
         print(field_help())
@@ -320,7 +320,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from cmpl.training.recipe import describe_recipes
+    from cmpl.training.recipe_files import describe_recipes
 
     print(describe_recipes())
 

@@ -24,7 +24,7 @@ def train_command(
 
     source: a DATA directory, or a stream, which takes its split val from the DATA directory `val`.
     """
-    from cmpl.training.recipe import load_recipe
+    from cmpl.training.recipe_files import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
     from cmpl.training.distributed import is_first_process
@@ -92,7 +92,7 @@ def write_run_report(path: Path, run: Path, model: "DualEncoder", data: "Data", 
     from cmpl.evaluation.protocols import choose_protocol, evaluate_protocol
     from cmpl.evaluation.report import write_report
     from cmpl.training.log import read_metrics
-    from cmpl.training.recipe import load_recipe
+    from cmpl.training.recipe_files import load_recipe
 
     recipe = load_recipe(str(run / "recipe.yaml"))
     split = data.split(split_name)
@@ -200,7 +200,7 @@ def model_directory(name: str) -> str:
 
 def _inspect_run(run: Path) -> str:
     from cmpl.training.log import read_metrics
-    from cmpl.training.recipe import load_recipe
+    from cmpl.training.recipe_files import load_recipe
     from cmpl.training.run import finished
 
     recipe = load_recipe(str(run / "recipe.yaml"))

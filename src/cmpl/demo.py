@@ -16,7 +16,7 @@ from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.embed import embed_split
 from cmpl.search.indexing import index_pictures
 from cmpl.training.loop import train
-from cmpl.training.recipe import load_recipe
+from cmpl.training.recipe_files import load_recipe
 from cmpl.training.run import finished
 
 if TYPE_CHECKING:

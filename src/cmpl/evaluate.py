@@ -235,7 +235,7 @@ def recipe_facts(run: Path) -> dict[str, Any]:
     """A RUN's recipe, its seed, and a checksum that only runs of the same recipe share, whatever their seeds."""
     if not (run / "recipe.yaml").is_file():
         return {}
-    from cmpl.training.recipe import load_recipe, save_recipe
+    from cmpl.training.recipe_files import load_recipe, save_recipe
 
     recipe = load_recipe(str(run / "recipe.yaml"))
     without_seed = save_recipe(replace(recipe, seed=0))

@@ -17,8 +17,9 @@ from cmpl.search.indexing import index_pictures
 pytest.importorskip("pymilvus", reason="the extra milvus is not installed")
 pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
 
-from cmpl.search import milvus
-from cmpl.search.milvus import Address, Collection, MilvusEngine, index_kind, release
+from cmpl.search import milvus_client
+from cmpl.search.milvus import MilvusEngine
+from cmpl.search.milvus_client import Address, Collection, index_kind, release
 
 
 def save(path: Path, number: int) -> None:
@@ -149,7 +150,7 @@ def test_a_collection_that_somebody_dropped_is_made_again(index, tmp_path, addre
     index()
     gallery = open_gallery(tmp_path)
     name = gallery.manifest.engine_settings["collection"]
-    milvus.connect(address).drop_collection(name)
+    milvus_client.connect(address).drop_collection(name)
     with pytest.raises(UserError, match="there is no collection"):
         gallery.search(np.zeros((1, 8), np.float32))
     index()
@@ -182,7 +183,7 @@ def test_a_moved_gallery_finds_its_file(index, tmp_path, address, monkeypatch):
 
 
 def test_a_token_is_taken_from_the_environment_and_written_nowhere(index, tmp_path, monkeypatch):
-    monkeypatch.setenv(milvus.TOKEN, "root:verysecret")
+    monkeypatch.setenv(milvus_client.TOKEN, "root:verysecret")
     index()
     assert "verysecret" not in (tmp_path / "out" / "gallery.json").read_text()
     with pytest.raises(UserError, match="holds a secret") as error:
@@ -215,7 +216,7 @@ def test_another_engine_another_address_and_another_dimension_are_refused(index,
     with pytest.raises(UserError, match="leave --address out"):
         index(address=str(tmp_path / "other.db"))
     name = open_gallery(tmp_path).manifest.engine_settings["collection"]
-    client = milvus.connect(address)
+    client = milvus_client.connect(address)
     client.drop_collection(name)
     Collection(address, name, 16).create(1)
     with pytest.raises(UserError, match="vectors of 16 numbers, the gallery of 8"):
@@ -227,7 +228,7 @@ def test_without_the_package_the_command_to_install_it_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(UserError, match=r"pip install 'cmpl\[milvus\]'"):
-        milvus.connect("http://127.0.0.1:1")
+        milvus_client.connect("http://127.0.0.1:1")
 
 
 def test_the_index_is_chosen_by_size():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from cmpl.data.batching import plan_epoch
 from cmpl.training.loop import train
-from cmpl.training.recipe import save_recipe
+from cmpl.training.recipe_files import save_recipe
 from cmpl.training.run import finished
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -14,7 +14,8 @@ from cmpl.data.dataset import Data
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.training.interruption import Interrupted
 from cmpl.training.loop import train
-from cmpl.training.recipe import Recipe, load_recipe
+from cmpl.training.recipe import Recipe
+from cmpl.training.recipe_files import load_recipe
 from cmpl.training.step import TrainingStep
 
 transformers = pytest.importorskip("transformers")

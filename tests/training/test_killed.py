@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from cmpl.training.recipe import save_recipe
+from cmpl.training.recipe_files import save_recipe
 from cmpl.training.run import finished
 
 # Forks from a process that has imported everything but computed nothing, so that a kill costs little.
@@ -22,7 +22,7 @@ import torch.utils.tensorboard
 from cmpl.data.dataset import open_data
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.training import loop
-from cmpl.training.recipe import load_recipe
+from cmpl.training.recipe_files import load_recipe
 
 RANDOM_KILLS = 20
 recipe, data, folder = load_recipe(sys.argv[1]), open_data(sys.argv[2]), Path(sys.argv[3])

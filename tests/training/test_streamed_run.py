@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from cmpl.cli import main
-from cmpl.training.recipe import StreamConfig, save_recipe
+from cmpl.training.recipe import StreamConfig
+from cmpl.training.recipe_files import save_recipe
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from cmpl.training.interruption import Interrupted
 from cmpl.training.loop import train
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import LossConfig, StageConfig, load_recipe
+from cmpl.training.recipe import LossConfig, StageConfig
+from cmpl.training.recipe_files import load_recipe
 from cmpl.training.step import TrainingStep
 from cmpl.training.synchronised import synchronise_batch_norm
 

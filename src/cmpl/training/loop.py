@@ -34,7 +34,8 @@ from cmpl.training.log import RunLog, plain, quiet_libraries, speed_and_memory
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.machine import settled
 from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import Recipe, StageConfig, save_recipe
+from cmpl.training.recipe import Recipe, StageConfig
+from cmpl.training.recipe_files import save_recipe
 from cmpl.training.run import check_same_run, describe_source, model_card
 from cmpl.training.step import TrainingStep
 from cmpl.training.synchronised import synchronise_batch_norm

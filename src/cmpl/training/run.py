@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from cmpl.data.streaming import StreamData
 from cmpl.errors import UserError
 from cmpl.training.log import read_metrics
-from cmpl.training.recipe import Recipe, differences, load_recipe
+from cmpl.training.recipe import Recipe
+from cmpl.training.recipe_files import differences, load_recipe
 
 if TYPE_CHECKING:
     from cmpl.data.dataset import Data

@@ -26,7 +26,8 @@ from cmpl.training.averages import WeightAverages
 from cmpl.training.distributed import Processes
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import Recipe, load_recipe
+from cmpl.training.recipe import Recipe
+from cmpl.training.recipe_files import load_recipe
 from cmpl.training.step import TrainingStep
 from cmpl.verify.comparison import Comparison
 from cmpl.verify.encoders import TINY_BLOCKS

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from cmpl.errors import UserError
-from cmpl.training.recipe import built_in_recipes, describe_recipes, load_recipe, save_recipe
+from cmpl.training.recipe_files import built_in_recipes, describe_recipes, load_recipe, save_recipe
 
 
 @pytest.mark.parametrize("name", sorted(built_in_recipes()))
