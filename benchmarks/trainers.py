@@ -19,6 +19,7 @@ from cmpl.data.records import Record
 from cmpl.models.dual_encoder import DualEncoder, create_model
 from cmpl.training.batches import batch_source, epoch_plan
 from cmpl.training.distributed import launch
+from cmpl.training.layers import freeze_for_stage
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.machine import settled
 from cmpl.training.optimizer import ScheduledAdam
@@ -83,11 +84,9 @@ def trainer(
     torch.manual_seed(recipe.seed)
     if model is None:
         model = create_model(recipe.model, (caption for row in split.captions for caption in row))
-    if stage.freeze_image_encoder:
-        model.freeze_image_encoder(move_batch_norm=stage.move_batch_norm)
-    else:
-        model.unfreeze_image_encoder(fixed_batch_norm=stage.fixed_batch_norm)
-    losses = MatchingLosses(recipe.loss, len(np.unique(split.labels)), recipe.model.projection.dim)
+    freeze_for_stage(model, stage)
+    projection = recipe.model.projection
+    losses = MatchingLosses(recipe.loss, len(np.unique(split.labels)), projection.dim, projection.heads)
     source = batch_source(split, model, recipe, stage, features, progress=False)
     per_epoch = len(epoch_plan(source, recipe, stage, number, 0, 1))
     processes = launch(recipe)

@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
     evaluate.add_argument("--trec", type=Path, metavar="PREFIX", help="write rankings as TREC run and qrels files")
     evaluate.add_argument(
+        "--csls", action="store_true", help="also the recalls with hubs held down, which takes all queries together"
+    )
+    evaluate.add_argument(
         "--metric-definition",
         choices=("exact", "original"),
         default="exact",
@@ -236,19 +239,23 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError("--shard needs a file to count into; expected --output PART.npz")
     if (options.shard or options.merge) and options.trec:
         raise UserError("--trec needs all scores, which no part keeps; leave it out, or --shard and --merge")
+    if (options.shard or options.merge) and options.csls:
+        raise UserError("--csls takes all queries together; leave it out, or --shard and --merge")
     from cmpl import evaluate
 
     path, output, protocol = options.embeddings, options.output, options.protocol
-    definition, trec, device = options.metric_definition, options.trec, options.device
+    definition, trec, device, csls = options.metric_definition, options.trec, options.device, options.csls
     if options.shard:
         text = evaluate.evaluate_shard_command(path, options.shard, output, protocol, device)
     elif options.merge:
         text = evaluate.merge_command(path, options.merge, output, definition, protocol)
     elif path is not None:
-        text = evaluate.evaluate_embeddings_command(path, output, definition, protocol, trec, device)
+        text = evaluate.evaluate_embeddings_command(path, output, definition, protocol, trec, device, csls)
     else:
         split = options.split or "test"
-        text = evaluate.evaluate_model_command(options.model, options.data, split, output, definition, protocol, trec)
+        text = evaluate.evaluate_model_command(
+            options.model, options.data, split, output, definition, protocol, trec, csls
+        )
     print(text)
 
 

@@ -74,6 +74,7 @@ def report_command(run: Path, data: Path | None, split_name: str, output: Path |
     from cmpl.data.dataset import open_data
     from cmpl.models.dual_encoder import DualEncoder
     from cmpl.training.log import read_metrics
+    from cmpl.training.run import model_directory
 
     directory = model_directory(str(run))
     history = read_metrics(run)
@@ -179,25 +180,6 @@ def _is_gallery(path: Path) -> bool:
     return current_file(path, MANIFEST).is_file() or is_unfinished(path)
 
 
-def model_directory(name: str) -> str:
-    """The model of a finished RUN, or the directory or hub name of a model as it is.
-
-    Raises UserError when the run is half-trained.
-    """
-    run = Path(name)
-    if not (run / "recipe.yaml").is_file():
-        return name
-    from cmpl.training.log import read_metrics
-    from cmpl.training.run import finished
-
-    if finished(run):
-        return str(run / "model")
-    rows = [row for row in read_metrics(run) if row["kind"] == "val"]
-    reached = f"stage {rows[-1]['stage']}, epoch {rows[-1]['epoch']}" if rows else "before its first epoch's end"
-    best = f", or name {run / 'model'} for the best so far" if rows else ""
-    raise UserError(f"{run} is half-trained ({reached}); finish it with cmpl train ... --resume{best}")
-
-
 def _inspect_run(run: Path) -> str:
     from cmpl.training.log import read_metrics
     from cmpl.training.recipe_files import load_recipe
@@ -227,6 +209,7 @@ def index_command(model: str, source: Path, output: Path, **options: Any) -> str
     """Make or renew a gallery, with the options of `index_pictures`; the lines that say what it holds now."""
     from cmpl.search.describe import describe_summary
     from cmpl.search.indexing import index_pictures
+    from cmpl.training.run import model_directory
 
     summary = index_pictures(
         model_directory(model),

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from cmpl.commands import model_directory
 from cmpl.errors import UserError
 from cmpl.evaluate import measure_model, model_checksum, own_path
 from cmpl.evaluation.compare import compare
@@ -46,6 +45,7 @@ def _result(name: str, data: Path | None, split_name: str, protocol_name: str | 
 def _is_current(stored: StoredResult, name: str, data: Path | None, split_name: str) -> bool:
     """Whether a RUN's model and the data are still those it was evaluated with."""
     from cmpl.data.dataset import open_data
+    from cmpl.training.run import model_directory
 
     if stored.facts.get("model_checksum") != model_checksum(model_directory(name)):
         return False

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import cmpl
-from cmpl.commands import model_directory
 from cmpl.errors import UserError
 from cmpl.evaluation.counting import Counting
+from cmpl.evaluation.csls import check_csls, evaluate_csls
 from cmpl.evaluation.eccv import check_lists, coco_image_ids
 from cmpl.evaluation.embeddings import Embeddings, read_embeddings
 from cmpl.evaluation.metrics import MetricDefinition
@@ -46,6 +46,14 @@ class Measured:
     embeddings: Embeddings
     facts: dict[str, Any]
 
+    def with_csls(self, device: str = "cpu") -> "Measured":
+        """The same with the metrics by CSLS beside the others."""
+        evaluation = self.evaluation
+        found = evaluate_csls(
+            evaluation.protocol, self.embeddings, evaluation.result.image_to_text.metric_definition, device=device
+        )
+        return replace(self, evaluation=replace(evaluation, beside={**evaluation.beside, "CSLS": found}))
+
     def store(self, paths: list[Path]) -> Intervals:
         """Write the result to each of the paths; the intervals of its metrics."""
         intervals = bootstrap(self.evaluation)
@@ -73,15 +81,20 @@ def evaluate_model_command(
     definition: MetricDefinition = "exact",
     protocol_name: str | None = None,
     trec: Path | None = None,
+    csls: bool = False,
 ) -> str:
     """Evaluate a model on a split of DATA; the table with intervals.
 
     output: of the result (see `results`), besides the one that a RUN keeps. protocol_name: None chooses by DATA.
-    trec: prefix of exported rankings.
+    trec: prefix of exported rankings. csls: add the recalls with hubs held down (see `csls`).
     """
     if output is not None:
         refuse_directory(output)  # before everything is encoded
+    if csls and protocol_name:
+        check_csls(find_protocol(protocol_name))
     measured = measure_model(name, data, split_name, definition, protocol_name)
+    if csls:
+        measured = measured.with_csls()
     intervals = measured.store([path for path in (output, own_path(name, split_name, protocol_name)) if path])
     return f"{split_name}: {measured.describe(intervals)}{measured.export(trec)}"
 
@@ -92,6 +105,7 @@ def measure_model(
     """Encode a split of DATA with a model and evaluate it."""
     from cmpl.data.dataset import open_data
     from cmpl.models.dual_encoder import DualEncoder
+    from cmpl.training.run import model_directory
 
     named = find_protocol(protocol_name) if protocol_name else None
     directory = model_directory(name)
@@ -122,6 +136,7 @@ def evaluate_embeddings_command(
     protocol_name: str | None = None,
     trec: Path | None = None,
     device: str = "cpu",
+    csls: bool = False,
 ) -> str:
     """Evaluate a file or a directory of embeddings and labels; `plain` unless a protocol is named."""
     protocol = find_protocol(protocol_name) if protocol_name else PLAIN
@@ -129,6 +144,8 @@ def evaluate_embeddings_command(
     embeddings = read_embeddings(path)
     evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, device=device, progress=True)
     measured = _measured(evaluation, embeddings, {"embeddings": str(path)})
+    if csls:
+        measured = measured.with_csls(device)
     intervals = measured.store([output] if output else [])
     return f"{path}: {measured.describe(intervals)}{measured.export(trec)}"
 

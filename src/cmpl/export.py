@@ -6,11 +6,11 @@ from typing import cast
 
 import numpy as np
 
-from cmpl.commands import model_directory
 from cmpl.data.pictures import PictureError, decode_picture
 from cmpl.errors import UserError
 from cmpl.models.export import LEAST_COSINE, Agreements, Format, Sample, export_model, unfit_precisions
 from cmpl.models.storage import read_model
+from cmpl.training.run import model_directory
 
 PICTURES = 64  # the check's
 CAPTIONS = 320

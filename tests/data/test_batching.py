@@ -73,6 +73,20 @@ def test_a_batch_holds_a_picture_once_with_its_captions(memory_split):
     assert source.num_classes == 2
 
 
+def test_a_picture_is_not_mirrored_with_a_caption_that_says_left_or_right(memory_split):
+    split = memory_split([["a dog", "On the LEFT, a dog"], ["it leaps upright"], ["right"], ["a cat"]], np.arange(4))
+    features = np.array([[[0.0], [1.0]]] * 4, dtype=np.float32)
+    drawn = [np.array([0]), np.array([0]), np.array([0]), np.array([0])]
+    mirrored = BatchPlan(np.arange(4), drawn, np.array([True, True, True, False]), np.zeros((4, 4)))
+    both = BatchPlan(np.array([0]), [np.array([0, 1])], np.array([True]), np.zeros((1, 4)))
+    source = BatchSource(split, lambda caption: [2], PictureInput(), features=features)
+    assert source[mirrored].features[:, 0].tolist() == [1, 1, 0, 0]
+    assert source[both].features[:, 0].tolist() == [0]
+    source = BatchSource(split, lambda caption: [2], PictureInput(), features=features, mirror_sides=True)
+    assert source[mirrored].features[:, 0].tolist() == [1, 1, 1, 0]
+    assert source[both].features[:, 0].tolist() == [1]
+
+
 def test_batches_come_in_the_order_of_their_plans(memory_split):
     split = memory_split([["a"]] * 12, np.arange(12))
     source = BatchSource(split, lambda caption: [2], PictureInput(), features=np.zeros((12, 2, 3), np.float32))

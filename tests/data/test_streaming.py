@@ -142,6 +142,25 @@ def test_an_epoch_reads_every_caption_with_its_picture_and_label(server):
         assert pictures.unique().tolist() == [tokens[0][1]] == labels  # without labels each picture has its own
 
 
+def test_a_picture_is_not_mirrored_with_a_caption_that_says_left_or_right(tmp_path, encode):
+    picture = encode(np.repeat(np.array([[0, 255]], dtype=np.uint8)[..., None], 3, axis=2).repeat(4, 0), "PNG")
+    files: dict[str, bytes] = {}
+    for number in range(40):
+        side = "left" if number % 2 else "middle"
+        files |= {f"{number:04d}.png": picture, f"{number:04d}.txt": f"the {side} one".encode()}
+    (tmp_path / "shard.tar").write_bytes(tar(files))
+    split = open_train(str(tmp_path / "shard.tar"))
+
+    def flipped(**settings: bool) -> set[tuple[bool, int]]:
+        source = StreamSource(split, lambda text: [int("left" in text)], PictureInput(2, 4), **settings)
+        [batch] = source.batches(plans(split, batch_size=40), 1)
+        seen = zip((batch.pictures[:, 0, 0, 0] > 128).tolist(), batch.tokens[:, 0].tolist(), strict=True)
+        return set(seen)
+
+    assert flipped() == {(False, 0), (True, 0), (False, 1)}
+    assert flipped(mirror_sides=True) == {(False, 0), (True, 0), (False, 1), (True, 1)}
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_together_read_every_sample_exactly_once(server, size):
     split = stream(server)

@@ -16,14 +16,19 @@ WORDS = ["a", "dog", "runs", "the", "cat", "sleeps", "red", "blue"]
 
 @pytest.fixture
 def tiny_model() -> Callable[..., DualEncoder]:
-    """A dual encoder of some 400,000 weights that reads 32 x 32 pixels; `image` and `text` change its settings."""
+    """A dual encoder of some 400,000 weights that reads 32 x 32 pixels; its settings are changed by part."""
 
-    def create(*, image: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> DualEncoder:
+    def create(
+        *,
+        image: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        projection: dict[str, Any] | None = None,
+    ) -> DualEncoder:
         torch.manual_seed(0)
         config = ModelConfig(
             ImageEncoderConfig(**{"name": "test_resnet", "weights": "none", "size": [32, 32], **(image or {})}),
             TextEncoderConfig(**{"word_dim": 8, "hidden_dim": 8, **(text or {})}),
-            ProjectionConfig(dim=8),
+            ProjectionConfig(**{"dim": 8, **(projection or {})}),
         )
         return DualEncoder(config, Vocabulary(WORDS))
 

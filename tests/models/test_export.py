@@ -162,6 +162,25 @@ def test_onnx_and_its_description_are_enough_for_another_program(tiny_model, tmp
         assert_near(torch.from_numpy(image_encoder.run(None, {"pixels": pixels})[0]), model.encode_image(some))
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_heads_and_lower_stages_encode_in_other_runtimes_as_in_pytorch(tiny_model, tmp_path, pictures, sample, runtime):
+    for module in ("openvino", "onnxruntime", "onnxscript"):
+        pytest.importorskip(module)
+    model = tiny_model(image={"pooled_stages": 2}, projection={"heads": 2, "layers": 2, "hidden_dim": 16}).eval()
+    model.save_pretrained(tmp_path / "model")
+    images, texts = model.encode_image(pictures), model.encode_text(CAPTIONS)
+    read = DualEncoder.from_pretrained(tmp_path / "model")
+    assert torch.equal(read.encode_image(pictures), images)
+    out = tmp_path / "out"
+    export_model(str(tmp_path / "model"), runtime, out, sample)
+    checked = json.loads((out / "preprocessing.json").read_text())["checked"]["f32"]
+    assert min(checked[side]["least"] for side in ("pictures", "captions")) > 0.9999
+    if runtime == "openvino":
+        compiled = DualEncoder.from_pretrained(out, runtime="openvino")
+        assert_near(compiled.encode_image(pictures), images)
+        assert_near(compiled.encode_text(CAPTIONS), texts)
+
+
 def test_the_hubs_format_is_the_model_itself_with_a_card(tiny_model, tmp_path, capsys):
     model = tiny_model().eval()
     model.save_pretrained(tmp_path / "model")

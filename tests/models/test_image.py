@@ -151,3 +151,23 @@ def test_joined_encoders_see_pictures_of_the_largest_size():
 def test_encoders_that_cannot_be_joined_are_refused(name: str, weights: str, message: str):
     with pytest.raises(UserError, match=message):
         create_image_encoder(name, weights)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_lower_stages_stand_beside_an_encoders_features(name: str):
+    torch.manual_seed(0)
+    plain, _ = create_image_encoder(name, "none", (64, 64))
+    staged, _ = create_image_encoder(name, "none", (64, 64), pooled_stages=2)
+    staged.encoder.load_state_dict(plain.state_dict())
+    pixels = torch.randn(2, 3, 64, 64)
+    features = staged.eval()(pixels)
+    _, maps = plain.eval().forward_intermediates(pixels, indices=2)
+    assert features.shape == (2, staged.num_features)
+    torch.testing.assert_close(features[:, : plain.num_features], plain(pixels))
+    torch.testing.assert_close(features[:, plain.num_features :], torch.cat([each.mean((2, 3)) for each in maps], 1))
+
+
+@pytest.mark.parametrize(("name", "stages"), [("test_resnet", 9), ("test_resnet", -1), ("slim_mobilenet_v1", 1)])
+def test_stages_that_an_encoder_does_not_have_are_refused(name: str, stages: int):
+    with pytest.raises(UserError, match=f"found model.image.pooled_stages {stages}; expected 0 to"):
+        create_image_encoder(name, "none", (64, 64), pooled_stages=stages)

@@ -1,6 +1,9 @@
+import pytest
 import torch
 
-from cmpl.models.projection import Projection
+from cmpl.errors import UserError
+from cmpl.models.config import ProjectionConfig
+from cmpl.models.projection import Projection, create_projection
 
 
 def test_training_normalises_each_dimension_over_the_batch():
@@ -40,3 +43,21 @@ def test_embeddings_stay_float32_under_bf16_autocast():
 def test_there_is_no_bias_beside_the_offset():
     names = {name for name, _ in Projection(6, 3).named_parameters()}
     assert names == {"linear.weight", "norm.weight", "norm.bias"}
+
+
+def test_the_cosine_of_heads_is_the_mean_of_their_cosines():
+    torch.manual_seed(0)
+    projection = create_projection(6, ProjectionConfig(dim=12, layers=2, heads=3, hidden_dim=5), "image").eval()
+    features = torch.randn(7, 6)
+    embeddings = projection(features)
+    assert embeddings.shape == (7, 12)
+    cosines = torch.nn.functional.normalize(embeddings) @ torch.nn.functional.normalize(embeddings).T
+    alone = [torch.nn.functional.normalize(head(features)) for head in projection.heads]
+    assert not torch.allclose(alone[0], alone[1])
+    torch.testing.assert_close(cosines, torch.stack([each @ each.T for each in alone]).mean(0))
+
+
+@pytest.mark.parametrize("settings", [{"dim": 10, "heads": 3}, {"dim": 6, "heads": 0}, {"layers": 0, "heads": 2}])
+def test_heads_that_cannot_be_are_refused(settings):
+    with pytest.raises(UserError, match="expected at least 1 head, a multiple of heads as dim"):
+        create_projection(6, ProjectionConfig(**settings), "image")

@@ -143,7 +143,11 @@ def test_the_command_says_where_it_is_makes_up_a_token_and_stops_at_ctrl_c(writt
     environment = {key: value for key, value in os.environ.items() if key != "CMPL_TOKEN"} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cmpl", "serve", str(written_gallery().path), "--host", "0.0.0.0", "--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as process:
+
+    def heed_ctrl_c() -> None:  # a test that runs in the background of a shell has inherited that it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, env=environment, preexec_fn=heed_ctrl_c, **pipes) as process:
         said = process.stdout.readline()
         found = re.fullmatch(r"8 pictures at http://\S+:(\d+)/#token=(\S+) \(Ctrl-C stops it\)\n", said)
         assert found, (said, process.stderr.read())

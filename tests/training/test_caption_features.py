@@ -8,7 +8,7 @@ import torch
 
 from cmpl.models.dual_encoder import DualEncoder, create_model
 from cmpl.training import caption_features as module
-from cmpl.training import loop
+from cmpl.training import stage_features
 from cmpl.training.caption_features import caption_features
 from cmpl.training.features import cache_directory
 from cmpl.training.loop import train
@@ -88,7 +88,7 @@ def test_what_was_interrupted_goes_on_where_it_stopped(model, toy_data, monkeypa
 def test_a_run_learns_the_same_from_them(toy_recipe, toy_data, tmp_path, metrics, monkeypatch, micro_batch):
     recipe = frozen(toy_recipe, batch_size=8, micro_batch=micro_batch)
     train(recipe, toy_data, tmp_path / "kept", progress=False)
-    monkeypatch.setattr(loop._Training, "_text_features", lambda *_: (None, None))
+    monkeypatch.setattr(stage_features, "_captions_stay", lambda *_: False)
     train(recipe, toy_data, tmp_path / "anew", progress=False)
     kept, anew = (metrics(tmp_path / run) for run in ("kept", "anew"))
     assert len(kept) == len(anew)
@@ -97,12 +97,12 @@ def test_a_run_learns_the_same_from_them(toy_recipe, toy_data, tmp_path, metrics
 
 
 def test_a_text_encoder_whose_features_depend_on_the_batch_has_none(toy_recipe, toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
+    monkeypatch.setattr(stage_features, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
     recipe = frozen(toy_recipe)
     recipe.model.text.pool_padding = True
     train(recipe, toy_data, tmp_path / "run", progress=False)
 
 
 def test_a_text_encoder_that_trains_has_none(toy_recipe, toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
+    monkeypatch.setattr(stage_features, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
     train(toy_recipe(), toy_data, tmp_path / "run", progress=False)

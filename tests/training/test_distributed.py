@@ -44,7 +44,7 @@ def found(folder):
     return read
 
 
-@pytest.mark.parametrize("scenario", ["even", "uneven"])
+@pytest.mark.parametrize("scenario", ["even", "uneven", "heads"])
 def test_shares_of_every_loss_and_their_gradients_add_up_to_one_process(found, scenario):
     for differences in found(scenario):
         assert len(differences) > 20

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cmpl.data.dataset import Data
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.training.interruption import Interrupted
+from cmpl.training.layers import layers_from_top
 from cmpl.training.loop import train
 from cmpl.training.recipe import Recipe
 from cmpl.training.recipe_files import load_recipe
@@ -89,6 +90,17 @@ def test_a_recipe_of_a_pair_trains_both_sides(tiny, toy_data: Data, pair: Path, 
 def test_a_frozen_text_encoder_stays_while_the_image_encoder_trains(tiny, toy_data: Data, pair: Path, tmp_path: Path):
     train(tiny(RECIPES[0], "--stage2.freeze_text_encoder=true"), toy_data, tmp_path / "run", progress=False)
     assert changed(tmp_path / "run", pair) == {"image"}
+
+
+def test_only_the_upper_layers_train_where_a_stage_says_so(tiny, toy_data: Data, pair: Path, tmp_path: Path):
+    train(tiny(RECIPES[1], "--stage2.image_layers=2"), toy_data, tmp_path / "run", progress=False)
+    encoder = timm.create_model("test_vit", num_classes=0)
+    above = layers_from_top(encoder)
+    before = load_file(pair / "image.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    kept = before.keys() - {"pos_embed"}  # resampled for the size of the input
+    moved = {name for name in kept if not torch.equal(after[f"image_encoder.{name}"], before[name])}
+    assert moved == {name for name, value in encoder.named_parameters() if above[id(value)] < 2}
 
 
 LORA = ["--lora.rank=2", "--lora.dropout=0.1", "--lora.encoders=both", "--stage2.image_learning_rate=1e-2"]

@@ -30,7 +30,7 @@ recipe, data, folder = load_recipe(sys.argv[1]), open_data(sys.argv[2]), Path(sy
 # Where to die: the function, the call of it that is the last, and whether that call is done first.
 MOMENTS = {
     "before the first step": (loop._Training, "_epoch", 1, False),
-    "between the stages": (loop._Training, "_freeze", 2, False),
+    "between the stages": (loop, "freeze_for_stage", 2, False),
     "while features are computed": (DualEncoder, "image_features", 2, False),
     "in the middle of an epoch": (loop.TrainingStep, "__call__", 5, True),
     "between a validation and its checkpoint": (loop._Training, "_validate", 3, True),

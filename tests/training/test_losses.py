@@ -74,3 +74,20 @@ def test_what_takes_no_part_has_no_parameters():
     assert not list(MatchingLosses(LossConfig(cmpc=0.0, sdm=1.0, triplet=1.0), 2, 8).parameters())
     fixed = MatchingLosses(LossConfig(**NONE, infonce=1.0, infonce_learned=False), 2, 8)
     assert not any(value.requires_grad for value in fixed.parameters())
+
+
+def test_heads_are_matched_each_by_itself_and_add_up(batch, embeddings):
+    torch.manual_seed(1)
+    config = LossConfig(cmpm=0.5, cmpm_scale=20.0, cmpc=0.25, infonce=1.0, sdm=2.0, triplet=3.0, siglip=4.0)
+    both = MatchingLosses(config, 2, 8, heads=2)
+    one = MatchingLosses(config, 2, 4)
+    expected = []
+    for head in range(2):
+        one.cmpc.weight.data = both.cmpc.weight.data[4 * head : 4 * head + 4]
+        expected.append(one(*(value[:, 4 * head : 4 * head + 4] for value in embeddings), batch))
+    total, terms = both(*embeddings, batch)
+    torch.testing.assert_close(total, expected[0][0] + expected[1][0])
+    assert terms.keys() == expected[0][1].keys()
+    for name, value in terms.items():
+        torch.testing.assert_close(value, (expected[0][1][name] + expected[1][1][name]) / 2)
+    assert (total - MatchingLosses(config, 2, 8)(*embeddings, batch)[0]).abs() > 0.1

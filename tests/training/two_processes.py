@@ -68,10 +68,10 @@ def difference(found, expected) -> float:
     return float((found - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1))
 
 
-def losses_of(rank, shards):
+def losses_of(rank, shards, heads=1):
     """The losses of a batch whose pictures and captions are shared as `shards` says: (pictures, captions) of each."""
     torch.manual_seed(0)
-    losses = MatchingLosses(EVERY_LOSS, 7, 16)
+    losses = MatchingLosses(EVERY_LOSS, 7, 16, heads)
     pictures, captions = (sum(column) for column in zip(*shards, strict=True))
     images, texts = torch.randn(pictures, 16), torch.randn(captions, 16)
     rows = []
@@ -179,6 +179,7 @@ def full_disk(rank, name):
 SCENARIOS = {
     "even": (losses_of, [(6, 9), (6, 9)]),
     "uneven": (losses_of, [(5, 11), (7, 7)]),
+    "heads": (losses_of, [(5, 11), (7, 7)], 2),
     "step": (a_step,),
     "parts": (a_step, 2),
     "plain": (a_run, "plain"),

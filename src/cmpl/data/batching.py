@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmpl.data.samplers import identity_balanced, shuffled
-from cmpl.data.text import pad
+from cmpl.data.text import pad, says_side
 from cmpl.data.transforms import PictureInput, random_crop
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class BatchSource:
     """Makes the batches of a split.
 
     features: float32 [n, 1 or 2, num_features] (plain, mirrored); with them no picture is read. text_features: float32
-    [all captions, num_features], in the order of their pictures.
+    [all captions, num_features], in the order of their pictures. mirror_sides: mirror also pictures of which a caption
+    in the batch says left or right.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class BatchSource:
         features: np.ndarray | None = None,
         text_features: np.ndarray | None = None,
         smallest_crop: float = 1.0,
+        mirror_sides: bool = False,
         decoded: "DecodedPictures | None" = None,
     ) -> None:
         self.split = split
@@ -157,6 +159,7 @@ class BatchSource:
         self.features = features
         self.text_features = text_features
         self.smallest_crop = smallest_crop
+        self.mirror_sides = mirror_sides
         self.decoded = decoded
         self.tokens: list[list[list[int]]] | dict[int, list[list[int]]]
         self.tokens = [[tokenize(caption) for caption in captions] for captions in split.captions]
@@ -177,6 +180,8 @@ class BatchSource:
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         """The batch of a plan (named so that a DataLoader with the plans as its sampler can call it)."""
+        if not self.mirror_sides:
+            plan = replace(plan, mirrored=plan.mirrored & ~self._says_side(plan))
         rows = torch.from_numpy(plan.pictures)
         counts = torch.tensor([len(chosen) for chosen in plan.captions])
         picture_rows = torch.arange(len(rows)).repeat_interleave(counts)
@@ -209,6 +214,14 @@ class BatchSource:
             generator=torch.Generator(),  # a loader left to itself would draw from the generator that dropout uses
         )
         yield from loader
+
+    def _says_side(self, plan: BatchPlan) -> np.ndarray:
+        """bool [b]: whether a caption that is read with a picture says left or right."""
+        chosen = zip(plan.pictures.tolist(), plan.captions, strict=True)
+        return np.array([any(says_side(self._captions(picture)[row]) for row in rows) for picture, rows in chosen])
+
+    def _captions(self, picture: int) -> Sequence[str]:
+        return self.split.captions[picture]
 
     def _pictures(self, plan: BatchPlan) -> list[Tensor]:
         return [self._picture(plan, row) for row in range(len(plan.pictures))]

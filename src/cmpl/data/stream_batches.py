@@ -127,8 +127,10 @@ class StreamSource(BatchSource):
         picture_input: PictureInput,
         *,
         smallest_crop: float = 1.0,
+        mirror_sides: bool = False,
     ) -> None:
-        super().__init__(split, tokenize, picture_input, smallest_crop=smallest_crop)  # type: ignore[arg-type]
+        chosen = {"smallest_crop": smallest_crop, "mirror_sides": mirror_sides}
+        super().__init__(split, tokenize, picture_input, **chosen)  # type: ignore[arg-type]
         self.stream = split
         self.caption_counts = split.caption_counts.tolist()
         self._tokenize = tokenize
@@ -171,6 +173,9 @@ class StreamSource(BatchSource):
                     left -= 1
                     yield row, sample
             samples.close()
+
+    def _captions(self, picture: int) -> Sequence[str]:
+        return self._held[picture].captions
 
     def _pictures(self, plan: BatchPlan) -> list[Tensor]:
         return list(self._threads.map(lambda row: self._picture(plan, row), range(len(plan.pictures))))

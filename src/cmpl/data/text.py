@@ -15,6 +15,7 @@ PADDING = 0
 UNKNOWN = 1
 _FIRST_WORD = 2
 _WORD = re.compile(r"\w+|'\w*")
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 Markers = Literal["none", "start", "both"]
 _MARKERS: dict[Markers, tuple[list[str], list[str]]] = {
@@ -30,6 +31,11 @@ def tokenize(caption: str) -> list[str]:
     On captions already split in the Penn Treebank way this gives the words of Karpathy's annotations.
     """
     return _WORD.findall(caption.lower().replace("\u2019", "'"))
+
+
+def says_side(caption: str) -> bool:
+    """Whether a caption has the word left or right, in whatever sense: a mirrored picture may not be what it says."""
+    return _SIDE.search(caption) is not None
 
 
 def word_rules(markers: Markers, max_words: int) -> dict[str, Any]:

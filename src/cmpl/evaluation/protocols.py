@@ -202,7 +202,7 @@ class Evaluation:
 
     The folds are of equal size, so the mean over all queries is the mean of the folds; `median_rank` is the median over
     all queries. image_clusters, text_clusters: of the queries of `result`, in its order. beside: the same embeddings
-    by other judgements, by name.
+    by other judgements or another ranking, by name.
     """
 
     protocol: Protocol

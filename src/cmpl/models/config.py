@@ -21,6 +21,8 @@ class ImageEncoderConfig:
     """How pictures are resized; tensorflow1 is the original's bilinear grid."""
     keep_head: bool = False
     """Keep the pretrained model's last layer: CLIP's and SigLIP's projection into their joint space."""
+    pooled_stages: int = 0
+    """So many of a timm model's last stages add the means of their maps to its features; 0 takes the features alone."""
     feature_dropout: float = 0.0
     """Share of pooled features dropped in training; the original's MobileNet drops 0.001."""
 
@@ -59,6 +61,8 @@ class ProjectionConfig:
     dim: int = 512
     layers: Literal[0, 1, 2] = 1
     """1: linear and batch norm, as published; 2: a hidden layer before them; 0: features are embeddings (CLIP's)."""
+    heads: int = 1
+    """Projections side by side with dim / heads dimensions each, which losses see one by one: an ensemble."""
     hidden_dim: int = 1024
     """Width of the hidden layer."""
     dropout: float = 0.0

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from cmpl.data.text import Vocabulary, pad
 from cmpl.errors import UserError
 from cmpl.models.adapters import adapter_or_all
-from cmpl.models.config import ModelConfig, ProjectionConfig
+from cmpl.models.config import ModelConfig
 from cmpl.models.image import create_image_encoder
-from cmpl.models.projection import Projection, Unprojected
+from cmpl.models.projection import create_projection
 from cmpl.models.text import BiLSTMEncoder
 from cmpl.progress import progress_bar
 
@@ -55,7 +55,11 @@ class DualEncoder(nn.Module):
         self.vocabulary = vocabulary
         size = (config.image.size[0], config.image.size[1]) if config.image.size else None
         self.image_encoder, expected = create_image_encoder(
-            config.image.name, config.image.weights, size, keep_head=config.image.keep_head
+            config.image.name,
+            config.image.weights,
+            size,
+            keep_head=config.image.keep_head,
+            pooled_stages=config.image.pooled_stages,
         )
         # Colours beside each other rather than in planes: faster on a CPU (benchmarks/machine.py).
         self.use_channels_last(True)
@@ -67,8 +71,8 @@ class DualEncoder(nn.Module):
             len(vocabulary), text.word_dim, text.hidden_dim, dropout=text.dropout, pool_padding=text.pool_padding
         )
         self.num_image_features: int = self.image_encoder.num_features  # type: ignore[assignment]
-        self.image_projection = _projection(self.num_image_features, config.projection, "image")
-        self.text_projection = _projection(self.text_encoder.num_features, config.projection, "text")
+        self.image_projection = create_projection(self.num_image_features, config.projection, "image")
+        self.text_projection = create_projection(self.text_encoder.num_features, config.projection, "text")
         self.compiled: Encoders | None = None  # what encodes in PyTorch's place, if another runtime does
         self.card = ""  # of the directory that it was read from
         self._image_encoder_mode: bool | None = None
@@ -282,19 +286,6 @@ def create_model(config: ModelConfig, captions: Iterable[str]) -> DualEncoder:
 
     text_encoder, tokenizer = create_transformer(config.text)
     return DualEncoder(config, tokenizer, text_encoder=text_encoder)
-
-
-def _projection(features: int, config: ProjectionConfig, encoder: str) -> Projection | Unprojected:
-    if config.layers == 0:
-        return Unprojected(features, config.dim, encoder)
-    return Projection(
-        features,
-        config.dim,
-        hidden_features=config.hidden_dim if config.layers == 2 else 0,
-        dropout=config.dropout,
-        eps=config.norm_eps,
-        momentum=config.norm_momentum,
-    )
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

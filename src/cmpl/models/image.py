@@ -30,8 +30,33 @@ class JoinedEncoders(nn.Module):
         return torch.cat([encoder(pixels) for encoder in self.encoders], dim=1)
 
 
+class PooledStages(nn.Module):
+    """A `timm` model's features with the mean of each of its last stages' maps beside them.
+
+    Lower stages keep what the last one drops on the way to its classes: colours, textures, parts.
+    """
+
+    def __init__(self, encoder: nn.Module, stages: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.stages = stages
+        described: Any = encoder.feature_info
+        channels = [stage["num_chs"] for stage in described][-stages:]
+        self.num_features = encoder.num_features + sum(channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        encoder: Any = self.encoder
+        last, maps = encoder.forward_intermediates(pixels, indices=self.stages)
+        return torch.cat([encoder.forward_head(last), *(each.mean(dim=(2, 3)) for each in maps)], dim=1)
+
+
 def create_image_encoder(
-    name: str, weights: str, size: tuple[int, int] | None = None, *, keep_head: bool = False
+    name: str,
+    weights: str,
+    size: tuple[int, int] | None = None,
+    *,
+    keep_head: bool = False,
+    pooled_stages: int = 0,
 ) -> tuple[nn.Module, PictureInput]:
     """An encoder [b, 3, height, width] -> [b, num_features] and the input it expects.
 
@@ -42,9 +67,10 @@ def create_image_encoder(
         `resnet_v1_152.ckpt`, or the prefix of V2 files), or `none`. Weights that can't be had are an error.
     size: height and width of the input in pixels; None takes the model's own.
     keep_head: keep a timm model's last layer, such as CLIP's projection; its outputs are then the features.
+    pooled_stages: so many of a timm model's last stages add the means of their maps to the features.
     """
     if "+" in name:
-        return _join(name, weights, size, keep_head)
+        return _join(name, weights, size, keep_head, pooled_stages)
     if name.startswith("slim_"):
         encoder, picture_input = _create_slim(name)
         if weights == "hub":
@@ -63,15 +89,30 @@ def create_image_encoder(
             _load_slim(encoder, Path(weights), name)
         else:
             _load_file(encoder, Path(weights), name)
-    return encoder, picture_input
+    return _with_stages(encoder, pooled_stages, name), picture_input
 
 
-def _join(name: str, weights: str, size: tuple[int, int] | None, keep_head: bool) -> tuple[nn.Module, PictureInput]:
+def _with_stages(encoder: nn.Module, stages: int, name: str) -> nn.Module:
+    if stages == 0:
+        return encoder
+    described: Any = getattr(encoder, "feature_info", [])
+    most = len(described) if hasattr(encoder, "forward_intermediates") else 0
+    if not 0 < stages <= most:
+        raise UserError(f"found model.image.pooled_stages {stages}; expected 0 to {most}, the stages of {name}")
+    return PooledStages(encoder, stages)
+
+
+def _join(
+    name: str, weights: str, size: tuple[int, int] | None, keep_head: bool, pooled_stages: int
+) -> tuple[nn.Module, PictureInput]:
     if weights not in {"hub", "package", "none"}:
         raise UserError(
             f"'{weights}' can't be the weights of the encoders {name}; expected hub, package or none, for all of them"
         )
-    made = [create_image_encoder(part.strip(), weights, size, keep_head=keep_head) for part in name.split("+")]
+    made = [
+        create_image_encoder(part.strip(), weights, size, keep_head=keep_head, pooled_stages=pooled_stages)
+        for part in name.split("+")
+    ]
     inputs = [picture_input for _, picture_input in made]
     for part, each in zip(name.split("+"), inputs, strict=True):
         if (each.mean, each.std) != (inputs[0].mean, inputs[0].std):

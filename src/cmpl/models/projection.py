@@ -1,9 +1,11 @@
 """The projection of an encoder's features into the joint space: linear and batch norm (paper, section 3)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpl.errors import UserError
+from cmpl.models.config import ProjectionConfig
 
 
 class Projection(nn.Module):
@@ -45,6 +47,21 @@ class Projection(nn.Module):
         return embeddings
 
 
+class ProjectionHeads(nn.Module):
+    """Projections side by side, to be trained by a loss each: features [n, in_features] -> [n, sum of their widths].
+
+    Each head's embedding has unit length, so a cosine of the whole is the mean of the heads' cosines: an ensemble.
+    """
+
+    def __init__(self, heads: list[Projection]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.cat([F.normalize(head(features), dim=1) for head in self.heads], dim=1)
+
+
 class Unprojected(nn.Module):
     """Features that are embeddings already, such as those of an encoder with its own head: brought to full precision.
 
@@ -61,3 +78,28 @@ class Unprojected(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features if features.dtype == torch.float64 else features.float()
+
+
+def create_projection(
+    features: int, config: ProjectionConfig, encoder: str
+) -> Projection | ProjectionHeads | Unprojected:
+    """From an encoder's number of features to `config.dim` dimensions. Raises UserError, naming the encoder's side."""
+    if config.heads < 1 or config.dim % config.heads or (config.heads > 1 and config.layers == 0):
+        raise UserError(
+            f"found model.projection.heads {config.heads} with dim {config.dim} and layers {config.layers}; expected "
+            "at least 1 head, a multiple of heads as dim, and one head where layers is 0"
+        )
+    if config.layers == 0:
+        return Unprojected(features, config.dim, encoder)
+    heads = [
+        Projection(
+            features,
+            config.dim // config.heads,
+            hidden_features=config.hidden_dim if config.layers == 2 else 0,
+            dropout=config.dropout,
+            eps=config.norm_eps,
+            momentum=config.norm_momentum,
+        )
+        for _ in range(config.heads)
+    ]
+    return ProjectionHeads(heads) if len(heads) > 1 else heads[0]

@@ -31,15 +31,15 @@ def batch_source(
     features [n, 1 or 2, num_features]: of a frozen image encoder, in place of pictures. text_features [all captions,
     num_features]: of a frozen text encoder.
     """
-    tokenize, picture_input, crop = model.tokenize, model.picture_input, stage.smallest_crop
+    tokenize, picture_input, crop, sides = model.tokenize, model.picture_input, stage.smallest_crop, recipe.mirror_sides
     if isinstance(split, StreamSplit):
-        return StreamSource(split, tokenize, picture_input, smallest_crop=crop)
+        return StreamSource(split, tokenize, picture_input, smallest_crop=crop, mirror_sides=sides)
     decoded = None
     if features is None:
         budget = recipe.decoded_cache_gb
         decoded = decoded_pictures(split, picture_input, resized=crop == 1, budget_gb=budget, progress=progress)
     kept = {"features": features, "text_features": text_features}
-    return BatchSource(split, tokenize, picture_input, **kept, smallest_crop=crop, decoded=decoded)
+    return BatchSource(split, tokenize, picture_input, **kept, smallest_crop=crop, mirror_sides=sides, decoded=decoded)
 
 
 def epoch_plan(

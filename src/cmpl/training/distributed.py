@@ -45,6 +45,11 @@ class Gathered:
         """Embeddings and labels as losses take them."""
         return self.image_embeddings, self.text_embeddings, self.image_labels, self.text_labels
 
+    def head(self, head: int, heads: int) -> "Gathered":
+        """The part of the embeddings that one of several heads made."""
+        images, texts = (value.chunk(heads, dim=1)[head] for value in (self.image_embeddings, self.text_embeddings))
+        return replace(self, image_embeddings=images, text_embeddings=texts)
+
     @property
     def share_of_texts(self) -> float:
         """Of all captions, this process's own; they are also its pairs."""

@@ -137,7 +137,8 @@ def _cached(key: str, suffix: str) -> Path:
 def _key(model: DualEncoder, what: str, views: int, arithmetic: str) -> str:
     key = hashlib.sha256(f"{what} {views} {arithmetic}".encode())
     # Encoders of another name can share names and values of weights: the padding of a convolution is not among them.
-    key.update(f"{model.config.image.name} {asdict(model.picture_input)}".encode())
+    image = model.config.image
+    key.update(f"{image.name} {image.pooled_stages} {asdict(model.picture_input)}".encode())
     return weights_checksum(key, model.image_encoder)
 
 

@@ -19,17 +19,15 @@ from cmpl.data.batching import BatchPlan, BatchSource, load_batches
 from cmpl.data.streaming import StreamSplit
 from cmpl.files import refuse_occupied, remove_leftovers, write_text
 from cmpl.models.dual_encoder import create_model
-from cmpl.models.text import BiLSTMEncoder
 from cmpl.progress import progress_bar
 from cmpl.training.adapters import add_recipe_adapters
 from cmpl.training.averages import WeightAverages
 from cmpl.training.batches import batch_source, epoch_plan, share
-from cmpl.training.caption_features import caption_features
 from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cmpl.training.distributed import Processes, counted_processes, launch
-from cmpl.training.features import choose_runtime, picture_features
 from cmpl.training.finite import check_finite
 from cmpl.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
+from cmpl.training.layers import freeze_for_stage
 from cmpl.training.log import RunLog, plain, quiet_libraries, speed_and_memory
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.machine import settled
@@ -37,6 +35,7 @@ from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, StageConfig
 from cmpl.training.recipe_files import save_recipe
 from cmpl.training.run import check_same_run, describe_source, model_card
+from cmpl.training.stage_features import StageFeatures, stage_features
 from cmpl.training.step import TrainingStep
 from cmpl.training.synchronised import synchronise_batch_norm
 from cmpl.training.validation import in_a_line, validation_rows, weights_held
@@ -112,8 +111,9 @@ class _Training:
         self.model.config = recipe.model
         add_recipe_adapters(self.model, recipe.lora)
         self.num_classes = len(np.unique(self.train_split.labels))
-        dim = recipe.model.projection.dim
-        self.losses = MatchingLosses(recipe.loss, self.num_classes, dim).to(self.fabric.device)
+        projection = recipe.model.projection
+        losses = MatchingLosses(recipe.loss, self.num_classes, projection.dim, projection.heads)
+        self.losses = losses.to(self.fabric.device)
         if recipe.precision == "64-true":
             self.model.double()
             self.losses.double()
@@ -152,14 +152,12 @@ class _Training:
 
     def _stage(self, index: int, number: int, stage: StageConfig, checkpoint: Checkpoint | None) -> None:
         """Train one stage; with a checkpoint, from where it was left."""
-        self._freeze(stage)
+        freeze_for_stage(self.model, stage)
         # Anew for each stage, as other weights train. The losses are computed outside, in the weights' own precision.
         self.wrapped = self.fabric.setup_module(self.model)
-        train_features, self.val_features = self._features(stage)
-        train_texts, self.val_texts = self._text_features(stage)
-        source = batch_source(
-            self.train_split, self.model, self.recipe, stage, train_features, self.progress, train_texts
-        )
+        self.features = self._features(stage)
+        pictures, captions = self.features.train_pictures, self.features.train_captions
+        source = batch_source(self.train_split, self.model, self.recipe, stage, pictures, self.progress, captions)
         batches = len(self._plan(source, stage, number, 0))
         training = self._training_step(stage, batches * stage.epochs)
         if checkpoint is not None:
@@ -234,7 +232,8 @@ class _Training:
         averages, best = training.averages, self.best
         try:
             with noted.at_once():
-                pictures, captions, autocast = self.val_features, self.val_texts, self.fabric.autocast
+                pictures, captions = self.features.val_pictures, self.features.val_captions
+                autocast = self.fabric.autocast
                 seen = validation_rows(self.model, self.val_split, pictures, averages, autocast, captions)
         except Interrupted as stop:
             return stop.number, best
@@ -250,47 +249,17 @@ class _Training:
         self.bar.set_postfix_str("")
         return 0, best
 
-    def _freeze(self, stage: StageConfig) -> None:
-        self.model.freeze_text_encoder(stage.freeze_text_encoder)
-        if stage.freeze_image_encoder:
-            self.model.freeze_image_encoder(move_batch_norm=stage.move_batch_norm)
-        else:
-            self.model.unfreeze_image_encoder(fixed_batch_norm=stage.fixed_batch_norm)
-
-    def _features(self, stage: StageConfig) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Features of train and val where the image encoder gives the same ones all through the stage."""
-        if not stage.freeze_image_encoder or stage.move_batch_norm or stage.smallest_crop < 1:
-            return None, None
-        runtime = choose_runtime(
+    def _features(self, stage: StageConfig) -> StageFeatures:
+        return stage_features(
             self.model,
+            self.recipe,
+            stage,
+            self.train_split,
             self.val_split,
-            setting=self.recipe.feature_runtime,
-            precision=self.recipe.precision,
             autocast=self.fabric.autocast,
             tell=print if self.progress and self.processes.first else lambda line: None,
+            progress=self.progress,
         )
-        train = None  # a stream is read in its own order, and too large to keep
-        if not isinstance(self.train_split, StreamSplit):
-            mirror = self.recipe.mirror
-            train = picture_features(self.model, self.train_split, runtime, mirror=mirror, progress=self.progress)
-        return train, picture_features(self.model, self.val_split, runtime, mirror=False, progress=self.progress)
-
-    def _text_features(self, stage: StageConfig) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Features of the captions of train and val where the text encoder gives the same all through the stage."""
-        depends_on_batch = isinstance(self.model.text_encoder, BiLSTMEncoder) and self.recipe.model.text.pool_padding
-        if not stage.freeze_text_encoder or depends_on_batch or isinstance(self.train_split, StreamSplit):
-            return None, None
-        train, val = (
-            caption_features(
-                self.model,
-                split,
-                precision=self.recipe.precision,
-                autocast=self.fabric.autocast,
-                progress=self.progress and self.processes.first,
-            )
-            for split in (self.train_split, self.val_split)
-        )
-        return train, val
 
     def _plan(self, source: BatchSource, stage: StageConfig, number: int, epoch: int) -> Sequence[BatchPlan]:
         return epoch_plan(source, self.recipe, stage, number, epoch, self.processes.size)

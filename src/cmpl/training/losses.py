@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from cmpl.data.batching import Batch
@@ -26,12 +27,13 @@ class MatchingLosses(nn.Module):
     """The weighted sum of a recipe's losses.
 
     `cmpc` holds the class weights, `cmpm_scale`, `infonce` and `siglip` hold learned scales; each is None where the
-    recipe leaves it out.
+    recipe leaves it out. heads: parts of the embeddings, of equal width, that are matched each by itself.
     """
 
-    def __init__(self, config: LossConfig, num_classes: int, embedding_dim: int) -> None:
+    def __init__(self, config: LossConfig, num_classes: int, embedding_dim: int, heads: int = 1) -> None:
         super().__init__()
         self.config = config
+        self.heads = heads
         self.weights = config.weights
         self.cmpc: CMPCLoss | None = None
         self.cmpm_scale: LearnedScale | None = None
@@ -51,23 +53,44 @@ class MatchingLosses(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar to minimise, and its terms and learned scales by the names they have in metrics.jsonl.
 
+        With several heads the scalar is the sum over them, and a term is their mean.
+
         gathered: what all processes hold. With several of them everything returned is this process's share: the sum
         over the processes is the value for the whole batch.
         """
         scales = self._scales()
+        images, texts = image_embeddings.chunk(self.heads, dim=1), text_embeddings.chunk(self.heads, dim=1)
+        found = [
+            self._head(head, images[head], texts[head], batch, scales, gathered and gathered.head(head, self.heads))
+            for head in range(self.heads)
+        ]
+        total = torch.stack([loss for loss, _ in found]).sum()
+        terms = {name: torch.stack([parts[name] for _, parts in found]).mean() for name in found[0][1]}
+        processes = 1 if gathered is None else gathered.processes
+        return total, terms | {name: value / processes for name, value in scales.items()}
+
+    def _head(
+        self,
+        head: int,
+        images: Tensor,
+        texts: Tensor,
+        batch: Batch,
+        scales: dict[str, Tensor],
+        gathered: Gathered | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum for one head, and its terms."""
         terms: dict[str, Tensor] = {}
-        total = image_embeddings.new_zeros(())
+        total = images.new_zeros(())
         for name, weight in self.weights.items():
             if gathered is None or gathered.processes == 1:
-                parts = self._parts(name, image_embeddings, text_embeddings, batch, scales)
+                parts = self._parts(name, head, images, texts, batch, scales)
             else:
-                parts = self._shares(name, image_embeddings, text_embeddings, batch, scales, gathered)
+                parts = self._shares(name, head, images, texts, batch, scales, gathered)
             terms |= {f"{name}_{part}": value for part, value in parts.items()}
             first, second = parts.values()
             terms[name] = first + second
             total = total + weight * terms[name]
-        processes = 1 if gathered is None else gathered.processes
-        return total, terms | {name: value / processes for name, value in scales.items()}
+        return total, terms
 
     def _scales(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -80,7 +103,7 @@ class MatchingLosses(nn.Module):
         return found
 
     def _parts(
-        self, name: str, images: Tensor, texts: Tensor, batch: Batch, scales: dict[str, Tensor]
+        self, name: str, head: int, images: Tensor, texts: Tensor, batch: Batch, scales: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """The two terms of a loss by their names."""
         config = self.config
@@ -100,12 +123,13 @@ class MatchingLosses(nn.Module):
             return siglip_terms(*table, scales["siglip_scale"], scales["siglip_bias"])._asdict()
         assert self.cmpc is not None
         pairs = (images[batch.picture_rows], texts, batch.classes)
-        sampled = config.cmpc_classes
-        return cmpc_terms(*pairs, self.cmpc.weight, config.label_smoothing, sampled_classes=sampled)._asdict()
+        sampled, weight = config.cmpc_classes, self.cmpc.weight.chunk(self.heads)[head]
+        return cmpc_terms(*pairs, weight, config.label_smoothing, sampled_classes=sampled)._asdict()
 
     def _shares(
         self,
         name: str,
+        head: int,
         images: Tensor,
         texts: Tensor,
         batch: Batch,
@@ -114,7 +138,7 @@ class MatchingLosses(nn.Module):
     ) -> dict[str, Tensor]:
         """What this process adds to the two terms of a loss over all processes."""
         if name == "cmpc":
-            parts = self._parts(name, images, texts, batch, scales)
+            parts = self._parts(name, head, images, texts, batch, scales)
             return {part: value * gathered.share_of_texts for part, value in parts.items()}
         if name == "cmpm" and self.cmpm_scale is None:
             own = (gathered.image_rows, gathered.text_rows)
@@ -122,5 +146,5 @@ class MatchingLosses(nn.Module):
         # The others are computed whole by every process, which adds a part of that.
         images, texts, image_labels, text_labels = gathered.table
         everything = replace(batch, image_labels=image_labels, text_labels=text_labels)
-        parts = self._parts(name, images, texts, everything, scales)
+        parts = self._parts(name, head, images, texts, everything, scales)
         return {part: value / gathered.processes for part, value in parts.items()}

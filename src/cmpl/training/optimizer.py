@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.projection import Projection
-from cmpl.training.layer_rates import layers_from_top
+from cmpl.training.layers import layers_from_top
 from cmpl.training.recipe import OptimizerConfig, StageConfig
 from cmpl.training.tensorflow_adam import TensorFlowAdam
 
@@ -92,8 +92,8 @@ def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> lis
         return [value for name, value in named if value.ndim > 1 and _is_kernel(name) and id(value) not in tables]
     convolutions = [module for module in model.image_encoder.modules() if isinstance(module, nn.Conv2d)]
     kernels: list[Tensor] = [module.weight for module in convolutions if module.groups == 1]
-    projections = (model.image_projection, model.text_projection)
-    return [*kernels, *(layer.linear.weight for layer in projections if isinstance(layer, Projection))]
+    layers = [*model.image_projection.modules(), *model.text_projection.modules()]
+    return [*kernels, *(layer.linear.weight for layer in layers if isinstance(layer, Projection))]
 
 
 def _is_kernel(name: str) -> bool:

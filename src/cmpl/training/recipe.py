@@ -70,6 +70,8 @@ class StageConfig:
     """Let a frozen image encoder's batch norm use and follow each batch, as the original does (no features kept)."""
     fixed_batch_norm: bool = False
     """Keep the image encoder's batch norm in evaluation mode while its weights train."""
+    image_layers: int = 0
+    """Layers of the image encoder that train, counted from its top; those below keep their weights. 0 trains all."""
     freeze_text_encoder: bool = False
     """Keep the text encoder's weights, and its dropout off."""
     batch_size: int = 32
@@ -165,6 +167,8 @@ class Recipe:
     seed: int = 0
     mirror: bool = True
     """Mirror each training picture from left to right with probability 1/2."""
+    mirror_sides: bool = False
+    """Mirror also pictures of which a caption in the batch says left or right, as the original does."""
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     """Of the encoders; embeddings, losses and weights stay in float32 (or float64). auto: bf16-mixed where the device
     multiplies in bfloat16, else 32-true."""

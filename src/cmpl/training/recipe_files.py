@@ -137,6 +137,10 @@ def _check(recipe: Recipe, name: str) -> Recipe:
             raise UserError(
                 f"recipe {name}: stage{number} has layer_decay {stage.layer_decay}; expected above 0, at most 1"
             )
+        if stage.image_layers < 0:
+            raise UserError(
+                f"recipe {name}: stage{number} has image_layers {stage.image_layers}; expected 0 (all) or more"
+            )
         if stage.batch_size < 2 or stage.captions_per_picture < 0 or not 0 < stage.smallest_crop <= 1:
             raise UserError(
                 f"recipe {name}: stage{number} has batch_size {stage.batch_size}, captions_per_picture "

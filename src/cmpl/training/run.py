@@ -18,6 +18,22 @@ def finished(run: Path) -> bool:
     return any(row["kind"] == "end" for row in read_metrics(run)[-1:])
 
 
+def model_directory(name: str) -> str:
+    """The model of a finished RUN, or the directory or hub name of a model as it is.
+
+    Raises UserError when the run is half-trained.
+    """
+    run = Path(name)
+    if not (run / "recipe.yaml").is_file():
+        return name
+    if finished(run):
+        return str(run / "model")
+    rows = [row for row in read_metrics(run) if row["kind"] == "val"]
+    reached = f"stage {rows[-1]['stage']}, epoch {rows[-1]['epoch']}" if rows else "before its first epoch's end"
+    best = f", or name {run / 'model'} for the best so far" if rows else ""
+    raise UserError(f"{run} is half-trained ({reached}); finish it with cmpl train ... --resume{best}")
+
+
 def describe_source(data: "Data | StreamData") -> dict[str, Any]:
     """What a run reads, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
     fingerprints = {name: data.split(name).fingerprint for name in ("train", "val")}

@@ -1,4 +1,4 @@
-"""Learning rates that fall from an encoder's top to its bottom."""
+"""Layers counted from an encoder's top: which of them train, and at which rate."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig
 from cmpl.models.dual_encoder import DualEncoder
 from cmpl.models.image import create_image_encoder
 from cmpl.models.transformer_text import TransformerTextEncoder
-from cmpl.training.layer_rates import layers_from_top
+from cmpl.training.layers import freeze_below, layers_from_top
 from cmpl.training.losses import MatchingLosses
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import LossConfig, OptimizerConfig, StageConfig
@@ -74,6 +74,16 @@ def test_joined_encoders_each_have_a_top_of_their_own():
     assert set(found) == {id(value) for value in joined.parameters()}
     for encoder in joined.encoders:
         assert {id(value): found[id(value)] for value in encoder.parameters()} == layers_from_top(encoder)
+
+
+def test_layers_below_the_upper_ones_keep_their_weights_and_cost_no_gradient():
+    joined, _ = create_image_encoder("test_vit+test_resnet", "none", (32, 32))
+    above = layers_from_top(joined)
+    assert max(above.values()) > 2
+    freeze_below(joined, 2)
+    joined(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    for value in joined.parameters():
+        assert (value.grad is not None) == (above[id(value)] < 2)
 
 
 def test_an_encoder_whose_layers_are_unknown_is_refused():

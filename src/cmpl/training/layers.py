@@ -1,4 +1,4 @@
-"""How far a weight lies below an encoder's top, for learning rates that fall from layer to layer (BEiT, ELECTRA)."""
+"""An encoder's layers, counted from its top: to train only the upper ones, or at rates that fall (BEiT, ELECTRA)."""
 
 import re
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 from torch import nn
 
 from cmpl.errors import UserError
-from cmpl.models.image import JoinedEncoders
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.models.image import JoinedEncoders, PooledStages
 from cmpl.models.text import BiLSTMEncoder
 from cmpl.models.transformer_text import TransformerTextEncoder
+from cmpl.training.recipe import StageConfig
 
 
 def layers_from_top(encoder: nn.Module) -> dict[int, int]:
@@ -19,6 +21,8 @@ def layers_from_top(encoder: nn.Module) -> dict[int, int]:
     """
     if isinstance(encoder, JoinedEncoders):
         return {weight: above for each in encoder.encoders for weight, above in layers_from_top(each).items()}
+    if isinstance(encoder, PooledStages):
+        return layers_from_top(encoder.encoder)
     if isinstance(encoder, BiLSTMEncoder):
         return {id(value): 0 for value in encoder.parameters()}
     if isinstance(encoder, TransformerTextEncoder):
@@ -29,9 +33,36 @@ def layers_from_top(encoder: nn.Module) -> dict[int, int]:
         matcher: Any = encoder.group_matcher
         found = group_parameters(encoder, matcher(coarse=False), reverse=True)
     else:
-        raise UserError(f"the layers of {type(encoder).__name__} are not known; set layer_decay to 1")
+        raise UserError(
+            f"the layers of {type(encoder).__name__} are not known; set layer_decay to 1 and image_layers to 0"
+        )
     top = max(found.values())
     return {id(value): top - found[name] for name, value in encoder.named_parameters()}
+
+
+def freeze_for_stage(model: DualEncoder, stage: StageConfig) -> None:
+    """Let train what a stage trains, and keep the rest.
+
+    Raises UserError where the stage trains upper layers of an image encoder whose layers are not known.
+    """
+    model.freeze_text_encoder(stage.freeze_text_encoder)
+    if stage.freeze_image_encoder:
+        model.freeze_image_encoder(move_batch_norm=stage.move_batch_norm)
+        return
+    model.unfreeze_image_encoder(fixed_batch_norm=stage.fixed_batch_norm)
+    if stage.image_layers:
+        freeze_below(model.image_encoder, stage.image_layers)
+
+
+def freeze_below(encoder: nn.Module, layers: int) -> None:
+    """Keep the weights of all but the `layers` upper layers; the gradient then stops above them.
+
+    Raises UserError for an encoder whose layers are not known.
+    """
+    above = layers_from_top(encoder)
+    for value in encoder.parameters():
+        if above[id(value)] >= layers:
+            value.requires_grad_(False)
 
 
 def _of_transformer(encoder: nn.Module) -> dict[str, int]:

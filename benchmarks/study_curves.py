@@ -1,0 +1,182 @@
+"""Whole runs of `study.py`, and val rsum against minutes: the original's way of training and cmpl's."""
+
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from cmpl.data.dataset import Data, open_data
+from cmpl.evaluation.metrics import evaluate_retrieval
+from cmpl.files import write_text
+from cmpl.models.embed import embed_split
+from cmpl.training.features import choose_runtime, picture_features
+from cmpl.training.log import read_metrics
+from cmpl.training.loop import train
+from cmpl.training.recipe_files import load_recipe
+from cmpl.training.run import finished
+from trainers import trainer
+
+# The original's way with the encoders of flickr8k-lite0: batches of 32 pairs, each with a picture of its own that is
+# decoded and encoded for it in float32, Adam at 2e-4, a frozen image encoder at first.
+ORIGINAL = [
+    *("--stage1.batch_size", "32", "--stage1.captions_per_picture", "1", "--stage1.epoch_covers", "captions"),
+    *("--stage1.learning_rate", "2e-4", "--stage1.schedule", "constant", "--stage1.warmup_steps", "0"),
+    *("--averages.decay", "0", "--optimizer.clip_norm", "null", "--mirror_sides", "true", "--device", "cpu"),
+]
+EPOCHS = 15  # at most, as published; over when rsum has not risen for PATIENCE validations
+PATIENCE = 4
+PER_EPOCH = 2  # validations
+TIMED_STEPS = 30  # of each precision
+PRECISIONS = ("32-true", "bf16-mixed")  # the original's, and what cmpl would make of its way
+BEST = "flickr8k-best-small"
+
+
+@dataclass
+class Curve:
+    """Minutes since the start, and rsum on val."""
+
+    minutes: list[float]
+    rsum: list[float]
+
+    def reaches(self, rsum: float) -> float | None:
+        """Minutes until a validation found at least so much."""
+        return next((at for at, value in zip(self.minutes, self.rsum, strict=True) if value >= rsum), None)
+
+
+def whole_run(
+    data: Path, output: Path, name: str, overrides: list[str], seed: int, runtime: str
+) -> dict[int, dict[str, Any]]:
+    """Train a recipe (the name up to a comma), or go on with it: the best row on val of each stage."""
+    run = output / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    if not finished(run):
+        settings = ["--seed", str(seed), "--feature_runtime", runtime, *overrides]
+        recipe = load_recipe(name.split(",")[0], settings)
+        train(recipe, open_data(data), run, resume=(run / "recipe.yaml").is_file())
+    rows = [row for row in read_metrics(run) if row["kind"] == "val"]
+    stages = {row["stage"] for row in rows}
+    return {stage: max((row for row in rows if row["stage"] == stage), key=lambda row: row["rsum"]) for stage in stages}
+
+
+def compare_curves(data: Path, output: Path, runtime: str) -> str:
+    """Measure both curves, draw them to OUTPUT/curves.png, and return what the comparison says.
+
+    Our run begins with an empty cache of features: encoding counts.
+    """
+    folder = output / "curves"
+    folder.mkdir(parents=True, exist_ok=True)
+    exact, fast = _step_times(open_data(data), folder)
+    original = _original(open_data(data), folder, runtime, exact)
+    ours = _ours(data, folder, runtime)
+    _draw({"the original's way (reckoned)": original, f"cmpl train {BEST}": ours}, output / "curves.png")
+    final = max(original.rsum)
+    before, after = original.reaches(final), ours.reaches(final)
+    assert before is not None
+    if after is None:
+        return f"the original's way: rsum {final:.1f} after {before:.1f} minutes; {BEST}: {max(ours.rsum):.1f} at most"
+    in_bf16 = before * fast / exact
+    return (
+        f"the original's way: rsum {final:.1f} after {before:.1f} minutes ({in_bf16:.1f} with steps in bf16); {BEST}: "
+        f"as much after {after:.1f} minutes, {before / after:.1f} times as fast ({in_bf16 / after:.1f}), and "
+        f"{max(ours.rsum):.1f} in {ours.minutes[-1]:.1f} minutes"
+    )
+
+
+def _original(data: Data, folder: Path, runtime: str, seconds: float) -> Curve:
+    """The original's stage 1. Its steps are run on kept features, which changes them by rounding alone; their time is
+    that of steps in which pictures are decoded and encoded, `seconds` each."""
+    path = folder / "original.json"
+    if path.exists():
+        return Curve(**json.loads(path.read_text(encoding="utf-8")))
+    recipe = load_recipe("flickr8k-lite0", ORIGINAL)
+    split, val_split = data.split("train"), data.split("val")
+    model = trainer(recipe, split, 1).model
+    chosen = choose_runtime(model, val_split, setting=runtime, precision=recipe.precision, tell=print)
+    one = trainer(recipe, split, 1, features=picture_features(model, split, chosen, mirror=True))
+    val = picture_features(one.model, val_split, chosen, mirror=False)
+    curve = Curve([], [])
+    for check in range(1, EPOCHS * PER_EPOCH + 1):
+        while one.done < check * one.steps_per_epoch // PER_EPOCH:
+            one.advance()
+        with one.step.processes.fabric.autocast():
+            seen = embed_split(one.model, val_split, features=val)
+        result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels).to_dict()
+        curve.minutes.append(one.done * seconds / 60)
+        curve.rsum.append(result["rsum"])
+        print(f"{curve.minutes[-1]:6.1f} min (reckoned), rsum {curve.rsum[-1]:.1f}", flush=True)
+        if len(curve.rsum) - 1 - curve.rsum.index(max(curve.rsum)) >= PATIENCE:
+            break
+    write_text(path, json.dumps(asdict(curve)))
+    return curve
+
+
+def _step_times(data: Data, folder: Path) -> list[float]:
+    """Seconds of a step of the original's way, 32 pictures decoded, encoded and matched with a caption each, in each of
+    PRECISIONS: medians of steps in turns."""
+    path = folder / "original-steps.json"
+    if not path.exists():
+        recipes = [load_recipe("flickr8k-lite0", [*ORIGINAL, "--precision", precision]) for precision in PRECISIONS]
+        trainers = [trainer(recipe, data.split("train"), 1) for recipe in recipes]
+        times = [[_seconds(one.advance) for one in trainers] for _ in range(TIMED_STEPS)]
+        write_text(path, json.dumps([statistics.median(column) for column in zip(*times[3:], strict=True)]))
+    found: list[float] = json.loads(path.read_text(encoding="utf-8"))
+    named = (f"{seconds:.2f} s in {precision}" for seconds, precision in zip(found, PRECISIONS, strict=True))
+    print(f"the original's way, a step of 32 pairs: {', '.join(named)}")
+    return found
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+def _ours(data: Path, folder: Path, runtime: str) -> Curve:
+    """A run of `cmpl train` from its start, with the time that its log gave to every validation."""
+    path = folder / f"{BEST}.json"
+    if not path.exists():
+        run = folder / BEST
+        for left in (run, folder / "cache"):  # of a run that was cut: its time would not count
+            shutil.rmtree(left, ignore_errors=True)
+        with patch.dict(os.environ, CMPL_CACHE=str(folder / "cache")):
+            train(load_recipe(BEST, ["--feature_runtime", runtime]), open_data(data), run)
+        write_text(path, json.dumps(asdict(logged_curve(run))))
+    return Curve(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def logged_curve(run: Path) -> Curve:
+    """The better of raw and averaged weights at each validation of an uninterrupted run, from its TensorBoard log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    start = events.FirstEventTimestamp()
+    found: dict[int, tuple[float, float]] = {}
+    for tag in events.Tags()["scalars"]:
+        if tag in {"val/raw/rsum", "val/averaged/rsum"}:
+            for event in events.Scalars(tag):
+                best = max(event.value, found.get(event.step, (0.0, 0.0))[1])
+                found[event.step] = ((event.wall_time - start) / 60, best)
+    return Curve([found[step][0] for step in sorted(found)], [found[step][1] for step in sorted(found)])
+
+
+def _draw(curves: dict[str, Curve], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for (name, curve), style in zip(curves.items(), ("o--", "s-"), strict=True):
+        axes.plot(curve.minutes, curve.rsum, style, markersize=4, label=name)
+    axes.axhline(max(next(iter(curves.values())).rsum), color="0.6", linewidth=0.8)
+    axes.set(xscale="log", xlabel="minutes of training, encoding included", ylabel="rsum on Flickr8k val")
+    axes.set_xticks(ticks := [2, 5, 10, 20, 50, 100, 200], [str(tick) for tick in ticks])
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=150)
