@@ -21,7 +21,7 @@ from cmpl.training.batches import batch_source, epoch_plan
 from cmpl.training.distributed import launch
 from cmpl.training.layers import freeze_for_stage
 from cmpl.training.losses import MatchingLosses
-from cmpl.training.machine import settled
+from cmpl.training.machine import keep_memory, settled
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, StageConfig
 from cmpl.training.step import TrainingStep
@@ -78,7 +78,11 @@ def trainer(
     features: np.ndarray | None = None,
     model: DualEncoder | None = None,
 ) -> Trainer:
-    """For stage `number` of the recipe, from random heads of the recipe's seed or from a model's weights."""
+    """For stage `number` of the recipe, from random heads of the recipe's seed or from a model's weights.
+
+    As `cmpl train` does, the process keeps its memory from here on.
+    """
+    keep_memory()
     recipe = settled(replace(recipe, device="cpu"))
     stage = recipe.stage1 if number == 1 else recipe.stage2
     torch.manual_seed(recipe.seed)

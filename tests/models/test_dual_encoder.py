@@ -272,3 +272,20 @@ def test_an_embedding_does_not_depend_on_its_batch(tiny_model):
         together = model.embed_image_features(model.image_features(pictures))
         alone = model.embed_image_features(model.image_features(pictures[1:2]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(224, 224, 7), (300, 300, 4), (384, 128, 8), (900, 900, 1)])
+def test_on_a_cpu_few_pictures_are_encoded_at_once(tiny_model, height, width, expected):
+    model = tiny_model()
+    model.picture_input.height, model.picture_input.width = height, width
+    assert model.pictures_at_once == expected
+    model.compiled = object()
+    assert model.pictures_at_once == 64
+
+
+def test_without_a_batch_size_pictures_are_encoded_by_that_many(tiny_model, pictures, monkeypatch):
+    monkeypatch.setattr("cmpl.models.dual_encoder.CPU_PIXELS", 2 * 32 * 32)
+    model, seen = tiny_model(), []
+    model.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    assert torch.equal(model.encode_image(pictures), model.encode_image(pictures, batch_size=2))
+    assert seen == [2, 2, 1] * 2

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+CPU_PIXELS = 400_000  # of the pictures that a CPU encodes together: 7 of 224 x 224
+
 
 class DualEncoder(nn.Module):
     """Pictures and sentences into one space of `config.projection.dim` dimensions.
@@ -86,6 +88,17 @@ class DualEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures are encoded fastest together: 64, on a CPU in PyTorch as many as its caches are made for.
+
+        Larger maps than 32 MB, the C library's limit, would besides be given back to the system and cleared each time
+        (benchmarks/memory.py).
+        """
+        if self.compiled or self.device.type != "cpu":
+            return 64
+        return max(1, CPU_PIXELS // (self.picture_input.height * self.picture_input.width))
 
     def freeze_image_encoder(self, *, move_batch_norm: bool = False) -> None:
         """Keep the image encoder's weights, mode and batch-norm statistics as they are.
@@ -185,14 +198,14 @@ class DualEncoder(nn.Module):
     def encode_image(
         self,
         pictures: "Iterable[str | Path | bytes | Image | np.ndarray | Tensor]",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         *,
         progress: bool = False,
     ) -> Tensor:
         """Pictures -> float32 [n, dim] of unit length, on the CPU.
 
         pictures: paths, encoded bytes, PIL pictures, arrays uint8 [h, w, 3] or tensors uint8 [3, h, w]; of any number,
-            read batch by batch.
+            read batch by batch. batch_size: None takes what is fast (`pictures_at_once`).
         Raises UserError naming a picture that can't be read.
         """
         from cmpl.data.pictures import load_picture
@@ -206,7 +219,8 @@ class DualEncoder(nn.Module):
                     return self.compiled.embed_pictures(pixels)
                 return self.embed_image_features(self.image_features(pixels.to(self.device)))
 
-            return self._encode(pictures, batch_size, embed, "pictures", progress)
+            size = self.pictures_at_once if batch_size is None else batch_size
+            return self._encode(pictures, size, embed, "pictures", progress)
 
     def _encode(self, items: Iterable[T], batch_size: int, embed: Any, unit: str, progress: bool) -> Tensor:
         one_picture = isinstance(items, np.ndarray | Tensor) and items.ndim in (2, 3)

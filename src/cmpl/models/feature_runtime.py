@@ -71,9 +71,13 @@ class TorchRuntime:
     def encode(self, pictures: Tensor, views: int) -> np.ndarray:
         pictures = pictures.to(self._model.device)
         with torch.inference_mode(), self._autocast():
-            seen = [self._model.image_features(pictures.flip(-1) if view else pictures) for view in range(views)]
+            seen = [self._features(pictures.flip(-1) if view else pictures) for view in range(views)]
             features: np.ndarray = torch.stack(seen, dim=1).float().cpu().numpy()
         return features
+
+    def _features(self, pictures: Tensor) -> Tensor:
+        parts = torch.split(pictures, self._model.pictures_at_once)
+        return torch.cat([self._model.image_features(part) for part in parts])
 
 
 class OpenVINORuntime:

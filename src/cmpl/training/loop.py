@@ -30,7 +30,7 @@ from cmpl.training.interruption import Interrupted, Noted, raise_if_stopped, sig
 from cmpl.training.layers import freeze_for_stage
 from cmpl.training.log import RunLog, plain, quiet_libraries, speed_and_memory
 from cmpl.training.losses import MatchingLosses
-from cmpl.training.machine import settled
+from cmpl.training.machine import keep_memory, settled
 from cmpl.training.optimizer import ScheduledAdam
 from cmpl.training.recipe import Recipe, StageConfig
 from cmpl.training.recipe_files import save_recipe
@@ -58,6 +58,8 @@ def train(
     recipe = settled(counted_processes(recipe))
     with quiet_libraries():
         processes = launch(recipe)
+        if processes.fabric.device.type == "cpu":
+            keep_memory()
         processes.once(lambda: _check_directory(recipe, data, run, resume))
         checkpoint = load_checkpoint(run / "checkpoints") if resume else None
         training = _Training(recipe, data, run, progress, processes, with_weights=checkpoint is None)
