@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from cmpl.training.loop import train
 from cmpl.training.recipe_files import load_recipe
 from cmpl.training.run import finished
 from trainers import trainer
+from turns import Way, time_steps
 
 # The original's way with the encoders of flickr8k-lite0: batches of 32 pairs, each with a picture of its own that is
 # decoded and encoded for it in float32, Adam at 2e-4, a frozen image encoder at first.
@@ -32,8 +30,9 @@ ORIGINAL = [
 EPOCHS = 15  # at most, as published; over when rsum has not risen for PATIENCE validations
 PATIENCE = 4
 PER_EPOCH = 2  # validations
-TIMED_STEPS = 30  # of each precision
-PRECISIONS = ("32-true", "bf16-mixed")  # the original's, and what cmpl would make of its way
+TIMED_STEPS, WARM_STEPS = 30, 6  # of each of the ways
+# The original's steps in PyTorch as it is, and with what cmpl would make of them.
+PLAIN, KEPT, IN_BF16 = "in float32", "in float32, memory kept", "in bf16, memory kept"
 BEST = "flickr8k-best-small"
 
 
@@ -47,6 +46,18 @@ class Curve:
     def reaches(self, rsum: float) -> float | None:
         """Minutes until a validation found at least so much."""
         return next((at for at, value in zip(self.minutes, self.rsum, strict=True) if value >= rsum), None)
+
+
+@dataclass
+class Steps:
+    """Steps since the start, and rsum on val."""
+
+    steps: list[int]
+    rsum: list[float]
+
+    def timed(self, seconds: float) -> Curve:
+        """The curve of steps that take so long."""
+        return Curve([step * seconds / 60 for step in self.steps], self.rsum)
 
 
 def whole_run(
@@ -70,8 +81,8 @@ def compare_curves(data: Path, output: Path, runtime: str) -> str:
     """
     folder = output / "curves"
     folder.mkdir(parents=True, exist_ok=True)
-    exact, fast = _step_times(open_data(data), folder)
-    original = _original(open_data(data), folder, runtime, exact)
+    times = _step_times(open_data(data), folder)
+    original = _original(open_data(data), folder, runtime).timed(times[PLAIN])
     ours = _ours(data, folder, runtime)
     _draw({"the original's way (reckoned)": original, f"cmpl train {BEST}": ours}, output / "curves.png")
     final = max(original.rsum)
@@ -79,61 +90,55 @@ def compare_curves(data: Path, output: Path, runtime: str) -> str:
     assert before is not None
     if after is None:
         return f"the original's way: rsum {final:.1f} after {before:.1f} minutes; {BEST}: {max(ours.rsum):.1f} at most"
-    in_bf16 = before * fast / exact
-    return (
-        f"the original's way: rsum {final:.1f} after {before:.1f} minutes ({in_bf16:.1f} with steps in bf16); {BEST}: "
-        f"as much after {after:.1f} minutes, {before / after:.1f} times as fast ({in_bf16 / after:.1f}), and "
-        f"{max(ours.rsum):.1f} in {ours.minutes[-1]:.1f} minutes"
-    )
+    lines = [f"{BEST}: rsum {final:.1f} after {after:.1f} minutes, {max(ours.rsum):.1f} within {ours.minutes[-1]:.1f}"]
+    for way, seconds in times.items():
+        took = before * seconds / times[PLAIN]
+        lines.append(f"the original's way, {way}: as much after {took:.1f} minutes, {took / after:.1f} times as long")
+    return "\n".join(lines)
 
 
-def _original(data: Data, folder: Path, runtime: str, seconds: float) -> Curve:
+def _original(data: Data, folder: Path, runtime: str) -> Steps:
     """The original's stage 1. Its steps are run on kept features, which changes them by rounding alone; their time is
-    that of steps in which pictures are decoded and encoded, `seconds` each."""
+    that of steps in which pictures are decoded and encoded."""
     path = folder / "original.json"
     if path.exists():
-        return Curve(**json.loads(path.read_text(encoding="utf-8")))
+        return Steps(**json.loads(path.read_text(encoding="utf-8")))
     recipe = load_recipe("flickr8k-lite0", ORIGINAL)
     split, val_split = data.split("train"), data.split("val")
     model = trainer(recipe, split, 1).model
     chosen = choose_runtime(model, val_split, setting=runtime, precision=recipe.precision, tell=print)
     one = trainer(recipe, split, 1, features=picture_features(model, split, chosen, mirror=True))
     val = picture_features(one.model, val_split, chosen, mirror=False)
-    curve = Curve([], [])
+    curve = Steps([], [])
     for check in range(1, EPOCHS * PER_EPOCH + 1):
         while one.done < check * one.steps_per_epoch // PER_EPOCH:
             one.advance()
         with one.step.processes.fabric.autocast():
             seen = embed_split(one.model, val_split, features=val)
         result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels).to_dict()
-        curve.minutes.append(one.done * seconds / 60)
+        curve.steps.append(one.done)
         curve.rsum.append(result["rsum"])
-        print(f"{curve.minutes[-1]:6.1f} min (reckoned), rsum {curve.rsum[-1]:.1f}", flush=True)
+        print(f"the original's way: {curve.steps[-1]:6,} steps, rsum {curve.rsum[-1]:.1f}", flush=True)
         if len(curve.rsum) - 1 - curve.rsum.index(max(curve.rsum)) >= PATIENCE:
             break
     write_text(path, json.dumps(asdict(curve)))
     return curve
 
 
-def _step_times(data: Data, folder: Path) -> list[float]:
-    """Seconds of a step of the original's way, 32 pictures decoded, encoded and matched with a caption each, in each of
-    PRECISIONS: medians of steps in turns."""
+def _step_times(data: Data, folder: Path) -> dict[str, float]:
+    """Seconds of a step of the original's way, 32 pictures decoded, encoded and matched with a caption each."""
     path = folder / "original-steps.json"
     if not path.exists():
-        recipes = [load_recipe("flickr8k-lite0", [*ORIGINAL, "--precision", precision]) for precision in PRECISIONS]
-        trainers = [trainer(recipe, data.split("train"), 1) for recipe in recipes]
-        times = [[_seconds(one.advance) for one in trainers] for _ in range(TIMED_STEPS)]
-        write_text(path, json.dumps([statistics.median(column) for column in zip(*times[3:], strict=True)]))
-    found: list[float] = json.loads(path.read_text(encoding="utf-8"))
-    named = (f"{seconds:.2f} s in {precision}" for seconds, precision in zip(found, PRECISIONS, strict=True))
-    print(f"the original's way, a step of 32 pairs: {', '.join(named)}")
+        exact, fast = (
+            load_recipe("flickr8k-lite0", [*ORIGINAL, "--precision", one]) for one in ("32-true", "bf16-mixed")
+        )
+        ways = {PLAIN: Way(exact, keeps_memory=False), KEPT: Way(exact), IN_BF16: Way(fast)}
+        took = time_steps(ways, data.split("train"), 1, TIMED_STEPS, WARM_STEPS)
+        write_text(path, json.dumps({way: each.median for way, each in took.items()}))
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    named = (f"{seconds:.2f} s {way}" for way, seconds in found.items())
+    print(f"the original's way, a step of 32 pairs: {'; '.join(named)}")
     return found
-
-
-def _seconds(act: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
 
 
 def _ours(data: Path, folder: Path, runtime: str) -> Curve:

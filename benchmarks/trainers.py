@@ -77,12 +77,16 @@ def trainer(
     number: int,
     features: np.ndarray | None = None,
     model: DualEncoder | None = None,
+    *,
+    keeps_memory: bool = False,
 ) -> Trainer:
     """For stage `number` of the recipe, from random heads of the recipe's seed or from a model's weights.
 
-    As `cmpl train` does, the process keeps its memory from here on.
+    keeps_memory: as `cmpl train` has it on a CPU, from here on and until the process ends. It makes both sides of a
+    comparison faster, so most are made without.
     """
-    keep_memory()
+    if keeps_memory:
+        keep_memory()
     recipe = settled(replace(recipe, device="cpu"))
     stage = recipe.stage1 if number == 1 else recipe.stage2
     torch.manual_seed(recipe.seed)
