@@ -274,8 +274,12 @@ def test_an_embedding_does_not_depend_on_its_batch(tiny_model):
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("height", "width", "expected"), [(224, 224, 7), (300, 300, 4), (384, 128, 8), (900, 900, 1)])
-def test_on_a_cpu_few_pictures_are_encoded_at_once(tiny_model, height, width, expected):
+@pytest.mark.parametrize(
+    ("threads", "height", "width", "expected"),
+    [(2, 224, 224, 4), (8, 300, 200, 16), (1, 900, 900, 1), (99, 32, 32, 64)],
+)
+def test_on_a_cpu_few_pictures_are_encoded_at_once(tiny_model, monkeypatch, threads, height, width, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     model = tiny_model()
     model.picture_input.height, model.picture_input.width = height, width
     assert model.pictures_at_once == expected
@@ -284,7 +288,8 @@ def test_on_a_cpu_few_pictures_are_encoded_at_once(tiny_model, height, width, ex
 
 
 def test_without_a_batch_size_pictures_are_encoded_by_that_many(tiny_model, pictures, monkeypatch):
-    monkeypatch.setattr("cmpl.models.dual_encoder.CPU_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("cmpl.models.dual_encoder.PIXELS_A_THREAD", 32 * 32)
     model, seen = tiny_model(), []
     model.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     assert torch.equal(model.encode_image(pictures), model.encode_image(pictures, batch_size=2))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CPU_PIXELS = 400_000  # of the pictures that a CPU encodes together: 7 of 224 x 224
+PIXELS_A_THREAD = 125_000  # of the pictures that a CPU encodes together: 4 of 224 x 224 with two threads
 
 
 class DualEncoder(nn.Module):
@@ -91,14 +91,15 @@ class DualEncoder(nn.Module):
 
     @property
     def pictures_at_once(self) -> int:
-        """How many pictures are encoded fastest together: 64, on a CPU in PyTorch as many as its caches are made for.
+        """How many pictures are encoded fastest together: 64, on a CPU in PyTorch so few that their maps stay small.
 
-        Larger maps than 32 MB, the C library's limit, would besides be given back to the system and cleared each time
-        (benchmarks/memory.py).
+        Maps fall out of its caches otherwise, and from 32 MB on the C library gives them back to the system, which
+        clears their pages each time (benchmarks/memory.py).
         """
         if self.compiled or self.device.type != "cpu":
             return 64
-        return max(1, CPU_PIXELS // (self.picture_input.height * self.picture_input.width))
+        pixels = torch.get_num_threads() * PIXELS_A_THREAD
+        return max(1, min(64, pixels // (self.picture_input.height * self.picture_input.width)))
 
     def freeze_image_encoder(self, *, move_batch_norm: bool = False) -> None:
         """Keep the image encoder's weights, mode and batch-norm statistics as they are.
