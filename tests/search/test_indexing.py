@@ -3,9 +3,9 @@
 import json
 import multiprocessing
 import os
-import random
 import shutil
-import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -230,31 +230,88 @@ def test_an_interrupted_run_is_gone_on_from(index, tmp_path, monkeypatch, capsys
     expect_equal_to_anew(index, tmp_path / "out", tmp_path)
 
 
-def test_killed_at_random_moments_the_gallery_is_always_the_old_or_the_new_one(index, folder, tmp_path):
+# Forks from a process that has imported everything but computed nothing: threads that compute don't outlive a fork.
+KILLED = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+
+import openvino
+import timm
+from cmpl.models.dual_encoder import DualEncoder
+from cmpl.search.gallery import Gallery
+from cmpl.search.indexing import index_pictures
+
+KILLS = 12
+model, pictures, folder = map(Path, sys.argv[1:])
+output = folder / "out"
+
+
+def start():
+    child = os.fork()
+    if child:
+        return child
+    try:
+        index_pictures(model, pictures, output, progress=False, workers=2)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
+
+
+def end(child):
+    "Whether it went through; False when it was killed."
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, -signal.SIGKILL):
+        sys.exit(f"a run failed with {code}")
+    return code == 0
+
+
+def put_aside(name):
+    output.rename(folder / name)
+    shutil.copytree(folder / "start", output)
+
+
+end(start())
+put_aside("warm")
+began = time.monotonic()
+end(start())
+duration = time.monotonic() - began
+put_aside("undisturbed")
+random.seed(0)
+kills = through = 0
+while kills < KILLS or not through:
+    child = start()
+    if kills < KILLS:
+        time.sleep(random.uniform(0, duration))
+        os.kill(child, signal.SIGKILL)
+    if end(child):
+        put_aside(f"through {through}")
+        through += 1
+    else:
+        shutil.copytree(output, folder / f"killed {kills}")
+        kills += 1
+print(kills, through)
+"""
+
+
+def test_killed_at_random_moments_the_gallery_is_always_the_old_or_the_new_one(index, folder, model_dir, tmp_path):
     index()
     old = names(Gallery.open(tmp_path / "out"))
-    moments = random.Random(0)
     save(folder / "new.png", 60)
     (folder / "0.png").unlink()
     shutil.copytree(tmp_path / "out", tmp_path / "start")
-    kills = 0
-    while kills < 6:
-        process = fork.Process(target=index)
-        process.start()
-        process.join(moments.uniform(0, 0.3))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.join()
-        gallery = Gallery.open(tmp_path / "out")
+    command = [sys.executable, "-c", KILLED, str(model_dir), str(folder), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    kills, through = map(int, done.stdout.split())
+    assert kills == 12
+    for number in range(kills):
+        gallery = Gallery.open(tmp_path / f"killed {number}")
         gallery.verify()
         assert names(gallery) == old or "new.png" in names(gallery)
-        if process.exitcode == 0:
-            expect_equal_to_anew(index, tmp_path / "out", tmp_path)
-            shutil.rmtree(tmp_path / "out")
-            shutil.copytree(tmp_path / "start", tmp_path / "out")
-    index()
-    expect_equal_to_anew(index, tmp_path / "out", tmp_path)
+    for name in ("undisturbed", *(f"through {number}" for number in range(through))):
+        expect_equal_to_anew(index, tmp_path / name, tmp_path)
 
 
 @pytest.mark.parametrize("moved", range(4))
