@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 .PHONY: help install demo test lint format clean
 
 help:
-	@echo "make demo     install and run cmpl on the built-in data (about 5 minutes)"
+	@echo "make demo     install and run crosspair on the built-in data (about 5 minutes)"
 	@echo "make install  .venv with everything development needs"
 	@echo "make test     install and run the tests"
 	@echo "make lint     ruff and mypy"
@@ -30,7 +30,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 install: $(VENV)/.dev
 
 demo: $(VENV)/.demo
-	$(VENV)/bin/cmpl demo $(DEMO_FLAGS)
+	$(VENV)/bin/crosspair demo $(DEMO_FLAGS)
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest tests/browser $(PYTEST_FLAGS)  # in a process of its own: Playwright keeps an event loop

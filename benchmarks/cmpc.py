@@ -2,9 +2,10 @@
 
     python benchmarks/cmpc.py [--rounds 5] [--threads 2] [--pairs 64 192] [--drawn 8192]
 
-The plain form normalises W and multiplies it by either direction's projections; autograd does the rest. cmpl divides
-the logits instead, both directions in one product. "products" are the three that no exact form can do without, on bare
-matrices. The last line draws --drawn classes beside the batch's own. d = 512; the optimizer's step is not included.
+The plain form normalises W and multiplies it by either direction's projections; autograd does the rest. crosspair
+divides the logits instead, both directions in one product. "products" are the three that no exact form can do without,
+on bare matrices. The last line draws --drawn classes beside the batch's own. d = 512; the optimizer's step is not
+included.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpl.losses import cmpc_terms
-from cmpl.losses.inputs import unit_vectors
+from crosspair.losses import cmpc_terms
+from crosspair.losses.inputs import unit_vectors
 
 DIMENSION = 512
 
@@ -67,9 +68,9 @@ def compare(weight: Tensor, pairs: int, rounds: int, drawn: int) -> None:
 
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: torch.autograd.grad(plain(images, texts, labels, weight), inputs),
-        "cmpl": lambda: torch.autograd.grad(ours(), inputs),
-        "products": lambda: (both @ weight.detach(), both.T @ logits, logits @ weight.detach().T),
-        f"cmpl, {drawn:,} drawn": lambda: torch.autograd.grad(ours(drawn), inputs),
+        "crosspair": lambda: torch.autograd.grad(ours(), inputs),
+        "matmul_precision": lambda: (both @ weight.detach(), both.T @ logits, logits @ weight.detach().T),
+        f"crosspair, {drawn:,} drawn": lambda: torch.autograd.grad(ours(drawn), inputs),
     }
     for work in ways.values():
         work()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpl.losses import cmpm_terms
+from crosspair.losses import cmpm_terms
 
 DIMENSION, TARGET = 512, 8192
 
@@ -52,7 +52,7 @@ def tiled(images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
 
 
 def tiled_bf16(images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
-    return sum(cmpm_terms(images, texts, labels, products="bf16"), torch.zeros(()))
+    return sum(cmpm_terms(images, texts, labels, matmul_precision="bf16"), torch.zeros(()))
 
 
 FORMS = {"textbook": textbook, "tiles": tiled, "tiles, bf16 products": tiled_bf16}

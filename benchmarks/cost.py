@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmpl.models.config import TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.models.transformer_text import TransformerTextEncoder, create_transformer
-from cmpl.training.layers import freeze_for_stage
-from cmpl.training.recipe import Recipe, StageConfig
-from cmpl.training.recipe_files import load_recipe
+from crosspair.models.config import TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.models.transformer_text import TransformerTextEncoder, create_transformer
+from crosspair.training.layers import freeze_for_stage
+from crosspair.training.recipe import Recipe, StageConfig
+from crosspair.training.recipe_files import load_recipe
 
 H100 = 989e12  # dense bf16 operations a second, NVIDIA's data sheet of the SXM module
 SHARE = 0.08  # of the peak. Cautious: convolutions are bound by memory; transformers reach three to four times that
@@ -44,21 +44,21 @@ def text_encoder(config: TextEncoderConfig) -> TransformerTextEncoder:
 class Step:
     """Forward and backward of a stage's step with b pictures."""
 
-    def __init__(self, recipe: Recipe, stage: StageConfig, pictures: int, words: int) -> None:
+    def __init__(self, recipe: Recipe, stage: StageConfig, images: int, words: int) -> None:
         image = replace(recipe.model.image, weights="none")
         vocabulary = range(1000)
         encoder = text_encoder(recipe.model.text)
         self.model = DualEncoder(replace(recipe.model, image=image), vocabulary, text_encoder=encoder)  # type: ignore[arg-type]
         freeze_for_stage(self.model, stage)
-        size = (self.model.picture_input.height, self.model.picture_input.width)
-        self.pictures = torch.randint(0, 256, (pictures, 3, *size), dtype=torch.uint8)
-        captions = pictures * stage.captions_per_picture
+        size = (self.model.image_input.height, self.model.image_input.width)
+        self.images = torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8)
+        captions = images * stage.captions_per_image
         self.tokens = torch.randint(4, 1000, (captions, words))
         self.lengths = torch.full((captions,), words)
 
     def run(self) -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            images, texts = self.model(self.tokens, self.lengths, pictures=self.pictures)
+            images, texts = self.model(self.tokens, self.lengths, images=self.images)
         (texts @ images.T).square().mean().backward()
 
     def kept_bytes(self) -> int:
@@ -80,7 +80,7 @@ class Step:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a built-in name or a file, with a transformer as its text encoder")
-    parser.add_argument("--pictures", type=int, required=True, help="of the training set")
+    parser.add_argument("--images", type=int, required=True, help="of the training set")
     parser.add_argument("--words", type=int, default=13, help="tokens of a caption, on average (default 13)")
     parser.add_argument("--measured", type=int, default=8, help="pictures of the steps that are run here (default 8)")
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed here (default 3)")
@@ -88,7 +88,7 @@ def main() -> None:
     name = options.recipe
     recipe = load_recipe(name)
     stage = recipe.stage2
-    if stage.epoch_covers != "pictures" or stage.captions_per_picture == 0:
+    if stage.epoch_covers != "images" or stage.captions_per_image == 0:
         parser.error(f"the epochs of {name} don't draw each picture once with so many captions; name another recipe")
     step = Step(recipe, stage, options.measured, options.words)
     kept = step.kept_bytes()
@@ -102,9 +102,9 @@ def main() -> None:
         step.run()
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
-    steps = stage.epochs * (options.pictures // stage.batch_size)
+    steps = stage.epochs * (options.images // stage.batch_size)
     trained = sum(value.numel() for value in step.model.parameters() if value.requires_grad)
-    captions = stage.captions_per_picture
+    captions = stage.captions_per_image
     memory = BYTES_A_WEIGHT * trained + kept * stage.batch_size / options.measured
     print(f"{Path(name).stem}, stage 2: {stage.batch_size} pictures and {stage.batch_size * captions} captions a step")
     print(

@@ -19,31 +19,31 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cmpl.data.batching import Batch
-from cmpl.data.text import Vocabulary
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.training.distributed import counted_processes, launch
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import Recipe, StageConfig
-from cmpl.training.step import TrainingStep
+from crosspair.data.batching import Batch
+from crosspair.data.tokens import Vocabulary
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.distributed import counted_processes, launch
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.recipe import Recipe, StageConfig
+from crosspair.training.step import TrainingStep
 
 WORDS, LENGTH = 2500, 12
 
 
-def batch_of(pictures: int, captions: int, num_features: int, rank: int, processes: int) -> Batch:
+def batch_of(images: int, captions: int, num_features: int, rank: int, processes: int) -> Batch:
     """This process's share of a batch in which every picture is a class of its own."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(pictures, num_features, generator=generator)
-    tokens = torch.randint(2, WORDS, (pictures * captions, LENGTH), generator=generator)
-    rows = range(pictures * rank // processes, pictures * (rank + 1) // processes)
+    features = torch.randn(images, num_features, generator=generator)
+    tokens = torch.randint(2, WORDS, (images * captions, LENGTH), generator=generator)
+    rows = range(images * rank // processes, images * (rank + 1) // processes)
     own, texts = slice(rows.start, rows.stop), slice(rows.start * captions, rows.stop * captions)
-    labels = torch.arange(pictures)
-    picture_rows = torch.arange(len(rows)).repeat_interleave(captions)
+    labels = torch.arange(images)
+    image_rows = torch.arange(len(rows)).repeat_interleave(captions)
     lengths = torch.full((len(rows) * captions,), LENGTH)
     text_labels = labels[own].repeat_interleave(captions)
-    return Batch(tokens[texts], lengths, labels[own], text_labels, text_labels, picture_rows, features=features[own])
+    return Batch(tokens[texts], lengths, labels[own], text_labels, text_labels, image_rows, features=features[own])
 
 
 def counted(name: str, counts: dict[str, int]) -> None:
@@ -75,10 +75,10 @@ def work(rank: int, processes: int, options: argparse.Namespace) -> None:
     model = DualEncoder(config, Vocabulary([f"word{number}" for number in range(WORDS)]))
     model.image_projection = type(model.image_projection)(1280, options.dim)
     model.freeze_image_encoder()
-    losses = MatchingLosses(recipe.loss, options.pictures, options.dim)
+    losses = MatchingLosses(recipe.loss, options.images, options.dim)
     optimizer = ScheduledAdam(model, losses, recipe.optimizer, StageConfig(1), options.steps)
     step = TrainingStep(together, together.fabric.setup_module(model), losses, optimizer, None)
-    batch = batch_of(options.pictures, options.captions, 1280, rank, processes)
+    batch = batch_of(options.images, options.captions, 1280, rank, processes)
     before, counts, times = peak_mb(), {}, []
     step(batch, 0)
     for name in ("all_gather", "all_reduce", "reduce_scatter"):
@@ -102,7 +102,7 @@ def work(rank: int, processes: int, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--captions", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--dim", type=int, default=512)

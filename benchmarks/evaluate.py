@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmpl import evaluate_retrieval
+from crosspair import evaluate_retrieval
 
 
 def seconds(work: Callable[[], object]) -> float:

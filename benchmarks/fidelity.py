@@ -10,11 +10,11 @@ import argparse
 import statistics
 from pathlib import Path
 
-from cmpl.data.dataset import open_data
-from cmpl.training.log import read_metrics
-from cmpl.training.loop import train
-from cmpl.training.recipe_files import load_recipe
-from cmpl.training.run import finished
+from crosspair.data.dataset import open_data
+from crosspair.training.log import read_metrics
+from crosspair.training.loop import train
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.run import finished
 
 BASE = [
     *("--model.text.word_dim", "256", "--model.text.hidden_dim", "256"),

@@ -4,7 +4,7 @@
     python benchmarks/jpeg.py MODEL --data flickr8k [--split val] [--pictures 500]
 
 Pixels, embeddings and recall of a trained model, the pictures decoded by libjpeg-turbo's fast transform (for the
-reference pictures it gives TensorFlow's pixels exactly) and by its exact one, which cmpl uses everywhere.
+reference pictures it gives TensorFlow's pixels exactly) and by its exact one, which crosspair uses everywhere.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from cmpl import DualEncoder, evaluate_retrieval
-from cmpl.data.dataset import open_data
-from cmpl.data.pictures import decode_picture
+from crosspair import DualEncoder, evaluate_retrieval
+from crosspair.data.dataset import open_data
+from crosspair.data.images import decode_image
 
 
 def main() -> None:
@@ -23,13 +23,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="val")
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     options = parser.parse_args()
     split = open_data(options.data).split(options.split)
-    count = min(options.pictures, len(split))
-    encoded = [bytes(split.picture(row)) for row in range(count)]
-    pictures = {
-        "exact": [decode_picture(data).permute(1, 2, 0).numpy() for data in encoded],
+    count = min(options.images, len(split))
+    encoded = [bytes(split.image(row)) for row in range(count)]
+    images = {
+        "exact": [decode_image(data).permute(1, 2, 0).numpy() for data in encoded],
         "fast": [simplejpeg.decode_jpeg(data, fastdct=True) for data in encoded],
     }
     model = DualEncoder.from_pretrained(options.model)
@@ -37,8 +37,8 @@ def main() -> None:
     texts = model.encode_text([caption for several in captions for caption in several])
     labels = np.arange(count)
     text_labels = np.repeat(labels, [len(several) for several in captions])
-    embeddings = {way: model.encode_image(each) for way, each in pictures.items()}
-    levels = [abs(a.astype(int) - b) for a, b in zip(*pictures.values(), strict=True)]
+    embeddings = {way: model.encode_image(each) for way, each in images.items()}
+    levels = [abs(a.astype(int) - b) for a, b in zip(*images.values(), strict=True)]
     cosines = (embeddings["exact"] * embeddings["fast"]).sum(1)
     print(f"{count:,} pictures, fast against exact")
     print(f"levels of 255: mean {np.mean([each.mean() for each in levels]):.2f}, at most {max(map(np.max, levels))}")

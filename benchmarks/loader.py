@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from cmpl.data.batching import Batch, load_batches
-from cmpl.data.dataset import open_data
-from cmpl.models.dual_encoder import create_model
-from cmpl.training.batches import batch_source, epoch_plan
-from cmpl.training.distributed import launch
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.machine import settled
-from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe_files import load_recipe
-from cmpl.training.step import TrainingStep
+from crosspair.data.batching import Batch, load_batches
+from crosspair.data.dataset import open_data
+from crosspair.models.dual_encoder import create_model
+from crosspair.training.batches import batch_source, epoch_plan
+from crosspair.training.distributed import launch
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.machine import settled
+from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -51,8 +51,8 @@ def main() -> None:
     plans = list(islice(epoch_plan(plain, recipe, stage, 2, 0, 1), options.steps))
     kept = [plain[plan] for plan in plans]
     for batch, plan in zip(kept, plans, strict=True):
-        assert batch.pictures is not None
-        assert torch.equal(batch.pictures, cached[plan].pictures), "the cache gives other pictures"
+        assert batch.images is not None
+        assert torch.equal(batch.images, cached[plan].images), "the cache gives other pictures"
     ways: dict[str, Callable[[], Iterable[Batch]]] = {
         "memory": lambda: kept,
         "decoded": lambda: load_batches(plain, plans, 0, CPU),
@@ -77,7 +77,7 @@ def main() -> None:
         start = time.perf_counter()
         for plan in plans:
             source[plan]
-        alone = (time.perf_counter() - start) / sum(len(plan.pictures) for plan in plans)
+        alone = (time.perf_counter() - start) / sum(len(plan.images) for plan in plans)
         ratios = [one / other for one, other in zip(times["memory"], times[name], strict=True)]
         print(
             f"{name}: {1e3 * alone:.2f} ms a picture to load, {statistics.median(times[name]):.3f} s a step against "

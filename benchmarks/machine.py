@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-PICTURES = 8
+IMAGES = 8
 
 
 def encoder(name: str, channels_last: bool, compiled: bool, device: str) -> nn.Module:
@@ -27,14 +27,14 @@ def encoder(name: str, channels_last: bool, compiled: bool, device: str) -> nn.M
     return model
 
 
-def seconds(model: nn.Module, pictures: Tensor, bf16: bool) -> float:
-    clock = time.perf_counter if pictures.is_cuda else time.process_time  # other work on the machine takes no part
+def seconds(model: nn.Module, images: Tensor, bf16: bool) -> float:
+    clock = time.perf_counter if images.is_cuda else time.process_time  # other work on the machine takes no part
     start = clock()
-    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=bf16):
-        features = model(pictures)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        features = model(images)
     features.float().square().mean().backward()
     model.zero_grad()
-    if pictures.is_cuda:
+    if images.is_cuda:
         torch.cuda.synchronize()
     return clock() - start
 
@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = torch.randn(PICTURES, 3, 224, 224, device=options.device)
+    images = torch.randn(IMAGES, 3, 224, 224, device=options.device)
     for name in options.encoders:
         ways: dict[str, Callable[[], float]] = {}
         for layout, channels_last in (("planes", False), ("channels last", True)):
             for kind in ("", ", compiled") if options.compile and channels_last else ("",):
                 model = encoder(name, channels_last, bool(kind), options.device)
                 form = torch.channels_last if channels_last else torch.contiguous_format
-                laid_out = pictures.contiguous(memory_format=form)
+                laid_out = images.contiguous(memory_format=form)
                 for precision, bf16 in (("float32", False), ("bf16", True)):
                     ways[f"{layout}, {precision}{kind}"] = lambda m=model, p=laid_out, b=bf16: seconds(m, p, b)
         for way, run in ways.items():
@@ -66,7 +66,7 @@ def main() -> None:
             times = {way: min(times[way], run()) for way, run in ways.items()}
         slowest = times["planes, float32"]
         for way, least in times.items():
-            print(f"{name}: {way}: {PICTURES / least:.1f} pictures/s, {slowest / least:.2f} times planes in float32")
+            print(f"{name}: {way}: {IMAGES / least:.1f} pictures/s, {slowest / least:.2f} times planes in float32")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py [--data flickr8k] [--recipe flickr8k-lite0] [--stage 2] [--rounds 20]
 
-Steps: two processes train on the same batches in turns, one of them as `cmpl train` does, the other with the C library
-as it is. Prints the median of a step after WARM others, the seconds in the system's own code, and the peak of memory.
+Steps: two processes train on the same batches in turns, one of them as `crosspair train` does, the other with the C
+library as it is. Prints the median of a step after WARM others, the seconds in the system's own code, and the peak of
+memory.
 Encoding: 64 pictures with the recipe's model, all together and as many at once as `encode_image` takes. No memory kept.
 """
 
@@ -14,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from cmpl.data.dataset import Split
-from cmpl.models.dual_encoder import create_model
-from cmpl.training.recipe import Recipe
-from cmpl.training.recipe_files import load_recipe
+from crosspair.data.dataset import Split
+from crosspair.models.dual_encoder import create_model
+from crosspair.training.recipe import Recipe
+from crosspair.training.recipe_files import load_recipe
 from trainers import opened
 from turns import Way, time_steps
 
 WARM = 6
-PICTURES = 64
+IMAGES = 64
 
 
 def compare_steps(recipe: Recipe, split: Split, stage: int, rounds: int) -> None:
@@ -36,17 +37,17 @@ def compare_steps(recipe: Recipe, split: Split, stage: int, rounds: int) -> None
 
 def compare_encoding(recipe: Recipe, split: Split, rounds: int) -> None:
     model = create_model(recipe.model, ["a dog"]).eval()
-    pictures = [split.picture(row) for row in range(PICTURES)]
-    times: dict[int, list[float]] = {PICTURES: [], model.pictures_at_once: []}
+    images = [split.image(row) for row in range(IMAGES)]
+    times: dict[int, list[float]] = {IMAGES: [], model.images_at_once: []}
     for _ in range(1 + rounds):
         for size, seconds in times.items():
             start = time.perf_counter()
-            model.encode_image(pictures, size)
+            model.encode_image(images, size)
             seconds.append(time.perf_counter() - start)
     medians = {size: statistics.median(seconds[1:]) for size, seconds in times.items()}
     named = ", ".join(f"{median:.2f} s by {size}" for size, median in medians.items())
     together, few = medians.values()
-    print(f"encoding {PICTURES} pictures: {named}: {together / few:.2f} times as fast")
+    print(f"encoding {IMAGES} pictures: {named}: {together / few:.2f} times as fast")
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, ["--device", "cpu"])
-    with opened(options, pictures=1000) as data:
+    with opened(options, images=1000) as data:
         split = data.split("train")
         print(f"{options.recipe}, {torch.get_num_threads()} threads")
         compare_steps(recipe, split, options.stage, options.rounds)

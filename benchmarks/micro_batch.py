@@ -1,6 +1,6 @@
 """Memory and time of one training step on a large batch, whole and in micro batches, in processes of their own.
 
-    python benchmarks/micro_batch.py [--pictures 64] [--micro-batch 8] [--threads 2] [--rounds 3]
+    python benchmarks/mini_batch_size.py [--pictures 64] [--micro-batch 8] [--threads 2] [--rounds 3]
 
 MobileNet-v1 at 224 pixels and the BiLSTM, 5 captions a picture, CMPM + CMPC, forward and backward. Memory is what the
 step adds to the process at its peak; time is the median of the rounds, which alternate. That gradients are those of the
@@ -17,33 +17,33 @@ from multiprocessing.connection import Connection
 import torch
 from lightning_fabric import Fabric
 
-from cmpl.data.batching import Batch
-from cmpl.data.text import Vocabulary
-from cmpl.models.config import ImageEncoderConfig, ModelConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.training.accumulation import EmbeddingsInParts
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.recipe import LossConfig
+from crosspair.data.batching import Batch
+from crosspair.data.tokens import Vocabulary
+from crosspair.models.config import ImageEncoderConfig, ModelConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.accumulation import EmbeddingsInParts
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.recipe import LossConfig
 
 CAPTIONS, WORDS = 5, 2500
 
 
-def step(pictures: int, parts: int, threads: int, pipe: Connection) -> None:
+def step(images: int, parts: int, threads: int, pipe: Connection) -> None:
     """Send the added memory in megabytes, then the seconds of a further step for every question that comes."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     fabric = Fabric(accelerator="cpu", devices=1)
     config = ModelConfig(image=ImageEncoderConfig("mobilenetv1_100", "none", [224, 224]))
     model = DualEncoder(config, Vocabulary([f"word{number}" for number in range(WORDS)])).eval()
-    losses = MatchingLosses(LossConfig(), pictures, config.projection.dim)
+    losses = MatchingLosses(LossConfig(), images, config.projection.dim)
     wrapped = fabric.setup_module(model)
-    batch = random_batch(pictures)
+    batch = random_batch(images)
 
     def forward_and_backward() -> None:
         model.zero_grad()
         in_parts = EmbeddingsInParts(fabric, model, batch, parts) if parts > 1 else None
         if in_parts is None:
-            embeddings = wrapped(batch.tokens, batch.lengths, pictures=batch.pictures)
+            embeddings = wrapped(batch.tokens, batch.lengths, images=batch.images)
         else:
             embeddings = in_parts.image_embeddings, in_parts.text_embeddings
         fabric.backward(losses(*embeddings, batch)[0])
@@ -60,13 +60,13 @@ def step(pictures: int, parts: int, threads: int, pipe: Connection) -> None:
         pipe.send(time.perf_counter() - start)
 
 
-def random_batch(pictures: int) -> Batch:
-    rows = torch.arange(pictures).repeat_interleave(CAPTIONS)
+def random_batch(images: int) -> Batch:
+    rows = torch.arange(images).repeat_interleave(CAPTIONS)
     lengths = torch.randint(6, 17, (len(rows),))
     tokens = torch.randint(2, WORDS, (len(rows), 16))
     tokens[torch.arange(16) >= lengths[:, None]] = 0
-    pixels = torch.randint(0, 256, (pictures, 3, 224, 224), dtype=torch.uint8)
-    return Batch(tokens, lengths, torch.arange(pictures), rows, rows, rows, pictures=pixels)
+    pixels = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8)
+    return Batch(tokens, lengths, torch.arange(images), rows, rows, rows, images=pixels)
 
 
 def start(*arguments: int) -> Connection:
@@ -78,13 +78,13 @@ def start(*arguments: int) -> Connection:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    parts = -(-options.pictures // options.micro_batch)
-    ways = [start(options.pictures, number, options.threads) for number in (1, parts)]
+    parts = -(-options.images // options.mini_batch_size)
+    ways = [start(options.images, number, options.threads) for number in (1, parts)]
     memory = [way.recv() for way in ways]
     seconds: list[list[float]] = [[], []]
     for _ in range(options.rounds):
@@ -94,9 +94,9 @@ def main() -> None:
     for way in ways:
         way.send(False)
     whole, ours = (statistics.median(times) for times in seconds)
-    print(f"{options.pictures} pictures x {CAPTIONS} captions, float32, {options.threads} threads")
+    print(f"{options.images} pictures x {CAPTIONS} captions, float32, {options.threads} threads")
     print(f"whole batch:     {memory[0]:6.0f} MB, {whole:5.1f} s")
-    print(f"micro batch {options.micro_batch:3}: {memory[1]:6.0f} MB, {ours:5.1f} s")
+    print(f"micro batch {options.mini_batch_size:3}: {memory[1]:6.0f} MB, {ours:5.1f} s")
     print(f"memory {memory[0] / memory[1]:.1f} times less, time {ours / whole:.2f} times")
 
 

@@ -42,14 +42,14 @@ def drawn(generator: np.random.Generator) -> np.ndarray:
 
 def patchwork(paths: list[Path], generator: np.random.Generator) -> np.ndarray:
     """uint8 [h, w, 3]: two by two photographs, brought to size."""
-    from cmpl.data.pictures import read_picture
+    from crosspair.data.images import read_image
 
-    tiles = [F.center_crop(read_picture(paths[place]), [224, 224]) for place in generator.integers(0, len(paths), 4)]
+    tiles = [F.center_crop(read_image(paths[place]), [224, 224]) for place in generator.integers(0, len(paths), 4)]
     whole = torch.cat([torch.cat(tiles[:2], dim=2), torch.cat(tiles[2:], dim=2)], dim=1)[:, 56:392]
     return F.resize(whole, [HEIGHT, WIDTH], antialias=True).permute(1, 2, 0).numpy()
 
 
-def make_pictures(folder: Path, count: int, images: Path | None) -> None:
+def make_images(folder: Path, count: int, images: Path | None) -> None:
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -61,12 +61,12 @@ def make_pictures(folder: Path, count: int, images: Path | None) -> None:
 
 def as_the_original(paths: list[Path], output: Path) -> int:
     """Every picture decoded and encoded once per caption, its records written one after the other; the bytes."""
-    from cmpl.data.pictures import encode_jpeg, read_picture
+    from crosspair.data.images import encode_jpeg, read_image
 
     with output.open("wb") as file:
         for path in paths:
             for number in range(CAPTIONS):
-                file.write(encode_jpeg(read_picture(path), 95) + f"caption {number}".encode())
+                file.write(encode_jpeg(read_image(path), 95) + f"caption {number}".encode())
     return output.stat().st_size
 
 
@@ -75,17 +75,17 @@ def likeness_in_training(paths: list[Path], output: Path) -> dict[str, tuple[flo
 
     "resized": the same without compression, only brought to 256 before it is brought to 224.
     """
-    from cmpl.data.dataset import open_data
-    from cmpl.data.pictures import decode_picture, read_picture, resize_shorter_side
+    from crosspair.data.dataset import open_data
+    from crosspair.data.images import decode_image, read_image, resize_shorter_side
 
     split = open_data(output).split("train")
     likeness: dict[str, list[tuple[float, float]]] = {"stored": [], "resized": []}
     for row in range(0, len(split), max(1, len(split) // 100)):
-        source = read_picture(paths[row])
+        source = read_image(paths[row])
         exact = resize_shorter_side(source, TRAINING_SIZE)
-        seen = {"stored": decode_picture(split.picture(row)), "resized": resize_shorter_side(source, 256)}
-        for name, picture in seen.items():
-            small = resize_shorter_side(picture, TRAINING_SIZE)[..., : exact.shape[-1]]
+        seen = {"stored": decode_image(split.image(row)), "resized": resize_shorter_side(source, 256)}
+        for name, image in seen.items():
+            small = resize_shorter_side(image, TRAINING_SIZE)[..., : exact.shape[-1]]
             exact_part = exact[..., : small.shape[-1]]  # the longer side is rounded twice
             likeness[name].append((decibels(exact_part, small), ssim(exact_part, small)))
     return {name: tuple(np.mean(values, axis=0)) for name, values in likeness.items()}  # type: ignore[misc]
@@ -98,7 +98,7 @@ def decibels(first: torch.Tensor, second: torch.Tensor) -> float:
 
 def ssim(first: torch.Tensor, second: torch.Tensor) -> float:
     """Structural similarity of the grey pictures (Wang et al. 2004): 11 x 11 windows of sigma 1.5; 1 is the same."""
-    x, y = (F.rgb_to_grayscale(picture).double() for picture in (first, second))
+    x, y = (F.rgb_to_grayscale(image).double() for image in (first, second))
 
     def mean(values: torch.Tensor) -> torch.Tensor:
         return F.gaussian_blur(values, [11, 11], [1.5, 1.5])
@@ -124,14 +124,14 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def measure_speed(count: int, images: Path | None) -> None:
-    from cmpl.data.prepare import prepare
-    from cmpl.data.records import Record
+    from crosspair.data.prepare import prepare
+    from crosspair.data.records import Record
 
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        (work / "pictures").mkdir()
-        make_pictures(work / "pictures", count, images)
-        paths = [work / "pictures" / f"{number}.jpg" for number in range(count)]
+        (work / "images").mkdir()
+        make_images(work / "images", count, images)
+        paths = [work / "images" / f"{number}.jpg" for number in range(count)]
         bytes_in = sum(path.stat().st_size for path in paths)
         captions = tuple(f"a caption, number {number}" for number in range(CAPTIONS))
         records = [Record(path.name, path, number, captions, "train") for number, path in enumerate(paths)]
@@ -154,12 +154,14 @@ def measure_speed(count: int, images: Path | None) -> None:
         stored = sum(facts.bytes for facts in summaries[0].splits.values())
         likeness = likeness_in_training(paths, work / "data")
     print(f"{count:,} pictures of {WIDTH} x {HEIGHT}, {bytes_in / count / 1000:.0f} kB each, {CAPTIONS} captions each")
-    print(f"{'':<40}{'pictures/s':>10}{'bytes out / in':>16}{'cmpl is':>14}")
-    print(f"{'cmpl prepare, two processes':<40}{fast:>10.0f}{stored / bytes_in:>16.2f}")
+    print(f"{'':<40}{'images/s':>10}{'bytes out / in':>16}{'crosspair is':>14}")
+    print(f"{'crosspair prepare, two processes':<40}{fast:>10.0f}{stored / bytes_in:>16.2f}")
     ratio = original_bytes / few_bytes
     print(f"{'once per caption, our codec, one process':<40}{slow:>10.0f}{ratio:>16.2f}{fast / slow:>8.1f} times")
     print(f"{'the original, measured apart':<40}{50:>10}{6.4:>16}{fast / 50:>8.1f} times")
-    print(f"cmpl's processor time: {1000 * processor:.2f} ms a picture, {2 / processor:.0f} a second on two free cores")
+    print(
+        f"crosspair's processor time: {1000 * processor:.2f} ms a picture, {2 / processor:.0f} a second on two cores"
+    )
     for name, (psnr, similarity) in likeness.items():
         how = "as stored" if name == "stored" else "brought to 256, not compressed"
         print(f"at {TRAINING_SIZE} pixels, {how}, against the source: {psnr:.1f} dB, SSIM {similarity:.4f}")
@@ -173,16 +175,16 @@ def peak_megabytes() -> float:
 
 def rows(captions: int, scattered: bool) -> Iterator[str]:
     """Rows of a table: five captions a picture, next to each other or each in another part of the file."""
-    pictures = max(1, captions // CAPTIONS)
+    images = max(1, captions // CAPTIONS)
     for number in range(captions):
-        picture = number % pictures if scattered else number // CAPTIONS
-        yield f"{picture % 1000:03d}/{picture:09d}.jpg,a brown dog number {number} runs over wet grass to its owner\n"
+        image = number % images if scattered else number // CAPTIONS
+        yield f"{image % 1000:03d}/{image:09d}.jpg,a brown dog number {number} runs over wet grass to its owner\n"
 
 
 def read_table(folder: Path, captions: int, scattered: bool) -> None:
     """The reader alone, with drawn splits."""
-    from cmpl.data.readers.table import read_table
-    from cmpl.data.splitting import Shares, with_splits
+    from crosspair.data.readers.table import read_table
+    from crosspair.data.splitting import Shares, with_splits
 
     with (folder / "t.csv").open("w") as file:
         file.write("picture,caption\n")
@@ -191,22 +193,22 @@ def read_table(folder: Path, captions: int, scattered: bool) -> None:
     assert sum(len(record.captions) for record in records) == captions
 
 
-def fill(folder: Path, captions: int, per_picture: int) -> None:
+def fill(folder: Path, captions: int, per_image: int) -> None:
     """All of preparing but the decoding: every picture other bytes, a few of them, kept as they are."""
-    from cmpl.data import fill as module
-    from cmpl.data.conversion import Converted
-    from cmpl.data.duplicates import digest
-    from cmpl.data.prepare import prepare
-    from cmpl.data.records import Record
+    from crosspair.data import fill as module
+    from crosspair.data.conversion import Converted
+    from crosspair.data.duplicates import digest
+    from crosspair.data.prepare import prepare
+    from crosspair.data.records import Record
 
     def unconverted(records: Iterator[Record], *_: object) -> Iterator[tuple[Record, Converted]]:
-        return ((record, Converted(record.picture, 8, digest=digest(record.picture))) for record in records)  # type: ignore[arg-type]
+        return ((record, Converted(record.image, 8, digest=digest(record.image))) for record in records)  # type: ignore[arg-type]
 
-    module.convert_pictures = unconverted  # type: ignore[assignment]
-    words = tuple(f"a brown dog runs over the wet grass to its owner, number {number}" for number in range(per_picture))
+    module.convert_images = unconverted  # type: ignore[assignment]
+    words = tuple(f"a brown dog runs over the wet grass to its owner, number {number}" for number in range(per_image))
     records = (
         Record(f"{number:09d}.jpg", number.to_bytes(8), number, words, "train")
-        for number in range(captions // per_picture)
+        for number in range(captions // per_image)
     )
     prepare(records, folder / "data", source={}, size=0, progress=False)
 
@@ -235,7 +237,7 @@ def measure_memory(captions: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, metavar="DIR", help="photographs to make the pictures of")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--captions", type=int, default=10_000_000)
     parser.add_argument("--memory-of", choices=MEMORY, help=argparse.SUPPRESS)
@@ -248,7 +250,7 @@ def main() -> None:
     elif options.memory:
         measure_memory(options.captions)
     else:
-        measure_speed(options.pictures, options.images)
+        measure_speed(options.images, options.images)
 
 
 if __name__ == "__main__":

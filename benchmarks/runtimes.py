@@ -19,29 +19,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpl.data.dataset import open_data
-from cmpl.data.text import Vocabulary, pad
-from cmpl.models.compiled import CompiledEncoders, convert_encoders
-from cmpl.models.config import ImageEncoderConfig, ModelConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.models.export import OnnxEncoders, Sample, export_model
-from cmpl.models.feature_runtime import load_resized
-from cmpl.models.runtime import Encoders, cosines, openvino_precisions
+from crosspair.data.dataset import open_data
+from crosspair.data.tokens import Vocabulary, pad
+from crosspair.encode.backends import load_resized
+from crosspair.encode.export import OnnxEncoders, Sample, export_model
+from crosspair.encode.openvino_conversion import Encoders, cosines, openvino_precisions
+from crosspair.encode.openvino_encoders import CompiledEncoders, convert_encoders
+from crosspair.models.config import ImageEncoderConfig, ModelConfig
+from crosspair.models.dual_encoder import DualEncoder
 
-PICTURES, CAPTIONS = 64, 320
+IMAGES, CAPTIONS = 64, 320
 
 
 class TorchEncoders:
-    """As cmpl.models.runtime.Encoders, in PyTorch."""
+    """As crosspair.models.runtime.Encoders, in PyTorch."""
 
     def __init__(self, model: DualEncoder, *, channels_last: bool, bf16: bool) -> None:
         self.model, self.channels_last, self.bf16 = model, channels_last, bf16
 
     @torch.inference_mode()
-    def embed_pictures(self, pictures: Tensor) -> Tensor:
+    def embed_images(self, images: Tensor) -> Tensor:
         self.model.use_channels_last(self.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            parts = [self.model.image_features(part) for part in pictures.split(16)]
+            parts = [self.model.image_features(part) for part in images.split(16)]
             return F.normalize(self.model.embed_image_features(torch.cat(parts)).float(), dim=1)
 
     @torch.inference_mode()
@@ -53,11 +53,11 @@ class TorchEncoders:
 def inputs(model: DualEncoder, data: Path | None) -> tuple[Tensor, Tensor, Tensor]:
     if data is not None:
         split = open_data(data).split("val")
-        rows = np.linspace(0, len(split) - 1, PICTURES).astype(int).tolist()
+        rows = np.linspace(0, len(split) - 1, IMAGES).astype(int).tolist()
         captions = [caption for row in rows for caption in split.captions[row]][:CAPTIONS]
         return load_resized(model, split, rows), *pad([model.tokenize(caption) for caption in captions])
     random = torch.Generator().manual_seed(0)
-    size = (PICTURES, 3, model.picture_input.height, model.picture_input.width)
+    size = (IMAGES, 3, model.image_input.height, model.image_input.width)
     lengths = (torch.randn(CAPTIONS, generator=random) * 3.5 + 10.8).round().clamp(3, 36).long()  # as in Flickr8k
     tokens = torch.randint(2, len(model.vocabulary), (CAPTIONS, int(lengths.max())), generator=random)
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=random), tokens, lengths
@@ -84,30 +84,30 @@ def main() -> None:
             config = ModelConfig(ImageEncoderConfig(weights="package"))
             DualEncoder(config, Vocabulary([f"word{number}" for number in range(8000)])).save_pretrained(directory)
         model = DualEncoder.from_pretrained(directory)
-        pictures, tokens, lengths = inputs(model, options.data)
-        runtimes: dict[str, Encoders] = {
+        images, tokens, lengths = inputs(model, options.data)
+        backends: dict[str, Encoders] = {
             "PyTorch float32, planes": TorchEncoders(model, channels_last=False, bf16=False),
             "PyTorch float32, channels last": TorchEncoders(model, channels_last=True, bf16=False),
             "PyTorch bf16, channels last": TorchEncoders(model, channels_last=True, bf16=True),
         }
         for precision in reversed(openvino_precisions()):
             graphs = convert_encoders(model)
-            runtimes[f"OpenVINO {precision}"] = CompiledEncoders(*graphs, precision, options.threads)
+            backends[f"OpenVINO {precision}"] = CompiledEncoders(*graphs, precision, options.threads)
         if not options.no_onnx:
             few = Sample([np.zeros((32, 32, 3), np.uint8)], ["a dog"], "")
             export_model(str(directory), "onnx", Path(folder) / "onnx", few)
-            runtimes["ONNX Runtime f32"] = OnnxEncoders(Path(folder) / "onnx", options.threads)
+            backends["ONNX Runtime f32"] = OnnxEncoders(Path(folder) / "onnx", options.threads)
         works: dict[str, Callable[[Encoders], Tensor]] = {
-            "pictures": lambda encoders: encoders.embed_pictures(pictures),
+            "images": lambda encoders: encoders.embed_images(images),
             "captions": lambda encoders: encoders.embed_tokens(tokens, lengths),
         }
         for what, work in works.items():
-            embeddings = {name: work(encoders).numpy() for name, encoders in runtimes.items()}
-            least = dict.fromkeys(runtimes, float("inf"))
+            embeddings = {name: work(encoders).numpy() for name, encoders in backends.items()}
+            least = dict.fromkeys(backends, float("inf"))
             for _ in range(options.rounds):
-                for name, encoders in runtimes.items():
+                for name, encoders in backends.items():
                     least[name] = min(least[name], seconds(lambda work=work, encoders=encoders: work(encoders)))  # type: ignore[misc]
-            reference, *_ = runtimes
+            reference, *_ = backends
             for name, time_taken in least.items():
                 near = cosines(embeddings[name], embeddings[reference])
                 rate, ratio = len(embeddings[name]) / time_taken, least[reference] / time_taken

@@ -13,7 +13,7 @@ import math
 SIZES = (1_000_000, 100_000_000, 10_000_000_000)
 CORES = 64  # of a machine
 MEMORY = 512e9 * 0.7  # bytes of a machine that vectors may take
-LINKS = 16  # as cmpl asks Milvus for
+LINKS = 16  # as crosspair asks Milvus for
 GALLERY_ROW = 12_500  # bytes of a thumbnail: the middle of 5 to 20 KB
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cmpl.search.approximate import LEAST_RECALL, FaissEngine, Queries, build_graph, calibrate
-from cmpl.search.engines import ExactEngine
+from crosspair.gallery.engines.exact import ExactEngine
+from crosspair.gallery.engines.hnsw import LEAST_RECALL, FaissEngine, Queries, build_graph, calibrate
 
 BATCH = 256
 TOP = 10

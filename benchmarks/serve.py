@@ -1,4 +1,4 @@
-"""How fast `cmpl serve` answers, and whether it holds.
+"""How fast `crosspair serve` answers, and whether it holds.
 
     python benchmarks/serve.py GALLERY [--seconds 10] [--clients 1 8 64]
     python benchmarks/serve.py GALLERY --soak 10
@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from cmpl.search.gallery import Gallery
+from crosspair.gallery.gallery import Gallery
 
 WORDS = ["a", "two", "man", "dog", "children", "running", "playing", "red", "black", "water", "snow", "beach", "ball"]
 SOAK_CLIENTS = 64
@@ -36,9 +36,9 @@ GROWTH = 1.05
 class Load:
     """Requests to send, and what became of them."""
 
-    def __init__(self, port: int, pictures: list[bytes], uploads: float) -> None:
+    def __init__(self, port: int, images: list[bytes], uploads: float) -> None:
         self.port = port
-        self.pictures = pictures
+        self.images = images
         self.uploads = uploads
         self.milliseconds: list[float] = []
         self.errors: list[str] = []
@@ -63,7 +63,7 @@ class Load:
 
     def request(self, draw: random.Random) -> bytes:
         if draw.random() < self.uploads:
-            body = draw.choice(self.pictures)
+            body = draw.choice(self.images)
             return b"POST /search?top=40 HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
                 len(body),
                 body,
@@ -97,13 +97,13 @@ def metric(port: int, name: str) -> float:
 
 def batch_totals(port: int) -> np.ndarray:
     """Questions answered and the batches they came in."""
-    return np.array([metric(port, "cmpl_batch_size_sum"), metric(port, "cmpl_batch_size_count")])
+    return np.array([metric(port, "crosspair_batch_size_sum"), metric(port, "crosspair_batch_size_count")])
 
 
-def speed(port: int, pictures: list[bytes], clients: list[int], seconds: float) -> None:
+def speed(port: int, images: list[bytes], clients: list[int], seconds: float) -> None:
     for (name, uploads), count in itertools.product((("sentences", 0.0), ("1 in 4 uploads", UPLOAD_SHARE)), clients):
         before = batch_totals(port)
-        load = Load(port, pictures, uploads)
+        load = Load(port, images, uploads)
         asyncio.run(load.run(count, seconds))
         asked, batches = batch_totals(port) - before
         p50, p99 = np.percentile(load.milliseconds, [50, 99])
@@ -115,12 +115,12 @@ def speed(port: int, pictures: list[bytes], clients: list[int], seconds: float) 
         )
 
 
-def soak(port: int, pictures: list[bytes], minutes: float) -> bool:
+def soak(port: int, images: list[bytes], minutes: float) -> bool:
     """Whether it held."""
     begun, requests, errors, memory = time.monotonic(), 0, [], {}
     step = min(30.0, 60 * minutes / 8)
     while (elapsed := time.monotonic() - begun) < 60 * minutes:
-        load = Load(port, pictures, UPLOAD_SHARE)
+        load = Load(port, images, UPLOAD_SHARE)
         asyncio.run(load.run(SOAK_CLIENTS, step))
         requests += len(load.milliseconds)
         errors += load.errors
@@ -140,18 +140,18 @@ def main() -> int:
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     options = parser.parse_args()
     gallery = Gallery.open(options.gallery)
-    pictures = [gallery.picture(row) for row in range(0, len(gallery), max(1, len(gallery) // 50))]
-    command = [sys.executable, "-m", "cmpl", "serve", str(options.gallery), "--port", "0"]
-    environment = {key: value for key, value in os.environ.items() if key != "CMPL_TOKEN"}
+    images = [gallery.image(row) for row in range(0, len(gallery), max(1, len(gallery) // 50))]
+    command = [sys.executable, "-m", "crosspair", "serve", str(options.gallery), "--port", "0"]
+    environment = {key: value for key, value in os.environ.items() if key != "CROSSPAIR_TOKEN"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as service:
         try:
             said = service.stdout.readline()
             print(said.strip())
             port = int(re.search(r":(\d+)/", said)[1])
-            asyncio.run(Load(port, pictures, UPLOAD_SHARE).run(8, 2))  # warm
+            asyncio.run(Load(port, images, UPLOAD_SHARE).run(8, 2))  # warm
             if options.soak:
-                return 0 if soak(port, pictures, options.soak) else 1
-            speed(port, pictures, options.clients, options.seconds)
+                return 0 if soak(port, images, options.soak) else 1
+            speed(port, images, options.clients, options.seconds)
         finally:
             service.terminate()
     return 0

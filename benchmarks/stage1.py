@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmpl.data.dataset import Split
-from cmpl.training.features import choose_runtime, picture_features
-from cmpl.training.recipe import Recipe
-from cmpl.training.recipe_files import load_recipe
+from crosspair.data.dataset import Split
+from crosspair.training.features import choose_backend, image_features
+from crosspair.training.recipe import Recipe
+from crosspair.training.recipe_files import load_recipe
 from trainers import opened, trainer
 
 FLICKR8K = 6000  # pictures with 5 captions each
@@ -38,13 +38,13 @@ class Part:
     def __init__(self, split: Split, rows: range) -> None:
         self.split, self.rows = split, rows
         self.image_ids = [split.image_ids[row] for row in rows]
-        self.fingerprint = f"{split.fingerprint} {rows}"
+        self.checksum = f"{split.checksum} {rows}"
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def picture(self, index: int) -> bytes:
-        return self.split.picture(self.rows[index])
+    def image(self, index: int) -> bytes:
+        return self.split.image(self.rows[index])
 
 
 def recipe(encoder: str, *settings: str) -> Recipe:
@@ -58,20 +58,20 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(encoder: str, split: Split, val: Split, pictures: int, captions: int, rounds: int) -> None:
+def measure(encoder: str, split: Split, val: Split, images: int, captions: int, rounds: int) -> None:
     per_pair = trainer(recipe(encoder, "--precision", "32-true", "--stage1.move_batch_norm", "true"), split, 1)
     per_pair_steps = EPOCHS * captions // per_pair.stage.batch_size
-    five_captions = ("--stage1.batch_size", "128", "--stage1.captions_per_picture", "5")
+    five_captions = ("--stage1.batch_size", "128", "--stage1.captions_per_image", "5")
     chunk = 32 if "resnet" in encoder else 128  # pictures to encode in a round, so that it takes some seconds
     placeholder = np.zeros((len(split), 2, per_pair.model.num_image_features), dtype=np.float32)
     ours = trainer(recipe(encoder, *five_captions), split, 1, features=placeholder)
     steps = EPOCHS * captions // 640
 
     def encode(rows: range) -> None:
-        picture_features(ours.model, Part(split, rows), runtime, mirror=True, progress=False)  # type: ignore[arg-type]
+        image_features(ours.model, Part(split, rows), backend, hflip=True, progress=False)  # type: ignore[arg-type]
 
     started = time.perf_counter()
-    runtime = choose_runtime(ours.model, val, precision=ours.recipe.precision, tell=lambda line: print(f"  {line}"))
+    backend = choose_backend(ours.model, val, precision=ours.recipe.precision, tell=lambda line: print(f"  {line}"))
     choosing = time.perf_counter() - started
     encode(range(2))
     per_pair.advance()
@@ -84,7 +84,7 @@ def measure(encoder: str, split: Split, val: Split, pictures: int, captions: int
         times.append((slow, encoding, seconds(ours.advance)))
 
     def totals(slow: float, encoding: float, step: float) -> tuple[float, float, float, float]:
-        encoded, trained = choosing + encoding * pictures / chunk, step * steps
+        encoded, trained = choosing + encoding * images / chunk, step * steps
         return slow * per_pair_steps, encoded + trained, encoded, trained
 
     ratios = [theirs / mine for theirs, mine, *_ in (totals(*one) for one in times)]
@@ -109,14 +109,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with opened(options, 768) as data, tempfile.TemporaryDirectory() as cache:
-        os.environ["CMPL_CACHE"] = cache  # nothing is to be found that another run encoded
+        os.environ["CROSSPAIR_CACHE"] = cache  # nothing is to be found that another run encoded
         split = data.split("train")
-        pictures = FLICKR8K if options.data is None else len(split)
+        images = FLICKR8K if options.data is None else len(split)
         captions = 5 * FLICKR8K if options.data is None else sum(map(len, split.captions))
-        print(f"{pictures:,} pictures, {captions:,} captions, {EPOCHS} epochs, {torch.get_num_threads()} threads")
+        print(f"{images:,} pictures, {captions:,} captions, {EPOCHS} epochs, {torch.get_num_threads()} threads")
         for encoder in options.encoders:
             print(f"{encoder}:", flush=True)
-            measure(encoder, split, data.split("val"), pictures, captions, options.rounds)
+            measure(encoder, split, data.split("val"), images, captions, options.rounds)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Sharing: pairs per second of steps that train MobileNet-v1 too, 16 pictures with 5 captions each against 80 pictures
 with one caption each, loading included.
-Overhead: what `cmpl train` takes for a step (batch, losses, gradients, clipping, update, weight averages, log) against
-the bare forward, backward and optimizer step of a copy of the model on the same batch in memory, with the image
+Overhead: what `crosspair train` takes for a step (batch, losses, gradients, clipping, update, weight averages, log)
+against the bare forward, backward and optimizer step of a copy of the model on the same batch in memory, with the image
 encoder trained and on kept features. Every step is run both ways, in turns.
 --equal-time MINUTES: instead, train EfficientNet-Lite0 (ImageNet weights; or a model's directory) both ways for so
 many minutes each, in slices of half a minute, from the same start at the same rates, and print recall on val.
@@ -26,16 +26,16 @@ from unittest.mock import patch
 
 import torch
 
-from cmpl.data.batching import Batch
-from cmpl.data.dataset import Data
-from cmpl.evaluation.metrics import evaluate_retrieval
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.models.embed import embed_split
-from cmpl.training.loop import train
-from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import Recipe
-from cmpl.training.recipe_files import load_recipe
-from cmpl.training.step import TrainingStep
+from crosspair.data.batching import Batch
+from crosspair.data.dataset import Data
+from crosspair.encode.split import embed_split
+from crosspair.evaluation.metrics import evaluate_retrieval
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.loop import train
+from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.recipe import Recipe
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.step import TrainingStep
 from trainers import Trainer, opened, trainer
 
 WAYS = {"16 pictures x 5 captions": (16, 5), "80 pictures x 1 caption": (80, 1)}
@@ -55,8 +55,8 @@ def mobilenet(*settings: str) -> Recipe:
 
 def compare_sharing(data: Data, rounds: int) -> None:
     trainers: dict[str, Trainer] = {}
-    for name, (pictures, captions) in WAYS.items():
-        batch = ["--stage2.batch_size", str(pictures), "--stage2.captions_per_picture", str(captions)]
+    for name, (images, captions) in WAYS.items():
+        batch = ["--stage2.batch_size", str(images), "--stage2.captions_per_image", str(captions)]
         trainers[name] = trainer(mobilenet(*batch), data.split("train"), 2)
         trainers[name].advance()
     times: dict[str, list[float]] = {name: [] for name in trainers}
@@ -117,7 +117,7 @@ class Overhead:
         assert self._copy is not None
         model, losses, optimizer = self._copy
         with training.processes.fabric.autocast():
-            images, texts = model(batch.tokens, batch.lengths, pictures=batch.pictures, features=batch.features)
+            images, texts = model(batch.tokens, batch.lengths, images=batch.images, features=batch.features)
         total, _ = losses(images.float(), texts.float(), batch)
         optimizer.zero_grad()
         total.backward()
@@ -147,11 +147,11 @@ def measure_overhead(data: Data, what: str, recipe: Recipe, steps: int) -> None:
 
 def compare_at_equal_time(data: Data, minutes: float, model: Path | None) -> None:
     trainers: dict[str, Trainer] = {}
-    for name, (pictures, captions) in {
+    for name, (images, captions) in {
         "32 pictures x 5 captions": (32, 5),
         "160 pictures x 1 caption": (160, 1),
     }.items():
-        batch = ["--stage2.batch_size", str(pictures), "--stage2.captions_per_picture", str(captions)]
+        batch = ["--stage2.batch_size", str(images), "--stage2.captions_per_image", str(captions)]
         recipe = load_recipe("flickr8k-lite0", [*batch, "--stage2.epoch_covers", "captions", "--device", "cpu"])
         recipe.stage2.schedule = "constant"  # its end would depend on the number of steps
         start = DualEncoder.from_pretrained(model) if model is not None else None
@@ -195,12 +195,12 @@ def main() -> None:
         if options.equal_time:
             compare_at_equal_time(data, options.equal_time, options.model)
             return
-        os.environ["CMPL_CACHE"] = cache
+        os.environ["CROSSPAIR_CACHE"] = cache
         print(f"{torch.get_num_threads()} threads")
         compare_sharing(data, options.rounds)
-        shared = ["--optimizer.clip_norm", "2", "--averages.decay", "0.999"]
+        shared = ["--optimizer.grad_clip_norm", "2", "--averages.decay", "0.999"]
         shared += ["--checkpoint_minutes", "1000"]
-        shared += [f"--stage{number}.captions_per_picture=5" for number in (1, 2)]
+        shared += [f"--stage{number}.captions_per_image=5" for number in (1, 2)]
         trained = mobilenet(*shared, "--stage2.batch_size", "16", "--stage1.epochs", "0")
         measure_overhead(data, "16 pictures x 5 captions, image encoder trained", trained, options.steps)
         kept = mobilenet(*shared, "--stage1.batch_size", "128", "--stage2.epochs", "0")

@@ -3,8 +3,8 @@
     python benchmarks/streaming.py [--images 20000] [--captions 5] [--dimension 512] [--threads 2] [--shards 4]
                                    [--beyond 1000000 5000000] [--directory DIR]
 
-Writes embeddings to files, maps them, and ranks them as `cmpl evaluate --embeddings DIRECTORY` does: in one go, and in
-shards whose sum must be the same. Memory is that of the process without mapped files (Linux). The prediction for
+Writes embeddings to files, maps them, and ranks them as `crosspair evaluate --embeddings DIRECTORY` does: in one go,
+and in shards whose sum must be the same. Memory is that of the process without mapped files (Linux). The prediction for
 --beyond is measured on files of that size that hold nothing but zeros and take no room on the disk.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmpl.evaluation.metrics import DirectionResult
-from cmpl.evaluation.prediction import duration, predict
-from cmpl.evaluation.ranking import prepare_counting, rank_positives, ranks_of
-from cmpl.evaluation.shards import count_shard, merge_parts
+from crosspair.evaluation.metrics import DirectionResult
+from crosspair.evaluation.prediction import duration, predict
+from crosspair.evaluation.ranking import prepare_counting, rank_positives, ranks_of
+from crosspair.evaluation.shards import count_shard, merge_parts
 
 NAMES = ("image_embeddings", "text_embeddings", "image_labels", "text_labels")
 

@@ -6,7 +6,7 @@
 Losses and ingredients are compared on frozen encoders, whose features are made once, by the projections trained on
 them: all with the same data, steps and seeds. A loss is tuned by eight trials with a seed of their own, over the
 learning rate and its own setting, and then trained with the best of them for each seed. The other entries are whole
-runs of `cmpl train`.
+runs of `crosspair train`.
 What is finished in OUTPUT is read, not made again, so the script can be stopped and started at any time.
 """
 
@@ -44,7 +44,7 @@ LOSSES = {
     "SigLIP": _trials({"siglip": 1, "siglip_temperature": 0.1}, {"siglip": 1, "siglip_temperature": 0.05}),
     "CMPM + triplet": _trials(_HARDEST, {**_HARDEST, "triplet_margin": 0.2}),
 }
-_SMALL = {"encoder": SMALL, "size": 300, "stages": 3, "mirror": False, "captions": 5, "epochs": 10}
+_SMALL = {"encoder": SMALL, "size": 300, "stages": 3, "hflip": False, "captions": 5, "epochs": 10}
 BEST = Training(_HARDEST, heads=4, dim=2048, hidden=2048, dropout=0.5, **_SMALL)
 ONE = replace(BEST, dim=512, heads=1)  # a quarter of the time; the other ingredients are taken from this one
 INGREDIENTS = {
@@ -59,10 +59,10 @@ INGREDIENTS = {
     "one head, without dropout": replace(ONE, dropout=0.0),
     "one head, one caption of a picture in a batch": replace(ONE, captions=1),
     "one head, pictures of 260 x 260": replace(ONE, size=260),
-    "one head, with mirror images": replace(ONE, mirror=True),
+    "one head, with mirror images": replace(ONE, hflip=True),
 }
 _STAGE2 = {
-    **{"epochs": 2, "batch_size": 128, "captions_per_picture": 5, "epoch_covers": "pictures"},
+    **{"epochs": 2, "batch_size": 128, "captions_per_image": 5, "epoch_covers": "images"},
     **{"freeze_image_encoder": "true", "learning_rate": 1e-4, "text_learning_rate": 2e-5},
     **{"schedule": "cosine", "warmup_steps": 20},
 }
@@ -92,14 +92,14 @@ class Study:
     output: Path
     seeds: list[int]
     heads: Heads
-    runtime: str
+    backend: str
 
     def entry(self, name: str) -> str:
         """Measure an entry and return its row of the table."""
         if name == CURVES:
-            return compare_curves(self.data, self.output, self.runtime)
+            return compare_curves(self.data, self.output, self.backend)
         if name in RUNS:
-            runs = [whole_run(self.data, self.output, name, RUNS[name], seed, self.runtime) for seed in self.seeds]
+            runs = [whole_run(self.data, self.output, name, RUNS[name], seed, self.backend) for seed in self.seeds]
             return "\n".join(
                 row(f"{name}: stage {stage}", [run[stage] for run in runs], "whole runs, weights of the best epoch")
                 for stage in runs[0]
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(MINUTES), default=list(MINUTES), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--feature_runtime", default="auto", help="of the frozen image encoders, as in a recipe")
+    parser.add_argument("--feature_backend", default="auto", help="of the frozen image encoders, as in a recipe")
     options = parser.parse_args()
     if options.list:
         for name, minutes in MINUTES.items():
@@ -146,8 +146,8 @@ def main() -> None:
         return
     if options.data is None or options.output is None:
         parser.error("give --data and --output, or --list")
-    heads = Heads(options.data, options.output, options.feature_runtime)
-    study = Study(options.data, options.output, options.seeds, heads, options.feature_runtime)
+    heads = Heads(options.data, options.output, options.feature_backend)
+    study = Study(options.data, options.output, options.seeds, heads, options.feature_backend)
     print("| entry | R@1 image to text | R@1 text to image | rsum | setting |\n|---|---|---|---|---|", flush=True)
     for name in options.only:
         print(study.entry(name), flush=True)

@@ -1,4 +1,4 @@
-"""Whole runs of `study.py`, and val rsum against minutes: the original's way of training and cmpl's."""
+"""Whole runs of `study.py`, and val rsum against minutes: the original's way of training and crosspair's."""
 
 import json
 import os
@@ -8,30 +8,30 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from cmpl.data.dataset import Data, open_data
-from cmpl.evaluation.metrics import evaluate_retrieval
-from cmpl.files import write_text
-from cmpl.models.embed import embed_split
-from cmpl.training.features import choose_runtime, picture_features
-from cmpl.training.log import read_metrics
-from cmpl.training.loop import train
-from cmpl.training.recipe_files import load_recipe
-from cmpl.training.run import finished
+from crosspair.data.dataset import Data, open_data
+from crosspair.encode.split import embed_split
+from crosspair.evaluation.metrics import evaluate_retrieval
+from crosspair.storage.files import write_text
+from crosspair.training.features import choose_backend, image_features
+from crosspair.training.log import read_metrics
+from crosspair.training.loop import train
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.run import finished
 from trainers import trainer
 from turns import Way, time_steps
 
 # The original's way with the encoders of flickr8k-lite0: batches of 32 pairs, each with a picture of its own that is
 # decoded and encoded for it in float32, Adam at 2e-4, a frozen image encoder at first.
 ORIGINAL = [
-    *("--stage1.batch_size", "32", "--stage1.captions_per_picture", "1", "--stage1.epoch_covers", "captions"),
+    *("--stage1.batch_size", "32", "--stage1.captions_per_image", "1", "--stage1.epoch_covers", "captions"),
     *("--stage1.learning_rate", "2e-4", "--stage1.schedule", "constant", "--stage1.warmup_steps", "0"),
-    *("--averages.decay", "0", "--optimizer.clip_norm", "null", "--mirror_sides", "true", "--device", "cpu"),
+    *("--averages.decay", "0", "--optimizer.grad_clip_norm", "null", "--hflip_sides", "true", "--device", "cpu"),
 ]
 EPOCHS = 15  # at most, as published; over when rsum has not risen for PATIENCE validations
 PATIENCE = 4
 PER_EPOCH = 2  # validations
 TIMED_STEPS, WARM_STEPS = 30, 6  # of each of the ways
-# The original's steps in PyTorch as it is, and with what cmpl would make of them.
+# The original's steps in PyTorch as it is, and with what crosspair would make of them.
 PLAIN, KEPT, IN_BF16 = "in float32", "in float32, memory kept", "in bf16, memory kept"
 BEST = "flickr8k-best-small"
 
@@ -61,12 +61,12 @@ class Steps:
 
 
 def whole_run(
-    data: Path, output: Path, name: str, overrides: list[str], seed: int, runtime: str
+    data: Path, output: Path, name: str, overrides: list[str], seed: int, backend: str
 ) -> dict[int, dict[str, Any]]:
     """Train a recipe (the name up to a comma), or go on with it: the best row on val of each stage."""
     run = output / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     if not finished(run):
-        settings = ["--seed", str(seed), "--feature_runtime", runtime, *overrides]
+        settings = ["--seed", str(seed), "--feature_backend", backend, *overrides]
         recipe = load_recipe(name.split(",")[0], settings)
         train(recipe, open_data(data), run, resume=(run / "recipe.yaml").is_file())
     rows = [row for row in read_metrics(run) if row["kind"] == "val"]
@@ -74,7 +74,7 @@ def whole_run(
     return {stage: max((row for row in rows if row["stage"] == stage), key=lambda row: row["rsum"]) for stage in stages}
 
 
-def compare_curves(data: Path, output: Path, runtime: str) -> str:
+def compare_curves(data: Path, output: Path, backend: str) -> str:
     """Measure both curves, draw them to OUTPUT/curves.png, and return what the comparison says.
 
     Our run begins with an empty cache of features: encoding counts.
@@ -82,9 +82,9 @@ def compare_curves(data: Path, output: Path, runtime: str) -> str:
     folder = output / "curves"
     folder.mkdir(parents=True, exist_ok=True)
     times = _step_times(open_data(data), folder)
-    original = _original(open_data(data), folder, runtime).timed(times[PLAIN])
-    ours = _ours(data, folder, runtime)
-    _draw({"the original's way (reckoned)": original, f"cmpl train {BEST}": ours}, output / "curves.png")
+    original = _original(open_data(data), folder, backend).timed(times[PLAIN])
+    ours = _ours(data, folder, backend)
+    _draw({"the original's way (reckoned)": original, f"crosspair train {BEST}": ours}, output / "curves.png")
     final = max(original.rsum)
     before, after = original.reaches(final), ours.reaches(final)
     assert before is not None
@@ -97,7 +97,7 @@ def compare_curves(data: Path, output: Path, runtime: str) -> str:
     return "\n".join(lines)
 
 
-def _original(data: Data, folder: Path, runtime: str) -> Steps:
+def _original(data: Data, folder: Path, backend: str) -> Steps:
     """The original's stage 1. Its steps are run on kept features, which changes them by rounding alone; their time is
     that of steps in which pictures are decoded and encoded."""
     path = folder / "original.json"
@@ -106,9 +106,9 @@ def _original(data: Data, folder: Path, runtime: str) -> Steps:
     recipe = load_recipe("flickr8k-lite0", ORIGINAL)
     split, val_split = data.split("train"), data.split("val")
     model = trainer(recipe, split, 1).model
-    chosen = choose_runtime(model, val_split, setting=runtime, precision=recipe.precision, tell=print)
-    one = trainer(recipe, split, 1, features=picture_features(model, split, chosen, mirror=True))
-    val = picture_features(one.model, val_split, chosen, mirror=False)
+    chosen = choose_backend(model, val_split, setting=backend, precision=recipe.precision, tell=print)
+    one = trainer(recipe, split, 1, features=image_features(model, split, chosen, hflip=True))
+    val = image_features(one.model, val_split, chosen, hflip=False)
     curve = Steps([], [])
     for check in range(1, EPOCHS * PER_EPOCH + 1):
         while one.done < check * one.steps_per_epoch // PER_EPOCH:
@@ -141,15 +141,15 @@ def _step_times(data: Data, folder: Path) -> dict[str, float]:
     return found
 
 
-def _ours(data: Path, folder: Path, runtime: str) -> Curve:
-    """A run of `cmpl train` from its start, with the time that its log gave to every validation."""
+def _ours(data: Path, folder: Path, backend: str) -> Curve:
+    """A run of `crosspair train` from its start, with the time that its log gave to every validation."""
     path = folder / f"{BEST}.json"
     if not path.exists():
         run = folder / BEST
         for left in (run, folder / "cache"):  # of a run that was cut: its time would not count
             shutil.rmtree(left, ignore_errors=True)
-        with patch.dict(os.environ, CMPL_CACHE=str(folder / "cache")):
-            train(load_recipe(BEST, ["--feature_runtime", runtime]), open_data(data), run)
+        with patch.dict(os.environ, CROSSPAIR_CACHE=str(folder / "cache")):
+            train(load_recipe(BEST, ["--feature_backend", backend]), open_data(data), run)
         write_text(path, json.dumps(asdict(logged_curve(run))))
     return Curve(**json.loads(path.read_text(encoding="utf-8")))
 

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmpl.data.batching import Batch
-from cmpl.data.dataset import Split, open_data
-from cmpl.data.text import pad
-from cmpl.evaluation.metrics import evaluate_retrieval
-from cmpl.files import write_text
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder, create_model
-from cmpl.models.projection import create_projection
-from cmpl.training.features import choose_runtime, picture_features
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.recipe import LossConfig
+from crosspair.data.batching import Batch
+from crosspair.data.dataset import Split, open_data
+from crosspair.data.tokens import pad
+from crosspair.evaluation.metrics import evaluate_retrieval
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder, create_model
+from crosspair.models.projection import create_projection
+from crosspair.storage.files import write_text
+from crosspair.training.features import choose_backend, image_features
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.recipe import LossConfig
 
 LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
 SMALL = "tf_efficientnet_lite1+tf_efficientnet_lite2"
@@ -44,7 +44,7 @@ class Training:
     dim: int = 512
     dropout: float = 0.3
     captions: int = 2
-    mirror: bool = True
+    hflip: bool = True
     weight_decay: float = 0.01
     epochs: int = 8
     batch_size: int = 128
@@ -61,15 +61,15 @@ class Features:
 
     images: Tensor
     captions: Tensor
-    picture_of: Tensor
+    image_of: Tensor
 
 
 class Heads:
     """The data, the features of each encoder (made once), and the finished trainings in a directory."""
 
-    def __init__(self, data: Path, output: Path, runtime: str) -> None:
+    def __init__(self, data: Path, output: Path, backend: str) -> None:
         self.data = open_data(data)
-        self.runtime = runtime
+        self.backend = backend
         self.output = output
         self.features = cache(self._features)
         self.captions = cache(self._captions)
@@ -81,7 +81,7 @@ class Heads:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["settings"] == settings:
                 return found
-        train_features, val_features = self.features(training.encoder, training.size, training.stages, training.mirror)
+        train_features, val_features = self.features(training.encoder, training.size, training.stages, training.hflip)
         start = time.perf_counter()
         result = {"settings": settings, **fit(training, train_features, val_features, seed)}
         result["seconds"] = round(time.perf_counter() - start, 1)
@@ -89,18 +89,18 @@ class Heads:
         write_text(self.output / f"{time.time_ns()}.json", json.dumps(result))
         return result
 
-    def _features(self, encoder: str, size: int | None, stages: int, mirror: bool) -> tuple[Features, Features]:
+    def _features(self, encoder: str, size: int | None, stages: int, hflip: bool) -> tuple[Features, Features]:
         model = _model(encoder, size, stages)
-        settings = {"setting": self.runtime, "precision": "bf16-mixed", "tell": print}
+        settings = {"setting": self.backend, "precision": "bf16-mixed", "tell": print}
         autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-        runtime = choose_runtime(model, self.data.split("val"), autocast=autocast, **settings)
+        backend = choose_backend(model, self.data.split("val"), autocast=autocast, **settings)
         made = []
         for name in ("train", "val"):
             split = self.data.split(name)
-            images = picture_features(model, split, runtime, mirror=mirror and name == "train")
+            images = image_features(model, split, backend, hflip=hflip and name == "train")
             counts = torch.tensor([len(captions) for captions in split.captions])
-            picture_of = torch.arange(len(split)).repeat_interleave(counts)
-            made.append(Features(torch.from_numpy(np.array(images)), self.captions(name), picture_of))
+            image_of = torch.arange(len(split)).repeat_interleave(counts)
+            made.append(Features(torch.from_numpy(np.array(images)), self.captions(name), image_of))
         return made[0], made[1]
 
     def _captions(self, name: str) -> Tensor:
@@ -154,7 +154,7 @@ def fit(training: Training, train: Features, val: Features, seed: int) -> dict[s
     others = [value for value in model.parameters() if value.ndim <= 1]
     groups = [{"params": weights, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=training.learning_rate)
-    first = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(train.picture_of).cumsum(0)])
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(train.image_of).cumsum(0)])
     batches = count // training.batch_size
     steps = training.epochs * batches
     for step in range(steps):
@@ -166,7 +166,7 @@ def fit(training: Training, train: Features, val: Features, seed: int) -> dict[s
             int(first[row]) + random.permutation(int(first[row + 1] - first[row]))[: training.captions] for row in rows
         ]
         of = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(each) for each in chosen]))
-        view = torch.from_numpy(random.integers(0, 2, len(rows)) if training.mirror else np.zeros(len(rows), int))
+        view = torch.from_numpy(random.integers(0, 2, len(rows)) if training.hflip else np.zeros(len(rows), int))
         share = min(1.0, (step + 1) / 30) * (1 + math.cos(math.pi * step / steps)) / 2
         for group in adam.param_groups:
             group["lr"] = training.learning_rate * share
@@ -181,9 +181,9 @@ def fit(training: Training, train: Features, val: Features, seed: int) -> dict[s
     model.eval()
 
     @torch.no_grad()
-    def recall(features: Features, pictures: int) -> dict[str, Any]:
-        read = features.picture_of < pictures
-        images, texts = image_side(features.images[:pictures, 0]), text_side(features.captions[read])
-        return evaluate_retrieval(images, texts, torch.arange(pictures), features.picture_of[read]).to_dict()
+    def recall(features: Features, num_images: int) -> dict[str, Any]:
+        read = features.image_of < num_images
+        images, texts = image_side(features.images[:num_images, 0]), text_side(features.captions[read])
+        return evaluate_retrieval(images, texts, torch.arange(num_images), features.image_of[read]).to_dict()
 
     return {**recall(val, len(val.images)), "train_rsum": recall(train, len(val.images))["rsum"]}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from cmpl.models.text import BiLSTMEncoder
+from crosspair.models.text import BiLSTMEncoder
 
 CAPTIONS, LONGEST, WORDS = 640, 24, 2500
 
@@ -49,7 +49,7 @@ def main() -> None:
     encoder = BiLSTMEncoder(WORDS).train()
     ways: dict[str, Callable[[], Tensor]] = {
         "torch.nn.LSTM": lambda: through_pytorch(encoder, tokens, lengths),
-        "cmpl": lambda: encoder(tokens, lengths),
+        "crosspair": lambda: encoder(tokens, lengths),
     }
     for bf16 in (False, True):
         for features in ways.values():
@@ -58,11 +58,11 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, features in ways.items():
                 times[name].append(seconds(features, bf16))
-        theirs, ours = times["torch.nn.LSTM"], times["cmpl"]
+        theirs, ours = times["torch.nn.LSTM"], times["crosspair"]
         ratios = [one / other for one, other in zip(theirs, ours, strict=True)]
         name = "bf16" if bf16 else "float32"
         print(
-            f"{name}, {options.threads} threads: torch.nn.LSTM {statistics.median(theirs):.2f} s, cmpl "
+            f"{name}, {options.threads} threads: torch.nn.LSTM {statistics.median(theirs):.2f} s, crosspair "
             f"{statistics.median(ours):.2f} s, ratio {statistics.median(ratios):.1f} "
             f"({min(ratios):.1f} to {max(ratios):.1f})"
         )

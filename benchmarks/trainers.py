@@ -11,38 +11,38 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmpl.data.batching import Batch, load_batches
-from cmpl.data.dataset import Data, Split, open_data
-from cmpl.data.pictures import encode_jpeg
-from cmpl.data.prepare import prepare
-from cmpl.data.records import Record
-from cmpl.models.dual_encoder import DualEncoder, create_model
-from cmpl.training.batches import batch_source, epoch_plan
-from cmpl.training.distributed import launch
-from cmpl.training.layers import freeze_for_stage
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.machine import keep_memory, settled
-from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import Recipe, StageConfig
-from cmpl.training.step import TrainingStep
+from crosspair.data.batching import Batch, load_batches
+from crosspair.data.dataset import Data, Split, open_data
+from crosspair.data.images import encode_jpeg
+from crosspair.data.prepare import prepare
+from crosspair.data.records import Record
+from crosspair.models.dual_encoder import DualEncoder, create_model
+from crosspair.training.batches import batch_source, epoch_plan
+from crosspair.training.distributed import launch
+from crosspair.training.layers import freeze_for_stage
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.machine import keep_memory, settled
+from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.recipe import Recipe, StageConfig
+from crosspair.training.step import TrainingStep
 
 
 @contextmanager
-def opened(options: argparse.Namespace, pictures: int) -> Iterator[Data]:
+def opened(options: argparse.Namespace, images: int) -> Iterator[Data]:
     """The data that --data names, or as many made-up pictures of 256 x 342 with five captions of some eleven words."""
     if options.data is not None:
         yield open_data(options.data)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data"
-        prepare(_records(pictures), path, source={}, size=256, progress=False)
+        prepare(_records(images), path, source={}, size=256, progress=False)
         yield open_data(path)
 
 
-def _records(pictures: int) -> Iterator[Record]:
+def _records(images: int) -> Iterator[Record]:
     random = np.random.default_rng(0)
     words = np.array([f"word{number}" for number in range(3000)])
-    for number in range(pictures):
+    for number in range(images):
         coarse = torch.from_numpy(random.integers(0, 256, (1, 3, 24, 32), dtype=np.uint8)).float()
         smooth = torch.nn.functional.interpolate(coarse, (256, 342), mode="bicubic").clamp(0, 255).byte()[0]
         lengths = random.normal(10.8, 3.5, 5).round().clip(3, 24).astype(int)
@@ -82,8 +82,8 @@ def trainer(
 ) -> Trainer:
     """For stage `number` of the recipe, from random heads of the recipe's seed or from a model's weights.
 
-    keeps_memory: as `cmpl train` has it on a CPU, from here on and until the process ends. It makes both sides of a
-    comparison faster, so most are made without.
+    keeps_memory: as `crosspair train` has it on a CPU, from here on and until the process ends. It makes both sides of
+    a comparison faster, so most are made without.
     """
     if keeps_memory:
         keep_memory()
@@ -100,7 +100,7 @@ def trainer(
     processes = launch(recipe)
     optimizer = ScheduledAdam(model, losses, recipe.optimizer, stage, per_epoch * max(1, stage.epochs))
     wrapped = processes.fabric.setup_module(model).train()
-    step = TrainingStep(processes, wrapped, losses, optimizer, None, clip_norm=recipe.optimizer.clip_norm)
+    step = TrainingStep(processes, wrapped, losses, optimizer, None, grad_clip_norm=recipe.optimizer.grad_clip_norm)
 
     def batches() -> Iterator[Batch]:
         for epoch in itertools.count():

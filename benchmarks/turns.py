@@ -7,14 +7,14 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from cmpl.data.dataset import Split
-from cmpl.training.recipe import Recipe
+from crosspair.data.dataset import Split
+from crosspair.training.recipe import Recipe
 from trainers import trainer
 
 
 @dataclass(frozen=True)
 class Way:
-    """How to train. keeps_memory: the process keeps the memory that it frees, as `cmpl train` has it on a CPU."""
+    """How to train. keeps_memory: the process keeps the memory that it frees, as `crosspair train` has it on a CPU."""
 
     recipe: Recipe
     keeps_memory: bool = True

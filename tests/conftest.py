@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest_plugins = ["tests.fixtures.galleries", "tests.fixtures.models", "tests.fixtures.original"]
+
 
 @dataclass
 class MemorySplit:
-    """What `cmpl.data.dataset.Split` offers, without a directory."""
+    """What `crosspair.data.dataset.Split` offers, without a directory."""
 
     captions: list[list[str]]
     labels: np.ndarray
-    pictures: list[bytes] = field(default_factory=list)
-    fingerprint: str = "memory"
+    images: list[bytes] = field(default_factory=list)
+    checksum: str = "memory"
     caption_ids: list[list[int]] | None = None
 
     @property
@@ -24,8 +26,8 @@ class MemorySplit:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def picture(self, index: int) -> bytes:
-        return self.pictures[index]
+    def image(self, index: int) -> bytes:
+        return self.images[index]
 
 
 @pytest.fixture

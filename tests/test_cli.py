@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from cmpl.cli import main
-from cmpl.evaluation.results import read_result
+from crosspair.cli import main
+from crosspair.evaluation.results import read_result
 
 TINY = {
     "summary": "three steps on squares",
@@ -26,7 +26,7 @@ TINY = {
         "text": {"word_dim": 8, "hidden_dim": 8, "min_count": 1},
         "projection": {"dim": 8},
     },
-    "stage1": {"epochs": 1, "batch_size": 4, "freeze_image_encoder": True, "epoch_covers": "pictures"},
+    "stage1": {"epochs": 1, "batch_size": 4, "freeze_image_encoder": True, "epoch_covers": "images"},
 }
 
 
@@ -71,7 +71,7 @@ def run(data: str, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> str
     """A finished run."""
     path = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CMPL_CACHE", str(path.parent / "cache"))
+        patch.setenv("CROSSPAIR_CACHE", str(path.parent / "cache"))
         assert main(["train", recipe, "--data", data, "--output", str(path)]) == 0
     return str(path)
 
@@ -79,7 +79,7 @@ def run(data: str, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> str
 @pytest.fixture
 def half_trained(data: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run that SIGTERM stopped in its second epoch."""
-    from cmpl.training.step import TrainingStep
+    from crosspair.training.step import TrainingStep
 
     step = TrainingStep.__call__
 
@@ -88,7 +88,7 @@ def half_trained(data: str, recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, number, **options)
 
-    monkeypatch.setenv("CMPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CROSSPAIR_CACHE", str(tmp_path / "cache"))
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", stopping)
         arguments = ["train", recipe, "--data", data, "--output", str(tmp_path / "half"), "--stage1.epochs", "3"]
@@ -117,7 +117,7 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert out == ""
         assert err.endswith("\n")
         *progress, sentence = err.splitlines()
-        assert sentence.startswith("cmpl: ")
+        assert sentence.startswith("crosspair: ")
         assert all(not line or "pictures/s" in line for line in progress), err
         return sentence
 
@@ -137,7 +137,7 @@ class TestTheWholePath:
         assert "R@10" in printed
         found = json.loads(output.read_text())
         assert found["split"] == "test"
-        assert found["pictures"] == 4
+        assert found["images"] == 4
         assert found["text_to_image"]["R@5"] == 100
         assert set(found["image_to_text"]) >= {"R@1", "R@5", "R@10", "mAP", "median_rank", "mean_rank"}
 
@@ -190,7 +190,7 @@ class TestTheWholePath:
         assert f"written: {tmp_path / 'table.md'}" in printed
         assert {path.suffix for path in tmp_path.glob("table.*")} == {".md", ".csv", ".tex"}
         with pytest.MonkeyPatch.context() as patch:  # nothing is encoded again
-            patch.setattr("cmpl.models.embed.embed_split", None)
+            patch.setattr("crosspair.encode.split.embed_split", None)
             assert main(["compare", str(result), str(other)]) == 0
             assert main(["compare", run, str(other), "--data", data]) == 0
         assert "protocol plain" in capsys.readouterr().out
@@ -238,14 +238,17 @@ class TestTheWholePath:
         assert "finished, 3 steps" in capsys.readouterr().out
 
     def test_the_installed_command_runs(self, tmp_path):
-        command = [sys.executable, "-m", "cmpl.cli"]
+        command = [sys.executable, "-m", "crosspair.cli"]
         done = subprocess.run([*command, "train", "flickr8k-lit"], capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        assert done.stderr == "cmpl: missing data and output; expected cmpl train RECIPE --data DATA --output RUN\n"
+        assert (
+            done.stderr
+            == "crosspair: missing data and output; expected crosspair train RECIPE --data DATA --output RUN\n"
+        )
         nowhere = [*command, "inspect", str(tmp_path / "nowhere")]
         done = subprocess.run(nowhere, capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        assert done.stderr.startswith(f"cmpl: {tmp_path / 'nowhere'} does not exist; expected")
+        assert done.stderr.startswith(f"crosspair: {tmp_path / 'nowhere'} does not exist; expected")
         assert done.stderr.count("\n") == 1
 
 
@@ -325,7 +328,7 @@ class TestPrepare:
         assert "3.png" in refused("prepare", "flickr8k", *places, *output)
         assert not (tmp_path / "data").exists()
         assert main(["prepare", "flickr8k", *places, *output, "--on-error", "skip"]) == 0
-        assert "3.png" in (tmp_path / "data" / "cmpl.json").read_text()
+        assert "3.png" in (tmp_path / "data" / "crosspair.json").read_text()
 
     def test_an_output_that_is_not_empty_is_refused(self, refused, source, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
@@ -360,7 +363,7 @@ class TestEvaluateAndReport:
 
     def test_a_model_needs_data_and_embeddings_take_the_place_of_both(self, refused, run, data, embeddings):
         for arguments in ((), (run,), ("--data", data)):
-            assert "expected cmpl evaluate RUN --data DATA, or" in refused("evaluate", *arguments)
+            assert "expected crosspair evaluate RUN --data DATA, or" in refused("evaluate", *arguments)
         for arguments in ((run,), ("--data", data), ("--split", "val"), (run, "--data", data)):
             assert "takes the place of RUN" in refused("evaluate", *arguments, "--embeddings", str(embeddings))
 
@@ -397,7 +400,7 @@ class TestEvaluateAndReport:
         result = tmp_path / "theirs.json"
         assert main(["evaluate", "--embeddings", str(embeddings), "--output", str(result)]) == 0
         assert "was evaluated on other pictures" in refused("compare", run, str(result))
-        assert "is no result of cmpl evaluate" in refused("compare", run, f"{data}/cmpl.json")
+        assert "is no result of crosspair evaluate" in refused("compare", run, f"{data}/crosspair.json")
         assert "is no RUN and no stored result" in refused("compare", run, str(tmp_path / "nowhere"))
 
     def test_a_report_needs_a_run(self, refused, run, source, tmp_path):
@@ -418,7 +421,7 @@ def test_wrong_arguments_end_with_code_2_and_no_traceback(arguments, capsys):
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    assert "cmpl" in error.splitlines()[-1]
+    assert "crosspair" in error.splitlines()[-1]
 
 
 def test_a_reader_that_hangs_up_is_no_error(monkeypatch):

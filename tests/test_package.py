@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-import cmpl
+import crosspair
 
 HEAVY = ["torch", "torchvision", "timm", "transformers", "datasets", "lightning_fabric", "numpy", "PIL", "faiss"]
 
@@ -17,7 +17,7 @@ def heavy_modules_after(code: str) -> str:
 
 def run(*arguments: str) -> str:
     return f"""
-from cmpl.cli import main
+from crosspair.cli import main
 try:
     main({list(arguments)})
 except SystemExit as stop:
@@ -28,7 +28,7 @@ except SystemExit as stop:
 @pytest.mark.parametrize(
     "code",
     [
-        "import cmpl; dir(cmpl); cmpl.__version__",
+        "import crosspair; dir(crosspair); crosspair.__version__",
         run("--help"),
         run("train", "--help"),
         run("--version"),
@@ -40,22 +40,22 @@ def test_what_computes_nothing_loads_nothing_heavy(code: str):
     assert heavy_modules_after(code) == "LOADED []"
 
 
-@pytest.mark.parametrize("name", cmpl.__all__)
+@pytest.mark.parametrize("name", crosspair.__all__)
 def test_public_names_exist(name: str):
-    assert getattr(cmpl, name) is not None
-    assert name in dir(cmpl)
+    assert getattr(crosspair, name) is not None
+    assert name in dir(crosspair)
 
 
 def test_public_names_come_from_where_they_live():
-    from cmpl.losses import CMPMLoss
-    from cmpl.models.dual_encoder import DualEncoder
+    from crosspair.losses import CMPMLoss
+    from crosspair.models.dual_encoder import DualEncoder
 
-    assert cmpl.CMPMLoss is CMPMLoss
-    assert cmpl.DualEncoder is DualEncoder
-    assert cmpl.losses.cmpm_terms
+    assert crosspair.CMPMLoss is CMPMLoss
+    assert crosspair.DualEncoder is DualEncoder
+    assert crosspair.losses.cmpm_terms
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'cmpl' has no attribute 'CMPNLoss'"):
-        _ = cmpl.CMPNLoss
-    assert not hasattr(cmpl, "torch")
+    with pytest.raises(AttributeError, match="module 'crosspair' has no attribute 'CMPNLoss'"):
+        _ = crosspair.CMPNLoss
+    assert not hasattr(crosspair, "torch")

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from cmpl.progress import progress_bar
+from crosspair.progress import progress_bar
 
 fork = multiprocessing.get_context("fork")
 

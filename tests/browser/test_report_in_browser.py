@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.protocols import PLAIN, evaluate_protocol
-from cmpl.evaluation.report import write_report
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.protocols import PLAIN, evaluate_protocol
+from crosspair.report.page import write_report
 
-PICTURES = 60
+IMAGES = 60
 EVIL = '<script>window.hacked = true</script><img src=x onerror="window.hacked = true"> & "more"'
 WINDOWS = list(itertools.product((1280, 375), (False, True)))
 
@@ -21,7 +21,7 @@ def colour(row: int) -> tuple[int, int, int]:
     return (row * 53 % 200 + 20, row * 29 % 200 + 20, row * 17 % 200 + 20)
 
 
-def picture(row: int) -> bytes:
+def image(row: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (300, 200), colour(row)).save(file, "PNG")
     return file.getvalue()
@@ -31,11 +31,11 @@ def picture(row: int) -> bytes:
 def address(tmp_path_factory) -> str:
     """A report on 60 pictures with 2 to 5 captions, some of which are malicious, and one long word."""
     random = np.random.default_rng(0)
-    rows = np.repeat(np.arange(PICTURES), random.integers(2, 6, PICTURES))
-    centres = random.normal(size=(PICTURES, 8))
+    rows = np.repeat(np.arange(IMAGES), random.integers(2, 6, IMAGES))
+    centres = random.normal(size=(IMAGES, 8))
     images = centres + random.normal(size=centres.shape)
     texts = centres[rows] + random.normal(size=(len(rows), 8))
-    labels = np.arange(PICTURES)
+    labels = np.arange(IMAGES)
     data = Embeddings.checked(images, texts, labels, labels[rows], rows)
     captions = [f"sentence {row} about " + "something " * (row % 5 + 1) for row in range(len(rows))]
     captions[::4] = [EVIL] * len(captions[::4])
@@ -49,7 +49,7 @@ def address(tmp_path_factory) -> str:
         embeddings=data,
         evaluation=evaluate_protocol(PLAIN, data),
         captions=captions,
-        thumbnail=picture,
+        thumbnail=image,
         history=history,
     )
     return path.as_uri()
@@ -158,7 +158,7 @@ def test_arrow_keys_go_through_the_map(browser_page, address):
     places = {point["name"]: (float(point["x"]), float(point["y"])) for point in points_of(page)}
     for key, axis, sign in (("ArrowRight", 0, 1), ("ArrowLeft", 0, -1), ("ArrowUp", 1, -1), ("ArrowDown", 1, 1)):
         visited = [shown_name(page)]
-        for _ in range(PICTURES):
+        for _ in range(IMAGES):
             page.keyboard.press(key)
             visited.append(shown_name(page))
         moves = np.diff([places[name][axis] for name in visited]) * sign
@@ -182,7 +182,7 @@ def test_malicious_captions_are_only_text(browser_page, address):
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
     assert page.get_by_text("window.hacked = true").first.is_visible()
-    for point in page.locator(".map .point").all()[:PICTURES]:
+    for point in page.locator(".map .point").all()[:IMAGES]:
         point.dispatch_event("pointermove", {"bubbles": True})
     assert page.evaluate("window.hacked") is None
 

@@ -17,21 +17,21 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra `search` is not installed")
 import uvicorn
 
-from cmpl.data.text import Vocabulary
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.search.gallery import Gallery
-from cmpl.search.indexing import index_pictures
-from cmpl.search.server import configuration
-from cmpl.search.service import create_app
+from crosspair.data.tokens import Vocabulary
+from crosspair.gallery.gallery import Gallery
+from crosspair.gallery.indexing import index_images
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.serve.server import configuration
+from crosspair.serve.service import create_app
 
-PICTURES = 90
+IMAGES = 90
 TOKEN = "a-token-of-some-length"
 EVIL = "<img src=x onerror=alert(1)>.png"
 WINDOWS = list(itertools.product((1280, 375), (False, True)))
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     """A gradient between two colours, of any shape."""
     random = np.random.default_rng(number)
     width, height = [(300, 200), (200, 300), (240, 240), (480, 200), (160, 400)][number % 5]
@@ -57,10 +57,10 @@ def gallery(tmp_path_factory) -> Gallery:
         ProjectionConfig(dim=8),
     )
     DualEncoder(config, Vocabulary(["red", "green", "blue"])).save_pretrained(folder / "model")
-    (folder / "pictures").mkdir()
-    for number in range(PICTURES):
-        picture(number).save(folder / "pictures" / (EVIL if number == 7 else f"a picture, number {number}.png"))
-    index_pictures(folder / "model", folder / "pictures", folder / "gallery", runtime="torch", progress=False)
+    (folder / "images").mkdir()
+    for number in range(IMAGES):
+        image(number).save(folder / "images" / (EVIL if number == 7 else f"a picture, number {number}.png"))
+    index_images(folder / "model", folder / "images", folder / "gallery", backend="torch", progress=False)
     return Gallery.open(folder / "gallery")
 
 
@@ -182,7 +182,7 @@ def test_typing_leaves_one_entry_in_the_history(browser_page, address):
 def test_a_picture_of_one_s_own_finds_its_like(browser_page, address, gallery, way):
     page = browser_page(address)
     says(page, "90 pictures")
-    data = gallery.picture(11)
+    data = gallery.image(11)
     if way == "chosen":
         page.set_input_files("#file", {"name": "mine.png", "mimeType": "image/png", "buffer": data})
     else:

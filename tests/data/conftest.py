@@ -31,8 +31,8 @@ def pixels() -> Callable[[int, int], np.ndarray]:
 def encode() -> Callable[..., bytes]:
     """A PIL picture or an array as the bytes of a file."""
 
-    def encode(picture: Image.Image | np.ndarray, format: str = "JPEG", **options: Any) -> bytes:
-        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    def encode(source: Image.Image | np.ndarray, format: str = "JPEG", **options: Any) -> bytes:
+        image = Image.fromarray(source) if isinstance(source, np.ndarray) else source
         file = io.BytesIO()
         image.save(file, format, **({"quality": 95} if format == "JPEG" else {}), **options)
         return file.getvalue()
@@ -46,7 +46,7 @@ def karpathy(tmp_path: Path, encode: Callable[..., bytes]) -> Callable[..., tupl
 
     def write(entries: list[tuple[str, str]], size: tuple[int, int] = (40, 60)) -> tuple[Path, Path]:
         images = tmp_path / "images"
-        images.mkdir()
+        images.mkdir(exist_ok=True)
         rows = []
         for number, (name, split) in enumerate(entries):
             shade = np.full((*size, 3), 20 + 7 * number % 200, dtype=np.uint8)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmpl.cli import main
-from cmpl.data.dataset import Split, inspect_data, open_data
-from cmpl.data.prepare import prepare
-from cmpl.data.records import Record
-from cmpl.errors import UserError
+from crosspair.cli import main
+from crosspair.data.dataset import Split, inspect_data, open_data
+from crosspair.data.prepare import prepare
+from crosspair.data.records import Record
+from crosspair.errors import UserError
 
 ARROW = "data-00000-of-00001.arrow"
 
@@ -23,16 +23,16 @@ ARROW = "data-00000-of-00001.arrow"
 @pytest.fixture
 def records(encode) -> list[Record]:
     def one(number: int) -> Record:
-        picture = encode(np.full((8 + number, 10, 3), number, np.uint8), "PNG")
+        image = encode(np.full((8 + number, 10, 3), number, np.uint8), "PNG")
         captions = tuple(f"caption {word}" for word in range(1 + number % 3))
-        return Record(f"{number}.png", picture, number // 2, captions, "val" if number % 4 == 0 else "train")
+        return Record(f"{number}.png", image, number // 2, captions, "val" if number % 4 == 0 else "train")
 
     return [one(number) for number in range(20)]
 
 
 @pytest.fixture
 def directory(records, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("cmpl.data.fill.CHUNK_RECORDS", 4)
+    monkeypatch.setattr("crosspair.data.fill.CHUNK_RECORDS", 4)
     output = tmp_path / "data"
     prepare(
         [*records, Record("x", b"", 0, ("a dog",), "val")],
@@ -45,8 +45,8 @@ def directory(records, tmp_path, monkeypatch) -> Path:
     return output
 
 
-def read_pictures(split: Split) -> list[bytes]:
-    return [split.picture(index) for index in range(len(split))]
+def read_images(split: Split) -> list[bytes]:
+    return [split.image(index) for index in range(len(split))]
 
 
 def test_a_split_gives_back_what_was_prepared(directory, records):
@@ -57,14 +57,14 @@ def test_a_split_gives_back_what_was_prepared(directory, records):
     assert split.labels.tolist() == [record.label for record in train]
     assert split.image_ids == [record.image_id for record in train]
     assert split.captions == [list(record.captions) for record in train]
-    assert read_pictures(split) == [record.picture for record in train]
+    assert read_images(split) == [record.image for record in train]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_read_the_same_pictures(directory, method):
     split = open_data(directory).split("train")
     with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
-        assert pool.submit(read_pictures, split).result() == read_pictures(split)
+        assert pool.submit(read_images, split).result() == read_images(split)
 
 
 def test_a_split_travels_as_its_path(directory):
@@ -76,7 +76,7 @@ def test_a_split_travels_as_its_path(directory):
 @pytest.mark.parametrize("index", [-1, 15, 100])
 def test_a_row_that_is_not_there_is_an_index_error(directory, index):
     with pytest.raises(IndexError, match=f"picture {index} of 15"):
-        open_data(directory).split("train").picture(index)
+        open_data(directory).split("train").image(index)
 
 
 def test_a_split_that_is_not_there_names_those_that_are(directory):
@@ -86,8 +86,8 @@ def test_a_split_that_is_not_there_names_those_that_are(directory):
 
 @pytest.mark.parametrize("batches", [1, 2, 100])
 def test_labels_are_counted_however_much_of_the_file_is_mapped_at_once(records, tmp_path, monkeypatch, batches):
-    monkeypatch.setattr("cmpl.data.fill.CHUNK_RECORDS", 3)
-    monkeypatch.setattr("cmpl.data.writer._BATCHES_MAPPED", batches)
+    monkeypatch.setattr("crosspair.data.fill.CHUNK_RECORDS", 3)
+    monkeypatch.setattr("crosspair.data.writer._BATCHES_MAPPED", batches)
     mixed = [replace(record, label=(7 * number) % 5, split="train") for number, record in enumerate(records)]
     summary = prepare(mixed, tmp_path / "mixed", source={"format": "test"}, workers=1, progress=False)
     assert summary.splits["train"].labels == 5
@@ -103,9 +103,11 @@ def test_data_without_val_say_how_it_is_drawn(tmp_path, records):
 class TestWhatIsNoData:
     def test_a_path_without_data_says_what_to_name(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=r"none does not exist; expected a DATA directory, name .*cmpl prepare"):
+        with pytest.raises(
+            UserError, match=r"none does not exist; expected a DATA directory, name .*crosspair prepare"
+        ):
             open_data(tmp_path / "none")
-        with pytest.raises(UserError, match=r"is not a DATA directory \(it has no cmpl\.json\)"):
+        with pytest.raises(UserError, match=r"is not a DATA directory \(it has no crosspair\.json\)"):
             open_data(tmp_path)
         with pytest.raises(UserError, match=r"is not a DATA directory \(it is a file\)"):
             open_data(tmp_path / "file")
@@ -115,15 +117,17 @@ class TestWhatIsNoData:
         ["", "{", "[]", "5", "{}", '{"format": 1}', '{"format": 1, "splits": 5}', '{"format": 1, "splits": {"a": {}}}'],
     )
     def test_a_damaged_manifest_says_so(self, directory, content):
-        (directory / "cmpl.json").write_text(content)
-        with pytest.raises(UserError, match=r"cmpl\.json is damaged .*prepare the data again") as caught:
+        (directory / "crosspair.json").write_text(content)
+        with pytest.raises(UserError, match=r"crosspair\.json is damaged .*prepare the data again") as caught:
             open_data(directory)
         assert "\n" not in str(caught.value)
 
-    def test_a_newer_format_asks_for_a_newer_cmpl(self, directory):
-        manifest = json.loads((directory / "cmpl.json").read_text())
-        (directory / "cmpl.json").write_text(json.dumps({"format": 2, "cmpl": "3.0", "unknown": manifest}))
-        with pytest.raises(UserError, match=r"has format 2, this cmpl reads formats up to 1; upgrade cmpl .*3\.0"):
+    def test_a_newer_format_asks_for_a_newer_crosspair(self, directory):
+        manifest = json.loads((directory / "crosspair.json").read_text())
+        (directory / "crosspair.json").write_text(json.dumps({"format": 2, "crosspair": "3.0", "unknown": manifest}))
+        with pytest.raises(
+            UserError, match=r"has format 2, this crosspair reads formats up to 1; upgrade crosspair .*3\.0"
+        ):
             open_data(directory)
 
     def test_a_split_cut_off_or_gone_says_so(self, directory):
@@ -146,7 +150,7 @@ class TestWhatIsNoData:
 
     def test_the_command_line_shows_one_sentence(self, tmp_path, capsys):
         assert main(["inspect", str(tmp_path)]) == 2
-        assert capsys.readouterr().err.startswith(f"cmpl: {tmp_path} is not a DATA directory")
+        assert capsys.readouterr().err.startswith(f"crosspair: {tmp_path} is not a DATA directory")
 
 
 def test_inspect_shows_counts_lengths_sizes_and_what_was_skipped(directory):
@@ -168,6 +172,6 @@ def test_ids_of_captions_are_there_where_the_source_has_them(directory, records,
     prepare(numbered, tmp_path / "numbered", source={}, workers=1, progress=False)
     split = open_data(tmp_path / "numbered").split("val")
     assert split.caption_ids == [list(one.caption_ids) for one in numbered if one.split == "val"]
-    assert split.fingerprint != open_data(directory).split("val").fingerprint
+    assert split.checksum != open_data(directory).split("val").checksum
     with pytest.raises(ValueError, match="either every record of a source has ids of its captions, or none"):
         prepare([records[0], numbered[1]], tmp_path / "mixed", source={}, workers=1, progress=False)

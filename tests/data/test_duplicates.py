@@ -3,22 +3,22 @@
 import json
 from pathlib import Path
 
-from cmpl.data.dataset import inspect_data, open_data
-from cmpl.data.duplicates import DuplicateFinder, digest
-from cmpl.data.layout import Duplicate
-from cmpl.data.prepare import describe, prepare
-from cmpl.data.records import Record
+from crosspair.data.dataset import inspect_data, open_data
+from crosspair.data.duplicates import DuplicateFinder, digest
+from crosspair.data.layout import Duplicate
+from crosspair.data.prepare import describe, prepare
+from crosspair.data.records import Record
 
 
-def record(name: str, picture: bytes, label: int, split: str = "train") -> Record:
-    return Record(name, picture, label, ("a dog",), split)
+def record(name: str, image: bytes, label: int, split: str = "train") -> Record:
+    return Record(name, image, label, ("a dog",), split)
 
 
 def duplicates(records: list[Record]) -> list[Duplicate]:
     finder = DuplicateFinder()
     for one in records:
-        assert isinstance(one.picture, bytes)
-        finder.add(one, digest(one.picture))
+        assert isinstance(one.image, bytes)
+        finder.add(one, digest(one.image))
     return finder.found
 
 
@@ -39,17 +39,19 @@ def test_they_are_in_the_summary_the_manifest_and_inspect(tmp_path: Path, encode
         assert "  train: c (label 2) is train: a (label 0)" in text
         assert "  test: d (label 1) is train: b (label 1)" in text
     assert open_data(tmp_path / "data").manifest.duplicates == summary.duplicates
-    assert [item["image_id"] for item in json.loads((tmp_path / "data" / "cmpl.json").read_text())["duplicates"]] == [
+    assert [
+        item["image_id"] for item in json.loads((tmp_path / "data" / "crosspair.json").read_text())["duplicates"]
+    ] == [
         "c",
         "d",
     ]
 
 
 def test_of_many_the_first_are_shown(tmp_path: Path, encode, pixels):
-    picture = encode(pixels(20, 30), "PNG")
-    records = [record(str(number), picture, number) for number in range(20)]
+    image = encode(pixels(20, 30), "PNG")
+    records = [record(str(number), image, number) for number in range(20)]
     text = describe(prepare(records, tmp_path / "data", source={}, workers=1, progress=False))
     assert "duplicates: 19 pictures" in text
     assert "train: 5 (label 5)" in text
     assert "train: 6 (label 6)" not in text
-    assert "and 14 more, all listed in cmpl.json" in text
+    assert "and 14 more, all listed in crosspair.json" in text

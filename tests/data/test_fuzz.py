@@ -1,7 +1,7 @@
 """Thousands of damaged sources for every reader: each is read whole or refused with one sentence, nothing in between.
 
 What went in is counted without the reader under test: entries of a JSON list, rows of a table, files in a folder. The
-same seed makes the same sources; CMPL_FUZZ=100 makes a hundred times as many.
+same seed makes the same sources; CROSSPAIR_FUZZ=100 makes a hundred times as many.
 """
 
 import copy
@@ -23,16 +23,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cmpl.data import fill
-from cmpl.data.conversion import Converted, convert_picture, read_source
-from cmpl.data.duplicates import digest
-from cmpl.data.pictures import PictureError
-from cmpl.data.readers import READERS
-from cmpl.data.records import Record
-from cmpl.errors import UserError
-from cmpl.legacy.crc32c import masked_crc32c
+from crosspair.data import fill
+from crosspair.data.conversion import Converted, convert_image, read_source
+from crosspair.data.duplicates import digest
+from crosspair.data.images import ImageError
+from crosspair.data.readers import READERS
+from crosspair.data.records import Record
+from crosspair.errors import UserError
+from crosspair.formats.crc32c import masked_crc32c
 
-SCALE = int(os.environ.get("CMPL_FUZZ", "1"))
+SCALE = int(os.environ.get("CROSSPAIR_FUZZ", "1"))
 ORACLE = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr"
 STORED = 8  # every so many of the sources that are read are stored too
 
@@ -100,13 +100,13 @@ def captions(records: list[Record]) -> int:
     return sum(len(record.captions) for record in records)
 
 
-def picture(number: int = 0, format: str = "JPEG") -> bytes:
+def image(number: int = 0, format: str = "JPEG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (number, 0, 0)).save(file, format)
     return file.getvalue()
 
 
-IMAGES = {f"images/{name}": picture(number) for number, name in enumerate(("a.jpg", "b.jpg", "c/d.jpg"))}
+IMAGES = {f"images/{name}": image(number) for number, name in enumerate(("a.jpg", "b.jpg", "c/d.jpg"))}
 NAMES = [name.removeprefix("images/") for name in IMAGES]
 
 
@@ -135,7 +135,7 @@ def pedes(key: str, tokens: bool) -> Source:
 
 
 ROWS = [
-    {"picture": name, "caption": f"{words} {name}", "label": label, "split": "train", "image_id": name}
+    {"image": name, "caption": f"{words} {name}", "label": label, "split": "train", "image_id": name}
     for name, label in zip(NAMES, ("x", "y", "x"), strict=True)
     for words in ("a dog, running", 'the "dog"')
 ]
@@ -184,11 +184,11 @@ def folder(metadata: bool) -> Source:
         extra = {"images/metadata.csv": f"file_name,text\r\n{rows}".encode()}
     else:
         extra = {name.replace(".jpg", ".txt"): b"A dog.\nIt runs.\n" for name in IMAGES}
-    what = lambda records: sum(is_picture(record.picture) for record in records)  # noqa: E731
-    return Source({**IMAGES, **extra}, "images", lambda path: sum(map(is_picture, path.rglob("*"))), what)
+    what = lambda records: sum(is_image(record.image) for record in records)  # noqa: E731
+    return Source({**IMAGES, **extra}, "images", lambda path: sum(map(is_image, path.rglob("*"))), what)
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     is_there = os.path.lexists(path) and not path.is_dir()
     return is_there and path.suffix == ".jpg" and not path.name.startswith(".")
 
@@ -196,7 +196,7 @@ def is_picture(path: Path) -> bool:
 def fine_grained() -> Source:
     classes = {"trainclasses.txt": b"001.A\n", "valclasses.txt": b"002.B\n", "testclasses.txt": b"003.C\n"}
     texts = {f"text_c10/{name}/p.txt": b"A bird.\nIt sings.\n" for name in ("001.A", "002.B", "003.C")}
-    images = {f"images/{name}/p.jpg": picture() for name in ("001.A", "002.B", "003.C")}
+    images = {f"images/{name}/p.jpg": image() for name in ("001.A", "002.B", "003.C")}
 
     def counted(path: Path) -> int:
         lists = [(path / name).read_text("utf-8-sig").splitlines() for name in classes]
@@ -215,7 +215,7 @@ def webdataset() -> Source:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for number in range(4):
-            for suffix, content in (("jpg", picture(number)), ("txt", b"A dog."), ("json", b'{"label": 3}')):
+            for suffix, content in (("jpg", image(number)), ("txt", b"A dog."), ("json", b'{"label": 3}')):
                 member = tarfile.TarInfo(f"{number}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
@@ -244,7 +244,7 @@ def frames(path: Path) -> int:
 
 def huggingface(tmp_path: Path) -> Source:
     rows = {
-        "image": [{"bytes": picture(number), "path": None} for number in range(3)],
+        "image": [{"bytes": image(number), "path": None} for number in range(3)],
         "caption": ["a dog", "a cat", "a bird"],
         "label": [3, 4, 5],
     }
@@ -365,18 +365,18 @@ class Damage:
 
 
 def unconverted(records: Iterator[Record], size: int, workers: int, folder: Path) -> Iterator[tuple[Record, Converted]]:
-    """What `convert_pictures` gives, without decoding."""
+    """What `convert_images` gives, without decoding."""
     for record in records:
         try:
-            data = record.picture if isinstance(record.picture, bytes) else read_source(record.picture, folder)
+            data = record.image if isinstance(record.image, bytes) else read_source(record.image, folder)
             yield record, Converted(data, len(data), digest=digest(data)) if data else Converted(b"", 0, "is empty")
-        except PictureError as error:
+        except ImageError as error:
             yield record, Converted(b"", 0, error.reason)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_damaged_source_is_read_whole_or_refused_with_a_sentence(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(fill, "convert_pictures", unconverted)
+    monkeypatch.setattr(fill, "convert_images", unconverted)
     read, count, make = SOURCES[name]
     source = make(tmp_path) if name == "huggingface" else make()
     folder = tmp_path / "source"
@@ -404,7 +404,7 @@ def read_and_store(reader: Any, source: Source, folder: Path, work: Path, store:
     records = list(reader(annotations, folder / "images"))
     counted = source.counted(annotations)
     assert source.what(records) == counted, f"{source.what(records)} of {counted}"
-    assert not any(isinstance(record.picture, Path) and ".." in record.picture.parts for record in records)
+    assert not any(isinstance(record.image, Path) and ".." in record.image.parts for record in records)
     if not store or not records:
         return
     shutil.rmtree(work, ignore_errors=True)
@@ -413,7 +413,7 @@ def read_and_store(reader: Any, source: Source, folder: Path, work: Path, store:
     filled = fill.fill(
         with_splits, work, {}, size=0, workers=1, on_error="skip", folder=folder / "images", progress=False
     )
-    stored = sum(facts.pictures for facts in filled.manifest.splits.values())
+    stored = sum(facts.images for facts in filled.manifest.splits.values())
     assert stored + len(filled.manifest.skipped) == len(records)
 
 
@@ -423,9 +423,9 @@ def test_at_least_10_000_sources_are_damaged():
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_a_damaged_picture_is_converted_or_has_a_problem(format):
-    data = picture(3, format)
+    data = image(3, format)
     for number in range(150 * SCALE):
         damage = Damage(f"{format} {number}")
-        converted = convert_picture(damage.bytes(damage.bytes(data)), 4)
+        converted = convert_image(damage.bytes(damage.bytes(data)), 4)
         assert bool(converted.data) != bool(converted.problem), number
         assert "\n" not in (converted.problem or ""), number

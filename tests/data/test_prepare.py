@@ -17,13 +17,13 @@ import pytest
 from datasets import load_from_disk
 from PIL import Image
 
-from cmpl.cli import main
-from cmpl.data import prepare as module
-from cmpl.data.dataset import open_data
-from cmpl.data.prepare import describe, prepare, prepare_format
-from cmpl.data.records import Record
-from cmpl.data.writer import DataWriter
-from cmpl.errors import UserError
+from crosspair.cli import main
+from crosspair.data import prepare as module
+from crosspair.data.dataset import open_data
+from crosspair.data.prepare import describe, prepare, prepare_format
+from crosspair.data.records import Record
+from crosspair.data.writer import DataWriter
+from crosspair.errors import UserError
 
 SOURCE = {"format": "test"}
 
@@ -34,7 +34,7 @@ def record(encode):
 
     def make(number: int = 0, **fields) -> Record:
         data = encode(np.full((8, 8, 3), number % 256, np.uint8), "PNG")
-        values = {"image_id": f"{number}.png", "picture": data, "label": number, "captions": ("a dog",)}
+        values = {"image_id": f"{number}.png", "image": data, "label": number, "captions": ("a dog",)}
         return Record(**{**values, "split": "train", **fields})
 
     return make
@@ -53,7 +53,7 @@ def files(directory: Path) -> dict[str, str]:
 
 
 def checksum(directory: Path) -> str:
-    return open_data(directory).split("train").fingerprint
+    return open_data(directory).split("train").checksum
 
 
 class TestResult:
@@ -94,27 +94,27 @@ class TestResult:
         file = io.BytesIO()
         Image.fromarray(noise).save(file, "PNG")
         captions = tuple(f"caption {number}" for number in range(50))
-        run([record(picture=file.getvalue(), captions=captions)], tmp_path / "data")
+        run([record(image=file.getvalue(), captions=captions)], tmp_path / "data")
         stored = (tmp_path / "data" / "train" / "data-00000-of-00001.arrow").stat().st_size
         assert stored < 1.5 * len(file.getvalue())
 
     def test_any_number_of_workers_writes_the_same_files(self, record, tmp_path):
         records = [record(number, split="val" if number % 5 else "train") for number in range(150)]
-        records[20] = record(20, picture=b"no picture")
+        records[20] = record(20, image=b"no picture")
         records[70] = record(70, captions=("...",))
-        records[71] = record(71, picture=b"")
+        records[71] = record(71, image=b"")
         for workers in (1, 2, 3):
             run(records, tmp_path / str(workers), workers=workers, on_error="skip")
         assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "3")
-        skipped = json.loads((tmp_path / "1" / "cmpl.json").read_text())["skipped"]
+        skipped = json.loads((tmp_path / "1" / "crosspair.json").read_text())["skipped"]
         assert [item["image_id"] for item in skipped] == ["20.png", "70.png", "71.png"]
 
     def test_the_manifest_says_what_is_in_it(self, record, tmp_path):
         run([record(0, label=5, captions=("a", "b")), record(1, label=5)], tmp_path / "data", size=100)
-        manifest = json.loads((tmp_path / "data" / "cmpl.json").read_text())
+        manifest = json.loads((tmp_path / "data" / "crosspair.json").read_text())
         assert (manifest["format"], manifest["size"], manifest["source"]) == (1, 100, SOURCE)
         facts = manifest["splits"]["train"]
-        assert (facts["pictures"], facts["captions"], facts["labels"]) == (2, 3, 1)
+        assert (facts["images"], facts["captions"], facts["labels"]) == (2, 3, 1)
 
     @pytest.mark.parametrize(
         "change", [{"label": 9}, {"image_id": "x"}, {"captions": ("a cat",)}, {"captions": ("a dog", "a dog")}]
@@ -126,16 +126,16 @@ class TestResult:
 
     def test_the_checksum_changes_with_the_pixels(self, record, encode, tmp_path):
         for shade in (1, 2):
-            picture = encode(np.full((8, 8, 3), shade, np.uint8), "BMP")  # the same number of bytes
-            run([record(picture=picture)], tmp_path / str(shade), size=0)
+            image = encode(np.full((8, 8, 3), shade, np.uint8), "BMP")  # the same number of bytes
+            run([record(image=image)], tmp_path / str(shade), size=0)
         assert checksum(tmp_path / "1") != checksum(tmp_path / "2")
 
     def test_many_batches_are_one_split(self, record, tmp_path, monkeypatch):
-        monkeypatch.setattr("cmpl.data.fill.CHUNK_RECORDS", 4)
+        monkeypatch.setattr("crosspair.data.fill.CHUNK_RECORDS", 4)
         records = [record(number) for number in range(19)]
         run(records, tmp_path / "data")
         split = open_data(tmp_path / "data").split("train")
-        assert [split.picture(row) for row in range(len(split))] == [one.picture for one in records]
+        assert [split.image(row) for row in range(len(split))] == [one.image for one in records]
 
 
 class TestUnusablePictures:
@@ -149,7 +149,7 @@ class TestUnusablePictures:
         (images / "b.jpg").unlink() if data is None else (images / "b.jpg").write_bytes(data)
         arguments = ["prepare", "flickr8k", "--annotations", str(annotations), "--images", str(images)]
         assert main([*arguments, "--output", str(tmp_path / "data"), "--workers", workers]) == 2
-        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cmpl: ")]
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crosspair: ")]
         assert f"{images / 'b.jpg'} {reason}" in sentence
         assert "--on-error skip" in sentence
         assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.json", "images"]
@@ -162,7 +162,7 @@ class TestUnusablePictures:
         assert "skipped: 2 pictures" in text
         assert "train: b.jpg is missing" in text
         assert "val: c.jpg is not a picture in a known format" in text
-        assert json.loads((tmp_path / "data" / "cmpl.json").read_text())["skipped"] == [
+        assert json.loads((tmp_path / "data" / "crosspair.json").read_text())["skipped"] == [
             {"image_id": "b.jpg", "split": "train", "reason": "is missing"},
             {"image_id": "c.jpg", "split": "val", "reason": "is not a picture in a known format"},
         ]
@@ -181,7 +181,7 @@ class TestUnusablePictures:
         assert left_out.reason == "has captions of 100,000,000 characters; at most 10,000,000 are stored for a picture"
 
     def test_a_name_with_a_newline_fits_its_line(self, record, tmp_path):
-        text = describe(run([record(0), record(1, image_id="a\nb", picture=b"")], tmp_path / "data", on_error="skip"))
+        text = describe(run([record(0), record(1, image_id="a\nb", image=b"")], tmp_path / "data", on_error="skip"))
         assert "  train: 'a\\nb' is empty" in text
 
     def test_captions_in_any_script_are_kept(self, record, tmp_path):
@@ -191,7 +191,7 @@ class TestUnusablePictures:
 
     def test_nothing_left_is_an_error(self, record, tmp_path):
         with pytest.raises(UserError, match=r"all 2 pictures had to be skipped \(the first: 0\.png is empty\)"):
-            run([record(0, picture=b""), record(1, picture=b"")], tmp_path / "data", on_error="skip")
+            run([record(0, image=b""), record(1, image=b"")], tmp_path / "data", on_error="skip")
         with pytest.raises(UserError, match="the source has no pictures"):
             run([], tmp_path / "data")
         assert not list(tmp_path.iterdir())
@@ -300,8 +300,8 @@ ENDLESS = """
 import io, signal, sys
 from pathlib import Path
 from PIL import Image
-from cmpl.data.prepare import prepare
-from cmpl.data.records import Record
+from crosspair.data.prepare import prepare
+from crosspair.data.records import Record
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script runs in the background
 
@@ -344,12 +344,12 @@ class TestSummary:
         assert text.endswith(f"data: {tmp_path / 'data'}")
 
     def test_of_many_skipped_pictures_the_first_are_shown(self, record, tmp_path):
-        records = [record(0), *(record(number, picture=b"") for number in range(1, 31))]
+        records = [record(0), *(record(number, image=b"") for number in range(1, 31))]
         text = describe(run(records, tmp_path / "data", on_error="skip"))
         assert "skipped: 30 pictures" in text
         assert "10.png is empty" in text
         assert "11.png" not in text
-        assert "and 20 more, all listed in cmpl.json" in text
+        assert "and 20 more, all listed in crosspair.json" in text
 
     def test_the_bar_is_on_stderr_and_can_be_left_out(self, record, tmp_path, capsys):
         run([record()], tmp_path / "a")

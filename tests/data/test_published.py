@@ -2,12 +2,12 @@
 
 import pytest
 
-from cmpl.cli import main
-from cmpl.data.dataset import open_data
-from cmpl.data.layout import SplitFacts
-from cmpl.data.prepare import prepare_format
-from cmpl.data.published import PUBLISHED, Counts, differences
-from cmpl.data.readers import READERS
+from crosspair.cli import main
+from crosspair.data.dataset import open_data
+from crosspair.data.layout import SplitFacts
+from crosspair.data.prepare import prepare_format
+from crosspair.data.published import PUBLISHED, Counts, differences
+from crosspair.data.readers import READERS
 
 
 def facts(**splits: tuple[int, int, int]) -> dict[str, SplitFacts]:
@@ -23,11 +23,11 @@ def test_a_whole_data_set_has_no_differences():
 def test_a_difference_says_what_is_there_and_what_should_be():
     whole = facts(train=(34_054, 68_126, 11_003), val=(3078, 6158, 1000), test=(3074, 6156, 1000))
     assert differences("cuhk-pedes", {**whole, **facts(val=(3077, 6156, 1000))}) == [
-        "val has 3,077 pictures (3,078 published), 6,156 captions (6,158 published)"
+        "val has 3,077 images (3,078 published), 6,156 captions (6,158 published)"
     ]
     del whole["test"]
     assert differences("cuhk-pedes", whole) == [
-        "test has 0 pictures (3,074 published), 0 captions (6,156 published), 0 labels (1,000 published)"
+        "test has 0 images (3,074 published), 0 captions (6,156 published), 0 labels (1,000 published)"
     ]
 
 
@@ -47,22 +47,22 @@ def test_where_splits_differ_between_papers_their_sum_counts():
     assert differences("cub", splits) == []
     splits["train"] = SplitFacts(5863, 58_630, 100, 0, "")
     assert differences("cub", splits) == [
-        "all splits has 11,787 pictures (11,788 published), 117,870 captions (117,880 published)"
+        "all splits has 11,787 images (11,788 published), 117,870 captions (117,880 published)"
     ]
 
 
 def test_all_formats_with_counts_have_a_reader_and_consistent_sums():
     assert set(PUBLISHED) <= set(READERS)
     assert sum(counts.captions or 0 for counts in PUBLISHED["coco"].values()) == 616_767
-    assert sum(counts.pictures or 0 for counts in PUBLISHED["cuhk-pedes"].values()) == 40_206
+    assert sum(counts.images or 0 for counts in PUBLISHED["cuhk-pedes"].values()) == 40_206
     assert PUBLISHED["cub"]["all splits"] == Counts(11_788, 117_880, 200)
 
 
 def test_preparing_warns_on_stderr(karpathy, tmp_path, capsys):
     annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "restval"), ("c.jpg", "val"), ("d.jpg", "test")])
     prepare_format("coco", annotations, images, tmp_path / "data", workers=1, merge_restval=True)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cmpl: warning")]
-    assert lines[0] == "cmpl: warning: train has 2 pictures (113,287 published), 4 captions (566,747 published)"
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crosspair: warning")]
+    assert lines[0] == "crosspair: warning: train has 2 images (113,287 published), 4 captions (566,747 published)"
     assert len(lines) == 3
 
 
@@ -89,4 +89,4 @@ def test_restval_is_merged_from_the_command_line(karpathy, tmp_path):
 )
 def test_an_option_that_a_format_does_not_have_is_named(tmp_path, capsys, arguments, problem):
     assert main(["prepare", *arguments, "--images", str(tmp_path), "--output", str(tmp_path / "data")]) == 2
-    assert f"cmpl: {problem}" in capsys.readouterr().err
+    assert f"crosspair: {problem}" in capsys.readouterr().err

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmpl.cli import main
-from cmpl.data import sheet
-from cmpl.data.dataset import open_data
-from cmpl.data.prepare import prepare
-from cmpl.data.records import Record
-from cmpl.data.sheet import write_sheet
-from cmpl.errors import UserError
+from crosspair.cli import main
+from crosspair.data import sheet
+from crosspair.data.dataset import open_data
+from crosspair.data.prepare import prepare
+from crosspair.data.records import Record
+from crosspair.data.sheet import write_sheet
+from crosspair.errors import UserError
 
 
 @pytest.fixture
 def data(tmp_path: Path, encode) -> Path:
     def one(number: int) -> Record:
-        picture = encode(np.full((210, 280, 3), 5 * number, np.uint8), "PNG")
+        image = encode(np.full((210, 280, 3), 5 * number, np.uint8), "PNG")
         captions = tuple(f"caption {word} of a picture, a long one that is wrapped" for word in range(number))
-        return Record(f"{number}.png", picture, number, captions, "test" if number > 25 else "train")
+        return Record(f"{number}.png", image, number, captions, "test" if number > 25 else "train")
 
     records = [one(number) for number in range(1, 31)]
     prepare(records, tmp_path / "data", source={}, workers=1, progress=False)

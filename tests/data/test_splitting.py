@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cmpl.data import splitting
-from cmpl.data.records import Record
-from cmpl.data.splitting import SPLITS, Shares, with_splits
-from cmpl.errors import UserError
+from crosspair.data import splitting
+from crosspair.data.records import Record
+from crosspair.data.splitting import SPLITS, Shares, with_splits
+from crosspair.errors import UserError
 
 SHARES = Shares(0.8, 0.1, 0.1)
 
@@ -43,11 +43,11 @@ def test_pictures_with_labels_of_their_own_are_shared_exactly(count, seed):
     assert abs(counts["test"] - count / 10) <= 1
 
 
-def draw_splits(pictures: dict[int, int], shares: Shares, seed: int) -> dict[int, str]:
+def draw_splits(images: dict[int, int], shares: Shares, seed: int) -> dict[int, str]:
     """The split of each label, from how many pictures have it."""
-    labels, counts = np.array(list(pictures)), np.array(list(pictures.values()))
+    labels, counts = np.array(list(images)), np.array(list(images.values()))
     chosen = splitting.draw_splits(labels, counts, shares, seed)
-    return {label: SPLITS[place] for label, place in zip(pictures, chosen, strict=True)}
+    return {label: SPLITS[place] for label, place in zip(images, chosen, strict=True)}
 
 
 def test_the_seed_alone_decides():

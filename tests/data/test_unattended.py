@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmpl.cli import main
-from cmpl.data import fill
-from cmpl.data.prepare import Summary, describe, prepare
-from cmpl.data.records import Record
-from cmpl.data.writer import DataWriter
-from cmpl.errors import UserError
+from crosspair.cli import main
+from crosspair.data import fill
+from crosspair.data.prepare import Summary, describe, prepare
+from crosspair.data.records import Record
+from crosspair.data.writer import DataWriter
+from crosspair.errors import UserError
 
 fork = multiprocessing.get_context("fork")  # of this process: importing torch anew for every run takes seconds
 
@@ -35,21 +35,21 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def records(tmp_path: Path, encode: Callable[..., bytes]) -> list[Record]:
     """240 pictures in three splits: files and bytes, to be encoded anew and not, one of them unusable, two the same."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     generator = np.random.default_rng(0)
     made = []
     for number in range(240):
         size = (40, 50, 3) if number % 3 else (20, 30, 3)
         data = encode(np.full(size, generator.integers(0, 256, 3), np.uint8))
-        picture: Path | bytes = data
+        image: Path | bytes = data
         if number % 2:
-            picture = folder / f"{number}.jpg"
-            picture.write_bytes(data)
+            image = folder / f"{number}.jpg"
+            image.write_bytes(data)
         split = ("train", "train", "val", "test")[number % 4]
-        made.append(Record(f"{number}.jpg", picture, number // 2, ("a dog", f"it is {number}"), split))
-    made[100] = replace(made[100], picture=b"no picture")
-    made[200] = replace(made[200], picture=made[0].picture)
+        made.append(Record(f"{number}.jpg", image, number // 2, ("a dog", f"it is {number}"), split))
+    made[100] = replace(made[100], image=b"no picture")
+    made[200] = replace(made[200], image=made[0].image)
     return made
 
 
@@ -97,7 +97,7 @@ def test_killed_at_20_random_moments_it_ends_with_the_bytes_of_an_undisturbed_ru
         finished = process.exitcode == 0
         assert finished or process.exitcode == -signal.SIGKILL
         assert not output.exists() or files(output) == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pictures", "warm", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images", "warm", "whole"]
 
 
 @pytest.mark.parametrize("after", [1, 8, 9, 110, 239])
@@ -108,7 +108,7 @@ def test_what_was_whole_is_not_converted_again(records, tmp_path, after, capsys)
     assert files(tmp_path / "data") == files(tmp_path / "whole")
     assert after - 80 < summary.taken_over <= after  # those under way in the processes are lost
     assert replace(summary, seconds=0, taken_over=0, output=Path()) == replace(expected, seconds=0, output=Path())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pictures", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images", "whole"]
     if summary.taken_over:
         assert f"kept {summary.taken_over} pictures in {tmp_path}/.data.partial" in capsys.readouterr().err
         assert f"{summary.taken_over} of them were converted by an earlier run" in describe(summary)
@@ -116,8 +116,8 @@ def test_what_was_whole_is_not_converted_again(records, tmp_path, after, capsys)
 
 def test_from_a_picture_that_has_changed_on_it_is_converted_anew(records, encode, tmp_path):
     interrupted(records, tmp_path / "data", 120)
-    assert isinstance(records[41].picture, Path)
-    records[41].picture.write_bytes(encode(np.zeros((30, 30, 3), np.uint8)))
+    assert isinstance(records[41].image, Path)
+    records[41].image.write_bytes(encode(np.zeros((30, 30, 3), np.uint8)))
     assert run(records, tmp_path / "data").taken_over == 40
     run(records, tmp_path / "whole")
     assert files(tmp_path / "data") == files(tmp_path / "whole")
@@ -185,7 +185,7 @@ def test_two_at_once_on_one_output_refuse_each_other(records, tmp_path, karpathy
     arguments = ["prepare", "coco", "--annotations", str(annotations), "--images", str(images), "--output"]
     assert main([*arguments, str(tmp_path / "data")]) == 2
     assert capsys.readouterr().err == (
-        f"cmpl: another process is writing the data in {tmp_path}/data; wait for it, or name another --output\n"
+        f"crosspair: another process is writing the data in {tmp_path}/data; wait for it, or name another --output\n"
     )
     go_on.set()
     first.join()
@@ -242,4 +242,4 @@ def test_killed_after_its_data_got_their_name_a_run_leaves_no_folder_for_long(re
     (tmp_path / ".data.partial" / "journal.jsonl").write_text(json.dumps({}) + "\n")
     with pytest.raises(UserError, match="exists and is not empty"):
         run(records, tmp_path / "data")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pictures"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmpl.verify.reference import load
+from crosspair.original.verify.reference import load
 
 Arrays = dict[str, np.ndarray]
 

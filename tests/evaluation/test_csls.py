@@ -5,18 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from cmpl.cli import main
-from cmpl.errors import UserError
-from cmpl.evaluation.csls import csls_vectors, evaluate_csls
-from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, evaluate_protocol
+from crosspair.cli import main
+from crosspair.errors import UserError
+from crosspair.evaluation.csls import csls_vectors, evaluate_csls
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, evaluate_protocol
 
 
-def noisy_pairs(pictures=40, texts_each=3, dimension=12, seed=0):
+def noisy_pairs(num_images=40, texts_each=3, dimension=12, seed=0):
     random = np.random.default_rng(seed)
-    images = random.normal(size=(pictures, dimension)) + 1.5 * random.normal(size=(1, dimension))
-    texts = np.repeat(images, texts_each, 0) + random.normal(size=(pictures * texts_each, dimension))
-    labels = np.arange(pictures)
+    images = random.normal(size=(num_images, dimension)) + 1.5 * random.normal(size=(1, dimension))
+    texts = np.repeat(images, texts_each, 0) + random.normal(size=(num_images * texts_each, dimension))
+    labels = np.arange(num_images)
     return images, texts, labels, np.repeat(labels, texts_each)
 
 
@@ -44,7 +44,7 @@ def test_distances_order_as_the_published_scores(neighbours):
 def test_blocks_change_nothing(monkeypatch):
     images, texts, _, _ = noisy_pairs()
     whole = csls_vectors(texts, images)
-    monkeypatch.setattr("cmpl.evaluation.csls._BLOCK", 7)
+    monkeypatch.setattr("crosspair.evaluation.csls._BLOCK", 7)
     for one, other in zip(whole, csls_vectors(texts, images), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-15)
 
@@ -87,8 +87,8 @@ def test_a_hub_is_held_down():
 
 
 def test_each_fold_is_ranked_by_its_own_queries():
-    protocol = Protocol("halves", "two folds", "here", pictures=60, folds=2)
-    images, texts, labels, text_labels = noisy_pairs(pictures=60)
+    protocol = Protocol("halves", "two folds", "here", num_images=60, folds=2)
+    images, texts, labels, text_labels = noisy_pairs(num_images=60)
     pooled = evaluate_csls(protocol, Embeddings.checked(images, texts, labels, text_labels))
     recalls = []
     for half in (labels < 30, labels >= 30):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpl.evaluation.embeddings import read_embeddings
-from cmpl.evaluation.protocols import PROTOCOLS
+from crosspair.evaluation.embeddings import read_embeddings
+from crosspair.evaluation.protocols import PROTOCOLS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -53,7 +53,7 @@ def others(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, module)
 
     def create(name, pretrained):
-        return Tower(), None, lambda picture: torch.ones(3, picture.height, picture.width)
+        return Tower(), None, lambda image: torch.ones(3, image.height, image.width)
 
     stand_in("open_clip", create_model_and_transforms=create, get_tokenizer=lambda name: lambda texts: texts)
     stand_in("sentence_transformers", SentenceTransformer=SentenceTransformer)
@@ -67,15 +67,15 @@ def others(monkeypatch, tmp_path):
 def test_each_snippet_writes_a_file_that_can_be_read(others, memory_split, monkeypatch, place, file):
     import io
 
-    picture = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(picture, "PNG")
-    split = memory_split([["one", "two"], ["three", "four"]], np.arange(2), [picture.getvalue()] * 2)
+    image = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "PNG")
+    split = memory_split([["one", "two"], ["three", "four"]], np.arange(2), [image.getvalue()] * 2)
 
     class Data:
         def split(self, name):
             return split
 
-    monkeypatch.setattr("cmpl.data.dataset.open_data", lambda path: Data())
+    monkeypatch.setattr("crosspair.data.dataset.open_data", lambda path: Data())
     names = {"test_img_loader": None, "test_txt_loader": None, "model": None}
     exec(SNIPPETS[0], names)
     exec(SNIPPETS[place], names)

@@ -6,13 +6,13 @@ import warnings
 import numpy as np
 import pytest
 
-from cmpl import UserError
-from cmpl.evaluation import eccv
-from cmpl.evaluation.eccv import data_directory
-from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.protocols import PROTOCOLS, arrange, evaluate_protocol
-from cmpl.evaluation.results import read_result, write_result
-from cmpl.evaluation.uncertainty import bootstrap
+from crosspair import UserError
+from crosspair.evaluation import eccv
+from crosspair.evaluation.eccv import data_directory
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.protocols import PROTOCOLS, arrange, evaluate_protocol
+from crosspair.evaluation.results import read_result, write_result
+from crosspair.evaluation.uncertainty import bootstrap
 
 PROTOCOL = PROTOCOLS["eccv-caption"]
 
@@ -22,11 +22,11 @@ def of_coco(seed=0, **changes):
     random = np.random.default_rng(seed)
     captions = np.load(data_directory() / "coco_test_ids.npy")
     own = json.loads((data_directory() / "original_caption_to_image.json").read_text())
-    pictures = np.array([own[str(caption)][0] for caption in captions[::5]])
+    image_of_caption = np.array([own[str(caption)][0] for caption in captions[::5]])
     images = random.normal(size=(5000, 8)).astype(np.float32)
     texts = images.repeat(5, 0) + 0.4 * random.normal(size=(25_000, 8)).astype(np.float32)
     p, q = random.permutation(5000), random.permutation(25_000)
-    given = {"image_ids": pictures[p], "caption_ids": captions[q]} | changes
+    given = {"image_ids": image_of_caption[p], "caption_ids": captions[q]} | changes
     labels = np.arange(5000)
     return Embeddings.checked(images[p], texts[q], labels[p], labels.repeat(5)[q], **given)
 
@@ -63,9 +63,9 @@ def test_all_numbers_are_those_of_the_package(data, found):
     folds = np.array([fold_of_caption[package.coco_gts["i2t"][image][0]] for image in data.image_ids.tolist()])
     caption_folds = np.array([fold_of_caption[caption] for caption in data.caption_ids.tolist()])
     captions = best(*unit, data.caption_ids, folds, caption_folds)
-    pictures = best(*unit[::-1], data.image_ids, caption_folds, folds)
+    image_of_caption = best(*unit[::-1], data.image_ids, caption_folds, folds)
     image_to_text = dict(zip(data.image_ids.tolist(), captions, strict=True))
-    text_to_image = dict(zip(data.caption_ids.tolist(), pictures, strict=True))
+    text_to_image = dict(zip(data.caption_ids.tolist(), image_of_caption, strict=True))
     wanted = ("coco_5k_recalls", "cxc_recalls", "eccv_map_at_r", "eccv_rprecision", "eccv_r1")
     theirs = package.compute_all_metrics(image_to_text, text_to_image, target_metrics=wanted)
     last = [{key: items[50:] for key, items in lists.items()} for lists in (image_to_text, text_to_image)]
@@ -116,7 +116,7 @@ def test_what_it_needs_is_named_where_it_is_missing(data, monkeypatch):
     for changes, sentence in (
         ({"caption_ids": None}, r"needs COCO's ids of pictures and captions \(image_ids, caption_ids\), found none"),
         ({"caption_ids": data.caption_ids + 10**7}, "needs the 25,000 captions of COCO's test split by their ids"),
-        ({"image_ids": np.arange(5000)}, r"5,000 pictures of COCO's test split by their ids, \d,\d+ are missing"),
+        ({"image_ids": np.arange(5000)}, r"5,000 images of COCO's test split by their ids, \d,\d+ are missing"),
     ):
         with pytest.raises(UserError, match=sentence):
             evaluate_protocol(PROTOCOL, of_coco(**changes))

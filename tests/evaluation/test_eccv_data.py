@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cmpl import UserError
-from cmpl.data.dataset import open_data
-from cmpl.data.prepare import prepare_format
-from cmpl.evaluate import embed, measure_model
-from cmpl.evaluation.eccv import coco_image_ids
+from crosspair import UserError
+from crosspair.commands.evaluate import embed, measure_model
+from crosspair.data.dataset import open_data
+from crosspair.data.prepare import prepare_format
+from crosspair.evaluation.eccv import coco_image_ids
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def coco(tmp_path):
 class Model:
     """Encodes anything as the same vector."""
 
-    def encode_image(self, pictures, **_):
-        return torch.ones(len(pictures), 2)
+    def encode_image(self, images, **_):
+        return torch.ones(len(images), 2)
 
     def encode_text(self, texts, **_):
         return torch.ones(len(texts), 2)
@@ -56,7 +56,7 @@ def test_data_without_ids_is_refused_before_anything_is_encoded(coco, tmp_path):
     (tmp_path / "plain.json").write_text(json.dumps(plain))
     prepare_format("flickr30k", tmp_path / "plain.json", tmp_path, tmp_path / "plain", workers=1)
     assert embed(Model(), open_data(tmp_path / "plain").split("test")).caption_ids is None
-    with pytest.raises(UserError, match="prepare coco's DATA again with this cmpl"):
+    with pytest.raises(UserError, match="prepare coco's DATA again with this crosspair"):
         measure_model("no model is looked for", tmp_path / "plain", "test", protocol_name="eccv-caption")
 
 

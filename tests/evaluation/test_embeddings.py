@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from cmpl import UserError
-from cmpl.evaluation.embeddings import Embeddings, read_embeddings
+from crosspair import UserError
+from crosspair.evaluation.embeddings import Embeddings, read_embeddings
 
 
 class Trap:
@@ -38,15 +38,15 @@ def test_arrays_of_any_float_type_are_read(save, dtype):
     read = read_embeddings(save(image_embeddings=np.eye(3, dtype=dtype), more=np.zeros(3)))
     np.testing.assert_array_equal(read.images, np.eye(3))
     assert read.text_labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert read.text_pictures is None
+    assert read.text_images is None
     assert read.image_names == ("image-0", "image-1", "image-2")
 
 
 def test_a_compressed_file_and_the_pictures_of_texts_are_read(save, tmp_path):
     with np.load(save(image_labels=np.array([5, 5, 7]), text_labels=np.array([5, 5, 5, 5, 7, 7]))) as file:
-        np.savez_compressed(tmp_path / "small.npz", text_pictures=np.arange(3).repeat(2), **file)
+        np.savez_compressed(tmp_path / "small.npz", text_images=np.arange(3).repeat(2), **file)
     read = read_embeddings(tmp_path / "small.npz")
-    assert read.text_pictures.tolist() == [0, 0, 1, 1, 2, 2]
+    assert read.text_images.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_a_compressed_file_and_the_pictures_of_texts_are_read(save, tmp_path):
         ({"image_labels": np.arange(3.0)}, "image_labels are float64"),
         ({"text_labels": np.full(6, 2**64 - 1, dtype=np.uint64)}, "number them anew"),
         ({"text_labels": np.array(list("aabbcc"))}, "expected integers"),
-        ({"text_pictures": np.arange(6)}, "text_pictures hold 3 for text 3; expected the row of a picture, 0 to 2"),
-        ({"text_pictures": np.zeros(6, dtype=int)}, "text 2 has label 1, its picture in text_pictures 0"),
-        ({"text_pictures": np.zeros(5, dtype=int)}, "text_pictures have shape"),
+        ({"text_images": np.arange(6)}, "text_images hold 3 for text 3; expected the row of a picture, 0 to 2"),
+        ({"text_images": np.zeros(6, dtype=int)}, "text 2 has label 1, its picture in text_images 0"),
+        ({"text_images": np.zeros(5, dtype=int)}, "text_images have shape"),
     ],
 )
 def test_arrays_that_can_not_be_evaluated_are_named_with_their_file(save, changes, sentence):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmpl import UserError, evaluate_retrieval
+from crosspair import UserError, evaluate_retrieval
 
 EXTRA = ("mINP", "nDCG", "AP@1", "AP@3", "AP@50")
 

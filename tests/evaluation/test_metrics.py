@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import cmpl
-from cmpl import UserError, evaluate_retrieval
+import crosspair
+from crosspair import UserError, evaluate_retrieval
 
 CASES = ["flickr50x5_random", "flickr50x5_correlated", "pedes200x2_correlated", "perfect_40x5"]
 TIES = ["ties_sign_features_12x5_d4", "ties_all_equal_12x5_d4"]
@@ -74,7 +74,7 @@ def test_average_precision_of_several_positives(oracle):
 
 def test_the_dictionary_is_that_of_the_contract():
     result = evaluate_retrieval(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
-    assert isinstance(result, cmpl.RetrievalResult)
+    assert isinstance(result, crosspair.RetrievalResult)
     perfect = {"R@1": 100.0, "R@5": 100.0, "R@10": 100.0, "mAP": 100.0, "median_rank": 1.0, "mean_rank": 1.0}
     assert result.to_dict() == {"image_to_text": perfect, "text_to_image": perfect, "rsum": 600.0}
     assert json.loads(json.dumps(result.to_dict())) == result.to_dict()

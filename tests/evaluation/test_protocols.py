@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from cmpl import UserError, evaluate_retrieval
-from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, choose_protocol, evaluate_protocol, find_protocol
+from crosspair import UserError, evaluate_retrieval
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, choose_protocol, evaluate_protocol, find_protocol
 
-FOLDS = Protocol("small-5fold", "", "", pictures=40, captions=3, folds=5)  # coco-1k-5fold in small
+FOLDS = Protocol("small-5fold", "", "", num_images=40, captions=3, folds=5)  # coco-1k-5fold in small
 
 
 def correlated(labels, texts_each, dimension=8, noise=1.5, seed=0):
@@ -17,10 +17,10 @@ def correlated(labels, texts_each, dimension=8, noise=1.5, seed=0):
     random = np.random.default_rng(seed)
     labels = np.asarray(labels)
     centres = random.normal(size=(labels.max() + 1, dimension))
-    pictures = np.repeat(np.arange(len(labels)), texts_each)
+    num_images = np.repeat(np.arange(len(labels)), texts_each)
     images = centres[labels] + noise * random.normal(size=(len(labels), dimension))
-    texts = centres[labels[pictures]] + noise * random.normal(size=(len(pictures), dimension))
-    return Embeddings.checked(images, texts, labels, labels[pictures], pictures)
+    texts = centres[labels[num_images]] + noise * random.normal(size=(len(num_images), dimension))
+    return Embeddings.checked(images, texts, labels, labels[num_images], num_images)
 
 
 def unit(rows):
@@ -28,7 +28,7 @@ def unit(rows):
 
 
 @pytest.mark.parametrize(
-    ("source", "split", "pictures", "name"),
+    ("source", "split", "num_images", "name"),
     [
         ("flickr30k", "test", 1000, "flickr30k-1k"),
         ("flickr30k", "val", 1014, "plain"),
@@ -46,8 +46,8 @@ def unit(rows):
         ("", "test", 1, "plain"),
     ],
 )
-def test_the_protocol_is_chosen_from_the_source_and_the_split(source, split, pictures, name):
-    assert choose_protocol(source, split, pictures).name == name
+def test_the_protocol_is_chosen_from_the_source_and_the_split(source, split, num_images, name):
+    assert choose_protocol(source, split, num_images).name == name
 
 
 def test_every_protocol_is_found_by_its_name_and_has_a_reference_and_metrics_there_are():
@@ -67,7 +67,7 @@ def test_plain_is_evaluate_retrieval():
     expected = evaluate_retrieval(data.images, data.texts, data.image_labels, data.text_labels)
     assert found.to_dict() == {"protocol": "plain", **expected.to_dict()}
     assert found.image_clusters.tolist() == list(range(30))
-    assert found.text_clusters.tolist() == data.text_pictures.tolist()
+    assert found.text_clusters.tolist() == data.text_images.tolist()
 
 
 def test_the_five_folds_are_consecutive_blocks_and_are_averaged():
@@ -85,7 +85,7 @@ def test_the_five_folds_are_consecutive_blocks_and_are_averaged():
     assert found.result.rsum == pytest.approx(np.mean([fold.rsum for fold in found.folds]))
     written = json.loads(json.dumps(found.to_dict()))
     assert [fold["rsum"] for fold in written["folds"]] == [fold.rsum for fold in found.folds]
-    assert found.text_clusters.tolist() == data.text_pictures.tolist()
+    assert found.text_clusters.tolist() == data.text_images.tolist()
 
 
 def test_coco_has_five_folds_of_a_thousand_pictures():
@@ -100,7 +100,7 @@ def test_coco_has_five_folds_of_a_thousand_pictures():
 
 def test_only_the_first_captions_of_a_picture_count():
     """The sixth caption of COCO's few pictures with more is left out, wherever it stands in the file."""
-    protocol = Protocol("first-two", "", "", pictures=3, captions=2)
+    protocol = Protocol("first-two", "", "", num_images=3, captions=2)
     images, labels = np.eye(3), np.arange(3)
     texts, text_labels = np.eye(3)[[0, 1, 2, 0, 1, 2, 1]], np.array([0, 1, 2, 0, 1, 2, 0])
     found = evaluate_protocol(protocol, Embeddings.checked(images, texts, labels, text_labels)).result
@@ -119,7 +119,7 @@ def test_every_picture_of_a_person_is_right(name):
     assert values["R@1"] == pytest.approx(matches[:, 0].mean() * 100)
     assert values["mINP"] == pytest.approx(np.mean(matches.sum(1) / last) * 100)
     assert [metric for _, metric in found.protocol.main] == ["R@1", "R@5", "R@10", "mAP", "mINP"]
-    assert found.text_clusters.tolist() == data.text_pictures.tolist()
+    assert found.text_clusters.tolist() == data.text_images.tolist()
 
 
 @pytest.mark.parametrize("name", ["cub", "flowers"])

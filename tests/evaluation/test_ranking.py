@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmpl.evaluation import counting
-from cmpl.evaluation.ranking import PositiveRanks, rank_positives
+from crosspair.evaluation import counting
+from crosspair.evaluation.ranking import PositiveRanks, rank_positives
 
 
 @st.composite

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from cmpl import UserError
-from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, evaluate_protocol
-from cmpl.evaluation.results import labels_checksum, ranks_path, read_result, write_result
-from cmpl.evaluation.uncertainty import bootstrap
+from crosspair import UserError
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, evaluate_protocol
+from crosspair.evaluation.results import labels_checksum, ranks_path, read_result, write_result
+from crosspair.evaluation.uncertainty import bootstrap
 
 
 def evaluated(protocol=PLAIN):
@@ -43,9 +43,9 @@ def test_a_stored_result_has_the_values_of_every_query(tmp_path, name):
 
 
 def test_folds_are_pooled_and_stand_in_the_json(tmp_path):
-    from cmpl.evaluation.protocols import Protocol
+    from crosspair.evaluation.protocols import Protocol
 
-    small = Protocol("plain", "", "", pictures=10, captions=1, folds=2)
+    small = Protocol("plain", "", "", num_images=10, captions=1, folds=2)
     found = evaluate_protocol(small, Embeddings.checked(np.eye(10), np.eye(10), np.arange(10), np.arange(10)))
     write_result(tmp_path / "result.json", found, bootstrap(found, 50), {})
     assert len(read_result(tmp_path / "result.json").facts["folds"]) == 2
@@ -80,10 +80,10 @@ def test_a_result_without_its_ranks_or_with_others_is_refused(stored):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 2}, "has format 2, this cmpl reads formats up to 1"),
+        ({"format": 2}, "has format 2, this crosspair reads formats up to 1"),
         ({"protocol": "unknown"}, "there is no protocol 'unknown'"),
         ({"ranks_checksum": None}, "is not the one"),
-        ({"format": None, "metric": ...}, "is no result of cmpl evaluate"),
+        ({"format": None, "metric": ...}, "is no result of crosspair evaluate"),
     ],
 )
 def test_a_changed_result_is_refused(stored, change, sentence):
@@ -97,6 +97,6 @@ def test_a_changed_result_is_refused(stored, change, sentence):
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 1}', "\x00", "[" * 100_000])
 def test_a_file_that_is_no_result_is_refused(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(UserError, match="is no result of cmpl evaluate") as error:
+    with pytest.raises(UserError, match="is no result of crosspair evaluate") as error:
         read_result(tmp_path / "other.json")
     assert "\n" not in str(error.value)

@@ -8,21 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmpl import UserError, evaluate_retrieval
-from cmpl.evaluation import counting, prediction, shards
-from cmpl.evaluation.counting import Counting, Layout
-from cmpl.evaluation.ranking import prepare_counting, rank_positives, ranks_of
-from cmpl.evaluation.shards import count_shard, merge_parts, parse_shard, read_part
+from crosspair import UserError, evaluate_retrieval
+from crosspair.evaluation import counting, prediction, shards
+from crosspair.evaluation.counting import Counting, Layout
+from crosspair.evaluation.ranking import prepare_counting, rank_positives, ranks_of
+from crosspair.evaluation.shards import count_shard, merge_parts, parse_shard, read_part
 
 FACTS = {"protocol": "plain"}
 
 
-def retrieval(pictures=400, texts_each=5, dimension=16, seed=0, labels=None):
+def retrieval(num_images=400, texts_each=5, dimension=16, seed=0, labels=None):
     """Rounded embeddings, so that many scores tie, in an order that has nothing to do with the labels."""
     random = np.random.default_rng(seed)
-    labels = np.arange(pictures) if labels is None else labels
-    rows = random.permutation(np.repeat(np.arange(pictures), texts_each))
-    images = random.integers(-2, 3, (pictures, dimension)).astype(np.float32)
+    labels = np.arange(num_images) if labels is None else labels
+    rows = random.permutation(np.repeat(np.arange(num_images), texts_each))
+    images = random.integers(-2, 3, (num_images, dimension)).astype(np.float32)
     texts = images[rows] + random.integers(-2, 3, (len(rows), dimension)).astype(np.float32)
     return images, texts, labels, labels[rows]
 
@@ -106,8 +106,8 @@ def test_every_metric_of_mapped_files_is_that_of_memory(mapped, small_blocks, mo
 
 @given(st.integers(1, 60), st.integers(1, 3), st.integers(1, 7), st.integers(1, 100), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=60)
-def test_the_pairs_of_all_shards_cover_every_score_once(pictures, texts_each, shards, block, seed):
-    arrays = retrieval(pictures, texts_each, 2, seed, np.random.default_rng(seed).integers(0, 9, pictures))
+def test_the_pairs_of_all_shards_cover_every_score_once(num_images, texts_each, shards, block, seed):
+    arrays = retrieval(num_images, texts_each, 2, seed, np.random.default_rng(seed).integers(0, 9, num_images))
     job = Counting(*arrays, "cosine")
     job.layout = Layout((24, 48), (24, 24), (block * 100, block * 100))
     seen = np.zeros((len(arrays[0]), len(arrays[1])), dtype=int)
@@ -205,7 +205,7 @@ def test_what_is_no_part_is_refused(tmp_path):
     path = tmp_path / "part.npz"
     for content in (b"", b"text", json.dumps({}).encode()):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"part.npz is no part that cmpl evaluate --shard wrote"):
+        with pytest.raises(UserError, match=r"part.npz is no part that crosspair evaluate --shard wrote"):
             read_part(path)
     np.savez(path, header=np.arange(3), image_to_text=np.arange(3))
     with pytest.raises(UserError, match="is no part"):

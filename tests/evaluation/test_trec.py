@@ -10,9 +10,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.protocols import PLAIN, Protocol, arrange, evaluate_protocol
-from cmpl.evaluation.trec import _strictly_descending, write_trec
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.protocols import PLAIN, Protocol, arrange, evaluate_protocol
+from crosspair.evaluation.trec import _strictly_descending, write_trec
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 EXTRA = Protocol("all", "", "", extra=("mINP", "nDCG", "AP@5", "AP@50"))
@@ -75,7 +75,7 @@ def test_each_fold_ranks_its_own_pictures_and_names_have_no_white_space(tmp_path
     labels = np.arange(4)
     names = ("a b", "a%20b", "c", "d")
     data = Embeddings.checked(np.eye(4), np.eye(4), labels, labels, None, names, ("t 0", "t1", "t2", "t3"))
-    folds = Protocol("two", "", "", pictures=4, captions=1, folds=2)
+    folds = Protocol("two", "", "", num_images=4, captions=1, folds=2)
     write_trec(tmp_path / "folder" / "x", arrange(folds, data))
     run, right = read(tmp_path / "folder" / "x", "image_to_text")
     assert {query: {item for _, _, item in items} for query, items in run.items()} == {

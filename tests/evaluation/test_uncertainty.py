@@ -6,22 +6,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmpl.evaluation.embeddings import Embeddings
-from cmpl.evaluation.metrics import DirectionResult, RetrievalResult
-from cmpl.evaluation.protocols import PLAIN, PROTOCOLS, Evaluation, evaluate_protocol
-from cmpl.evaluation.ranking import PositiveRanks
-from cmpl.evaluation.uncertainty import RSUM, ClusterSums, bootstrap, differences, enough_resamples, group_intervals
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
+from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, Evaluation, evaluate_protocol
+from crosspair.evaluation.ranking import PositiveRanks
+from crosspair.evaluation.uncertainty import (
+    RSUM,
+    ClusterSums,
+    bootstrap,
+    differences,
+    enough_resamples,
+    group_intervals,
+)
 
 R1 = [("image_to_text", "R@1"), ("text_to_image", "R@1")]
 
 
-def evaluated(pictures=60, texts_each=5, noise=1.2, seed=0, shared=0.0, protocol=PLAIN, labels=None):
+def evaluated(num_images=60, texts_each=5, noise=1.2, seed=0, shared=0.0, protocol=PLAIN, labels=None):
     """An evaluation; `shared` is the part of a text's noise that it has in common with its picture's other texts."""
     random = np.random.default_rng(seed)
-    images = np.random.default_rng(99).normal(size=(pictures, 6))
-    labels = np.arange(pictures) if labels is None else labels
-    rows = np.repeat(np.arange(pictures), texts_each)
-    common = random.normal(size=(pictures, 6))[rows]
+    images = np.random.default_rng(99).normal(size=(num_images, 6))
+    labels = np.arange(num_images) if labels is None else labels
+    rows = np.repeat(np.arange(num_images), texts_each)
+    common = random.normal(size=(num_images, 6))[rows]
     own = random.normal(size=(len(rows), 6))
     texts = images[rows] + noise * (shared * common + (1 - shared) * own)
     return evaluate_protocol(protocol, Embeddings.checked(images, texts, labels, labels[rows], rows))
@@ -44,7 +51,7 @@ def test_every_metric_has_an_interval_around_its_value():
 
 @pytest.mark.parametrize("texts_each", [3, np.arange(1, 13)])
 def test_resamples_are_those_of_a_plain_loop_over_pictures(texts_each):
-    found = evaluated(pictures=12, texts_each=texts_each)
+    found = evaluated(num_images=12, texts_each=texts_each)
     weights = np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), size=20).astype(float)
     resampled = ClusterSums.of([found], R1).resample(lambda: iter([weights]))
     for row, weight in enumerate(weights):
@@ -59,9 +66,9 @@ def test_resamples_are_those_of_a_plain_loop_over_pictures(texts_each):
 
 
 def test_the_median_is_that_of_each_resample():
-    from cmpl.evaluation.uncertainty import _medians
+    from crosspair.evaluation.uncertainty import _medians
 
-    found = evaluated(pictures=9, texts_each=2, noise=3)
+    found = evaluated(num_images=9, texts_each=2, noise=3)
     weights = np.random.default_rng(1).multinomial(9, np.full(9, 1 / 9), size=50).astype(float)
     for name, clusters in (
         (("image_to_text", "median_rank"), found.image_clusters),
@@ -74,7 +81,7 @@ def test_the_median_is_that_of_each_resample():
 
 def test_the_interval_of_independent_queries_is_that_of_a_share():
     """One text a picture: the share of n independent hits has a standard error of sqrt(p (1 - p) / n)."""
-    found = evaluated(pictures=400, texts_each=1, noise=0.45)
+    found = evaluated(num_images=400, texts_each=1, noise=0.45)
     low, high = bootstrap(found).bounds["text_to_image", "R@1"]
     share = found.result.text_to_image.recall(1) / 100
     assert 0.2 < share < 0.8
@@ -85,7 +92,7 @@ def test_captions_that_succeed_together_widen_the_interval():
     """With the same noise in all five texts of a picture there are as many independent draws as pictures."""
     widths = []
     for shared in (0.0, 1.0):
-        found = evaluated(pictures=200, shared=shared)
+        found = evaluated(num_images=200, shared=shared)
         low, high = bootstrap(found, resamples=2000).bounds["text_to_image", "R@1"]
         share = found.result.text_to_image.recall(1) / 100
         widths.append((high - low) / 100 / (2 * 1.96 * np.sqrt(share * (1 - share) / 1000)))
@@ -111,7 +118,7 @@ def test_the_same_seed_gives_the_same_intervals_and_another_seed_others():
 
 
 def test_blocks_of_any_size_give_the_same_distribution(monkeypatch):
-    from cmpl.evaluation import uncertainty
+    from crosspair.evaluation import uncertainty
 
     found = evaluated()
     whole = bootstrap(found, 4000).bounds
@@ -121,12 +128,12 @@ def test_blocks_of_any_size_give_the_same_distribution(monkeypatch):
 
 
 def test_one_picture_alone_has_an_interval_without_width():
-    found = evaluated(pictures=1)
+    found = evaluated(num_images=1)
     assert bootstrap(found, 50).bounds["text_to_image", "R@1"] == (100, 100)
 
 
 def test_the_permutation_test_agrees_with_all_permutations():
-    ours, theirs = evaluated(pictures=10, noise=0.6), evaluated(pictures=10, noise=1.6, seed=5)
+    ours, theirs = evaluated(num_images=10, noise=0.6), evaluated(num_images=10, noise=1.6, seed=5)
     found = differences([ours], [theirs], R1)
     paired = ClusterSums.of([ours], R1).minus(ClusterSums.of([theirs], R1))
     shares = paired.sums[:, 1] / paired.counts[:, 1].sum()
@@ -149,7 +156,7 @@ def test_a_run_does_not_differ_from_itself():
 
 def test_paired_differences_are_surer_than_two_intervals():
     """Nearly the same model: hard pictures are hard for both."""
-    ours, theirs = evaluated(pictures=200, seed=3), evaluated(pictures=200, seed=3, noise=1.25)
+    ours, theirs = evaluated(num_images=200, seed=3), evaluated(num_images=200, seed=3, noise=1.25)
     name = ("text_to_image", "R@1")
     paired = differences([ours], [theirs], R1, resamples=2000)[name]
     low, high = bootstrap(ours, 2000).bounds[name]
@@ -184,7 +191,7 @@ def test_millions_of_pictures_are_drawn_less_often_and_never_less_than_a_thousan
         5000,
         1000,
     ]
-    assert bootstrap(evaluated(pictures=20)).resamples == 10_000
+    assert bootstrap(evaluated(num_images=20)).resamples == 10_000
 
 
 def simulated(ranks, gallery=200):
@@ -192,8 +199,8 @@ def simulated(ranks, gallery=200):
 
     Image to text counts the best of them.
     """
-    pictures, captions = ranks.shape
-    clusters = np.arange(pictures)
+    num_images, captions = ranks.shape
+    clusters = np.arange(num_images)
 
     def direction(values):
         return DirectionResult(PositiveRanks(values, np.arange(len(values) + 1), gallery), (1, 5, 10), extra=("nDCG",))
@@ -202,10 +209,10 @@ def simulated(ranks, gallery=200):
     return Evaluation(PLAIN, result, (), clusters, clusters.repeat(captions))
 
 
-def drawn_ranks(random, pictures, strength=0.0):
+def drawn_ranks(random, num_images, strength=0.0):
     """Ranks of five captions that share their picture's difficulty; a higher strength ranks better."""
-    shared = random.normal(size=(pictures, 1))
-    ease = shared + 0.5 * random.normal(size=(pictures, 5)) + strength
+    shared = random.normal(size=(num_images, 1))
+    ease = shared + 0.5 * random.normal(size=(num_images, 5)) + strength
     return np.clip(np.exp(2 - 1.5 * ease), 1, 200).astype(np.int64)
 
 
@@ -285,7 +292,7 @@ def test_the_permutation_test_finds_a_difference_that_is_there():
 
 
 def test_the_test_is_two_sided_whichever_is_named_first():
-    ours, theirs = evaluated(pictures=30, noise=1.1), evaluated(pictures=30, noise=1.3, seed=5)
+    ours, theirs = evaluated(num_images=30, noise=1.1), evaluated(num_images=30, noise=1.3, seed=5)
     found, swapped = differences([ours], [theirs], R1), differences([theirs], [ours], R1)
     for name in R1:
         assert swapped[name].value == -found[name].value

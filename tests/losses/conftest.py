@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmpl.verify.reference import load, loss_case
+from crosspair.original.verify.reference import load, loss_case
 
 _ORACLE = Path(__file__).parents[1] / "oracle" / "losses"
 

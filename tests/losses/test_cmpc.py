@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmpl.losses import CMPCLoss, cmpc_terms
+from crosspair.losses import CMPCLoss, cmpc_terms
 
 CASES = [f"cmpc{number:02d}" for number in range(40)]
 

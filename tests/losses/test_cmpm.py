@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmpl.losses import CMPMLoss, cmpm, cmpm_terms, cmpm_tiled
+from crosspair.losses import CMPMLoss, cmpm, cmpm_terms, cmpm_tiled
 
 CASES = [f"cmpm{number:02d}" for number in range(32)]
 WRONG_IN_FLOAT32 = {"cmpm29", "cmpm31"}  # the original compares labels as float32 distances

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmpl.losses import CMPMLoss, cmpm, cmpm_terms, cmpm_tiled
+from crosspair.losses import CMPMLoss, cmpm, cmpm_terms, cmpm_tiled
 
 Values = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -164,7 +164,9 @@ def test_products_in_bf16_change_loss_and_gradients_by_less_than_a_percent(monke
     monkeypatch.setattr(cmpm, "tile_side", lambda device: 256)
     images.requires_grad_()
     texts.requires_grad_()
-    losses = [CMPMLoss(products=products)(images, texts, *labels) for products in ("float32", "bf16")]
+    losses = [
+        CMPMLoss(matmul_precision=matmul_precision)(images, texts, *labels) for matmul_precision in ("float32", "bf16")
+    ]
     assert losses[1].dtype == torch.float32
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-2)
     assert losses[1] != losses[0]
@@ -175,7 +177,7 @@ def test_products_in_bf16_change_loss_and_gradients_by_less_than_a_percent(monke
 
 def test_an_unknown_kind_of_products_is_refused() -> None:
     with pytest.raises(ValueError, match="products are 'int8'; expected one of float32, bf16"):
-        cmpm_terms(torch.randn(2, 3), torch.randn(2, 3), torch.arange(2), products="int8")  # type: ignore[arg-type]
+        cmpm_terms(torch.randn(2, 3), torch.randn(2, 3), torch.arange(2), matmul_precision="int8")  # type: ignore[arg-type]
 
 
 def test_backward_inside_autocast_keeps_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmpl.losses import pair_distances
+from crosspair.losses import pair_distances
 
 CASES = [f"cmpm{number:02d}" for number in range(32)]
 

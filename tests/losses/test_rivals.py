@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cmpl.losses import (
+from crosspair.losses import (
     InfoNCELoss,
     LearnedScale,
     SDMLoss,

@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
-from cmpl.errors import UserError
-from cmpl.models.adapters import add_adapters, merged_state
-from cmpl.models.dual_encoder import DualEncoder
+from crosspair.errors import UserError
+from crosspair.models.adapters import add_adapters, merged_state
+from crosspair.models.dual_encoder import DualEncoder
 
 pytest.importorskip("peft")
 
@@ -87,6 +87,6 @@ class TestInADualEncoder:
         model.save_pretrained(tmp_path / "model")
         loaded = DualEncoder.from_pretrained(tmp_path / "model")
         assert not [name for name in loaded.state_dict() if "lora" in name or "base_layer" in name]
-        pictures = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-        torch.testing.assert_close(loaded.encode_image(pictures), model.encode_image(pictures), rtol=0, atol=1e-5)
+        images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+        torch.testing.assert_close(loaded.encode_image(images), model.encode_image(images), rtol=0, atol=1e-5)
         assert [name for name in model.state_dict() if ".lora_" in name]

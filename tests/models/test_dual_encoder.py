@@ -5,24 +5,24 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpl.data.pictures import read_picture
-from cmpl.data.text import pad
-from cmpl.data.transforms import PictureInput
-from cmpl.errors import UserError
+from crosspair.data.images import read_image
+from crosspair.data.tokens import pad
+from crosspair.data.transforms import ImageInput
+from crosspair.errors import UserError
 
 
 @pytest.fixture
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     """Five pictures, uint8 [40, 50, 3]."""
     random = np.random.default_rng(0)
     return [np.full((40, 50, 3), random.integers(0, 256, 3), dtype=np.uint8) for _ in range(5)]
 
 
 @pytest.fixture
-def files(pictures, tmp_path) -> list[Path]:
-    paths = [tmp_path / f"{number}.png" for number in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        Image.fromarray(picture).save(path)
+def files(images, tmp_path) -> list[Path]:
+    paths = [tmp_path / f"{number}.png" for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
     return paths
 
 
@@ -35,41 +35,41 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 class TestEncodeImage:
-    def test_takes_paths_names_bytes_pil_arrays_and_tensors_alike(self, tiny_model, pictures, files):
+    def test_takes_paths_names_bytes_pil_arrays_and_tensors_alike(self, tiny_model, images, files):
         model = tiny_model().eval()
-        expected = model.encode_image(pictures)
+        expected = model.encode_image(images)
         assert torch.equal(model.encode_image(files), expected)
         assert torch.equal(model.encode_image([str(path) for path in files]), expected)
         assert torch.equal(model.encode_image([path.read_bytes() for path in files]), expected)
-        assert torch.equal(model.encode_image([Image.fromarray(picture) for picture in pictures]), expected)
-        assert torch.equal(model.encode_image([read_picture(path) for path in files]), expected)
-        assert torch.equal(model.encode_image(np.stack(pictures)), expected)
+        assert torch.equal(model.encode_image([Image.fromarray(image) for image in images]), expected)
+        assert torch.equal(model.encode_image([read_image(path) for path in files]), expected)
+        assert torch.equal(model.encode_image(np.stack(images)), expected)
 
-    def test_gives_float32_rows_of_unit_length_in_order(self, tiny_model, pictures):
-        embeddings = tiny_model().encode_image(pictures, batch_size=2)
+    def test_gives_float32_rows_of_unit_length_in_order(self, tiny_model, images):
+        embeddings = tiny_model().encode_image(images, batch_size=2)
         assert embeddings.dtype == torch.float32
         assert embeddings.shape == (5, 8)
         torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
-        for row, picture in zip(embeddings, pictures, strict=True):
-            torch.testing.assert_close(tiny_model().encode_image([picture])[0], row, atol=1e-5, rtol=1e-5)
+        for row, image in zip(embeddings, images, strict=True):
+            torch.testing.assert_close(tiny_model().encode_image([image])[0], row, atol=1e-5, rtol=1e-5)
 
-    def test_reads_a_generator_batch_by_batch(self, tiny_model, pictures):
+    def test_reads_a_generator_batch_by_batch(self, tiny_model, images):
         model, batches, drawn = tiny_model(), [], []
         model.image_encoder.register_forward_hook(lambda _, inputs, __: batches.append((len(inputs[0]), len(drawn))))
 
         def endless():
-            for picture in pictures:
-                drawn.append(picture)
-                yield picture
+            for image in images:
+                drawn.append(image)
+                yield image
 
         embeddings = model.encode_image(endless(), batch_size=2)
         assert batches == [(2, 2), (2, 4), (1, 5)]
-        assert torch.equal(embeddings, model.encode_image(pictures, batch_size=2))
+        assert torch.equal(embeddings, model.encode_image(images, batch_size=2))
 
-    def test_takes_a_mixture_of_kinds(self, tiny_model, pictures, files):
+    def test_takes_a_mixture_of_kinds(self, tiny_model, images, files):
         model = tiny_model()
-        mixed = [files[0], str(files[1]), files[2].read_bytes(), Image.fromarray(pictures[3]), pictures[4]]
-        assert torch.equal(model.encode_image(iter(mixed)), model.encode_image(pictures))
+        mixed = [files[0], str(files[1]), files[2].read_bytes(), Image.fromarray(images[3]), images[4]]
+        assert torch.equal(model.encode_image(iter(mixed)), model.encode_image(images))
 
     def test_names_a_picture_that_cannot_be_read(self, tiny_model, files):
         files[3].write_text("this is text")
@@ -79,15 +79,15 @@ class TestEncodeImage:
     def test_of_nothing_is_an_empty_matrix(self, tiny_model):
         assert tiny_model().encode_image([]).shape == (0, 8)
 
-    def test_sees_what_the_settings_say(self, tiny_model, pooled, pictures):
+    def test_sees_what_the_settings_say(self, tiny_model, pooled, images):
         model = tiny_model()
         model.image_encoder = pooled().eval()
-        model.picture_input = PictureInput(32, 32, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+        model.image_input = ImageInput(32, 32, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
         seen = []
         model.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         model.image_projection = torch.nn.Linear(3, 8)
-        model.encode_image(pictures[:1])
-        expected = (pictures[0][0, 0] / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.5, 0.6])
+        model.encode_image(images[:1])
+        expected = (images[0][0, 0] / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.5, 0.6])
         assert seen[0].shape == (1, 3, 32, 32)
         np.testing.assert_allclose(seen[0].mean(dim=(0, 2, 3)), expected, rtol=1e-5)
 
@@ -117,10 +117,10 @@ class TestEncodeText:
         assert torch.equal(long, short)
 
     def test_puts_the_markers_of_the_settings_around(self, tiny_model):
-        model = tiny_model(text={"markers": "start"})
-        with_marker = model.vocabulary.encode("dog", markers="start")
-        assert model.tokenize("dog") == with_marker
-        assert len(with_marker) == 2
+        model = tiny_model(text={"special_tokens": "start"})
+        with_special_tokens = model.vocabulary.encode("dog", special_tokens="start")
+        assert model.tokenize("dog") == with_special_tokens
+        assert len(with_special_tokens) == 2
 
 
 @pytest.mark.parametrize("encode", ["encode_text", "encode_image"])
@@ -131,9 +131,9 @@ class TestBothWays:
 
     def test_one_picture_instead_of_a_list_is_refused(self, tiny_model, encode):
         array = np.zeros((8, 8, 3), np.uint8)
-        for picture in (array, torch.from_numpy(array), Image.fromarray(array)):
+        for image in (array, torch.from_numpy(array), Image.fromarray(array)):
             with pytest.raises(TypeError, match=r"expected a list of .*, found one (ndarray|Tensor|Image)"):
-                getattr(tiny_model(), encode)(picture)
+                getattr(tiny_model(), encode)(image)
 
     def test_a_batch_of_nothing_is_refused(self, tiny_model, encode):
         with pytest.raises(ValueError, match="batch_size is 0"):
@@ -162,17 +162,17 @@ def test_what_is_no_caption_is_refused(tiny_model):
         tiny_model().encode_text(["a dog", None])
 
 
-def test_encoding_changes_no_statistics(tiny_model, pictures):
+def test_encoding_changes_no_statistics(tiny_model, images):
     model = tiny_model().train()
     before = batch_norms(model)
-    model.encode_image(pictures)
+    model.encode_image(images)
     model.encode_text(["a dog"])
     assert same(before, batch_norms(model))
 
 
-def test_embeddings_can_be_trained_on(tiny_model, pictures):
+def test_embeddings_can_be_trained_on(tiny_model, images):
     model = tiny_model()
-    for embeddings in (model.encode_text(["a dog", "a cat"]), model.encode_image(pictures)):
+    for embeddings in (model.encode_text(["a dog", "a cat"]), model.encode_image(images)):
         head = torch.nn.Linear(8, 2)
         head(embeddings).sum().backward()
         assert head.weight.grad is not None
@@ -181,12 +181,12 @@ def test_embeddings_can_be_trained_on(tiny_model, pictures):
 def test_features_stand_in_for_pictures(tiny_model):
     model = tiny_model().eval()
     tokens, lengths = pad([[2, 3], [4]])
-    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    direct = model(tokens, lengths, pictures=pictures)
-    again = model(tokens, lengths, features=model.image_features(pictures))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    direct = model(tokens, lengths, images=images)
+    again = model(tokens, lengths, features=model.image_features(images))
     assert torch.equal(direct[0], again[0])
     assert torch.equal(direct[1], again[1])
-    for wrong in ({}, {"pictures": pictures, "features": direct[0]}):
+    for wrong in ({}, {"images": images, "features": direct[0]}):
         with pytest.raises(ValueError, match="either pictures or their features"):
             model(tokens, lengths, **wrong)
 
@@ -210,8 +210,8 @@ class TestTheImageEncoder:
         torch.manual_seed(0)
         for _ in range(3):
             model.train()
-            pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-            images, texts = model(*pad([[2, 3], [4], [5], [6]]), pictures=pictures)
+            images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+            images, texts = model(*pad([[2, 3], [4], [5], [6]]), images=images)
             optimizer.zero_grad()
             (images * texts).sum().backward()
             optimizer.step()
@@ -267,10 +267,10 @@ class TestTheImageEncoder:
 
 def test_an_embedding_does_not_depend_on_its_batch(tiny_model):
     model = tiny_model().eval()
-    pictures = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        together = model.embed_image_features(model.image_features(pictures))
-        alone = model.embed_image_features(model.image_features(pictures[1:2]))
+        together = model.embed_image_features(model.image_features(images))
+        alone = model.embed_image_features(model.image_features(images[1:2]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -281,16 +281,16 @@ def test_an_embedding_does_not_depend_on_its_batch(tiny_model):
 def test_on_a_cpu_few_pictures_are_encoded_at_once(tiny_model, monkeypatch, threads, height, width, expected):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     model = tiny_model()
-    model.picture_input.height, model.picture_input.width = height, width
-    assert model.pictures_at_once == expected
+    model.image_input.height, model.image_input.width = height, width
+    assert model.images_at_once == expected
     model.compiled = object()
-    assert model.pictures_at_once == 64
+    assert model.images_at_once == 64
 
 
-def test_without_a_batch_size_pictures_are_encoded_by_that_many(tiny_model, pictures, monkeypatch):
+def test_without_a_batch_size_pictures_are_encoded_by_that_many(tiny_model, images, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("cmpl.models.dual_encoder.PIXELS_A_THREAD", 32 * 32)
+    monkeypatch.setattr("crosspair.models.dual_encoder.PIXELS_A_THREAD", 32 * 32)
     model, seen = tiny_model(), []
     model.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    assert torch.equal(model.encode_image(pictures), model.encode_image(pictures, batch_size=2))
+    assert torch.equal(model.encode_image(images), model.encode_image(images, batch_size=2))
     assert seen == [2, 2, 1] * 2

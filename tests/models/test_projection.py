@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cmpl.errors import UserError
-from cmpl.models.config import ProjectionConfig
-from cmpl.models.projection import Projection, create_projection
+from crosspair.errors import UserError
+from crosspair.models.config import ProjectionConfig
+from crosspair.models.projection import Projection, create_projection
 
 
 def test_training_normalises_each_dimension_over_the_batch():

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmpl.data.text import PADDING, pad
-from cmpl.models.text import BiLSTMEncoder
+from crosspair.data.tokens import PADDING, pad
+from crosspair.models.text import BiLSTMEncoder
 
 CAPTIONS = [[2, 3, 4, 5], [6], [7, 3]]
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cmpl.data.subwords import SubwordTokenizer
-from cmpl.data.text import pad
-from cmpl.errors import UserError
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder, create_model
-from cmpl.models.transformer_text import TransformerTextEncoder, create_transformer
+from crosspair.data.subwords import SubwordTokenizer
+from crosspair.data.tokens import pad
+from crosspair.errors import UserError
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder, create_model
+from crosspair.models.transformer_text import TransformerTextEncoder, create_transformer
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "runs", "sleeps"]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cmpl.data.dataset import Data, open_data
-from cmpl.data.prepare import prepare
-from cmpl.data.records import Record
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.training.recipe import AveragesConfig, OptimizerConfig, Recipe, StageConfig
+from crosspair.data.dataset import Data, open_data
+from crosspair.data.prepare import prepare
+from crosspair.data.records import Record
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.training.recipe import EMAConfig, OptimizerConfig, Recipe, StageConfig
 
 COLOURS = ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "grey", "white", "navy"]
 
@@ -21,16 +21,16 @@ COLOURS = ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink",
 def _record(number: int, split: str) -> Record:
     file = io.BytesIO()
     name = COLOURS[number]
-    picture = Image.new("RGB", (32, 32), "black")
-    picture.paste(name, (0, 0, 8 + number, 32))  # not its own mirror image
-    picture.save(file, "PNG")
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste(name, (0, 0, 8 + number, 32))  # not its own mirror image
+    image.save(file, "PNG")
     captions = (f"a {name} square", f"{name} {name} on black", f"the colour {name}")[: 1 + number % 3]
     return Record(f"{split} {name}", file.getvalue(), 2**40 + number, captions, split)
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CROSSPAIR_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def toy_recipe() -> Callable[..., Recipe]:
     def create(**changes: Any) -> Recipe:
         settings: dict[str, Any] = {
             "device": "cpu",
-            "feature_runtime": "torch",  # a compiled encoder pays with more than 12 pictures
+            "feature_backend": "torch",  # a compiled encoder pays with more than 12 pictures
             "workers": 0,
             "precision": "32-true",
             "log_every": 1,
@@ -63,14 +63,14 @@ def toy_recipe() -> Callable[..., Recipe]:
                 TextEncoderConfig(word_dim=8, hidden_dim=8, min_count=1),
                 ProjectionConfig(dim=8),
             ),
-            "optimizer": OptimizerConfig(clip_norm=5.0),
-            "averages": AveragesConfig(decay=0.9),
+            "optimizer": OptimizerConfig(grad_clip_norm=5.0),
+            "ema": EMAConfig(decay=0.9),
             "stage1": StageConfig(
                 2,
                 freeze_image_encoder=True,
                 batch_size=4,
-                captions_per_picture=2,
-                epoch_covers="pictures",
+                captions_per_image=2,
+                epoch_covers="images",
                 learning_rate=1e-2,
                 schedule="cosine",
                 warmup_steps=2,
@@ -78,8 +78,8 @@ def toy_recipe() -> Callable[..., Recipe]:
             "stage2": StageConfig(
                 2,
                 batch_size=4,
-                captions_per_picture=2,
-                epoch_covers="pictures",
+                captions_per_image=2,
+                epoch_covers="images",
                 learning_rate=1e-3,
                 image_learning_rate=1e-4,
                 smallest_crop=0.6,

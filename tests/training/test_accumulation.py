@@ -7,16 +7,16 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-from cmpl.data.batching import Batch
-from cmpl.data.text import Vocabulary
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.training.accumulation import EmbeddingsInParts
-from cmpl.training.interruption import Interrupted
-from cmpl.training.loop import train
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.recipe import LossConfig, StageConfig
-from cmpl.training.step import TrainingStep
+from crosspair.data.batching import Batch
+from crosspair.data.tokens import Vocabulary
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.accumulation import EmbeddingsInParts
+from crosspair.training.interruption import Interrupted
+from crosspair.training.loop import train
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.recipe import LossConfig, StageConfig
+from crosspair.training.step import TrainingStep
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def batch() -> Batch:
     lengths = torch.randint(1, 7, (len(rows),), generator=generator)
     tokens = torch.randint(1, 5, (len(rows), 6), generator=generator)
     tokens[torch.arange(6) >= lengths[:, None]] = 0
-    pictures = torch.randint(0, 256, (11, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Batch(tokens, lengths, labels, labels[rows], rows % 4, rows, pictures=pictures)
+    images = torch.randint(0, 256, (11, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Batch(tokens, lengths, labels, labels[rows], rows % 4, rows, images=images)
 
 
 def gradients(*modules: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -57,8 +57,8 @@ def test_parts_hold_every_picture_with_its_captions(batch):
     parts = batch.split(3)
     assert [len(part.image_labels) for part in parts] == [3, 4, 4]
     for part in parts:
-        assert torch.equal(part.text_labels, part.image_labels[part.picture_rows])
-    left_out = {"picture_rows", "features", "text_features"}
+        assert torch.equal(part.text_labels, part.image_labels[part.image_rows])
+    left_out = {"image_rows", "features", "text_features"}
     for name in (item.name for item in fields(batch) if item.name not in left_out):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
 
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_the_whole_batch(fabric, model, batch, dtype, tol
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     losses = MatchingLosses(LossConfig(infonce=1.0, triplet=1.0, siglip=0.1), 4, 8).to(dtype)
-    total, _ = losses(*model(batch.tokens, batch.lengths, pictures=batch.pictures), batch)
+    total, _ = losses(*model(batch.tokens, batch.lengths, images=batch.images), batch)
     total.backward()
     expected = gradients(model, losses)
     found_total = loss_in_parts(fabric, model, losses, batch, parts)
@@ -128,16 +128,16 @@ class TestInTrainingMode:
         model.image_encoder.bn1.reset_running_stats()
         with torch.no_grad():
             for part in batch.split(3):
-                model.image_features(part.pictures)
+                model.image_features(part.images)
         assert torch.equal(model.image_encoder.bn1.running_mean, moved)
 
     def test_no_more_than_a_part_is_kept_for_a_backward_pass(self, fabric, model, losses, batch):
-        pictures = []
+        images = []
         model.image_encoder.register_forward_pre_hook(
-            lambda _module, inputs: pictures.append((len(inputs[0]), torch.is_grad_enabled()))
+            lambda _module, inputs: images.append((len(inputs[0]), torch.is_grad_enabled()))
         )
         loss_in_parts(fabric, model, losses, batch)
-        assert pictures == [(3, False), (4, False), (4, False), (3, True), (4, True), (4, True)]
+        assert images == [(3, False), (4, False), (4, False), (3, True), (4, True), (4, True)]
 
     def test_a_frozen_encoder_runs_once(self, fabric, model, losses, batch):
         model.freeze_image_encoder()
@@ -148,7 +148,7 @@ class TestInTrainingMode:
 
 
 def test_a_run_in_micro_batches_resumes_to_the_bit(toy_data, toy_recipe, tmp_path, monkeypatch):
-    stage = {"batch_size": 6, "micro_batch": 4, "epoch_covers": "pictures", "captions_per_picture": 2}
+    stage = {"batch_size": 6, "mini_batch_size": 4, "epoch_covers": "images", "captions_per_image": 2}
     recipe = toy_recipe(
         stage1=StageConfig(1, freeze_image_encoder=True, **stage),
         stage2=StageConfig(2, smallest_crop=0.6, **stage),

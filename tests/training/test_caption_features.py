@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from cmpl.models.dual_encoder import DualEncoder, create_model
-from cmpl.training import caption_features as module
-from cmpl.training import stage_features
-from cmpl.training.caption_features import caption_features
-from cmpl.training.features import cache_directory
-from cmpl.training.loop import train
+from crosspair.models.dual_encoder import DualEncoder, create_model
+from crosspair.training import caption_features as module
+from crosspair.training import stage_features
+from crosspair.training.caption_features import caption_features
+from crosspair.training.features import cache_directory
+from crosspair.training.loop import train
 
 
 def frozen(toy_recipe, **stage1):
@@ -84,9 +84,9 @@ def test_what_was_interrupted_goes_on_where_it_stopped(model, toy_data, monkeypa
     np.testing.assert_array_equal(caption_features(model, split, progress=False), resumed)
 
 
-@pytest.mark.parametrize("micro_batch", [0, 4])
-def test_a_run_learns_the_same_from_them(toy_recipe, toy_data, tmp_path, metrics, monkeypatch, micro_batch):
-    recipe = frozen(toy_recipe, batch_size=8, micro_batch=micro_batch)
+@pytest.mark.parametrize("mini_batch_size", [0, 4])
+def test_a_run_learns_the_same_from_them(toy_recipe, toy_data, tmp_path, metrics, monkeypatch, mini_batch_size):
+    recipe = frozen(toy_recipe, batch_size=8, mini_batch_size=mini_batch_size)
     train(recipe, toy_data, tmp_path / "kept", progress=False)
     monkeypatch.setattr(stage_features, "_captions_stay", lambda *_: False)
     train(recipe, toy_data, tmp_path / "anew", progress=False)

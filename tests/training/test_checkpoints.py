@@ -5,14 +5,14 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from cmpl.errors import UserError
-from cmpl.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from crosspair.errors import UserError
+from crosspair.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def checkpoint(step: int) -> Checkpoint:
     tensors = {
         "model": {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)},
-        "averages": {},
+        "ema": {},
     }
     return Checkpoint(tensors, {"step": step, "position": [0, 1, 2], "best": {"rsum": 0.1 + 0.2}})
 
@@ -25,10 +25,10 @@ def test_a_checkpoint_reads_back_the_same(tmp_path):
     save_checkpoint(tmp_path, checkpoint(3))
     again = load_checkpoint(tmp_path)
     assert again.state == checkpoint(3).state
-    assert list(again.tensors) == ["model", "averages"]
+    assert list(again.tensors) == ["model", "ema"]
     assert torch.equal(again.tensors["model"]["weight"], torch.full((2, 3), 3.0))
     assert again.tensors["model"]["count"].dtype == torch.int64
-    assert again.tensors["averages"] == {}
+    assert again.tensors["ema"] == {}
 
 
 def test_tensors_that_share_memory_or_lie_in_another_order_are_saved(tmp_path):

@@ -2,7 +2,7 @@
 
 from safetensors.torch import load_file
 
-from cmpl.training.loop import train
+from crosspair.training.loop import train
 
 
 def test_training_is_bit_identical_with_and_without_decoded_pictures(toy_recipe, toy_data, tmp_path, metrics):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from cmpl.data.batching import plan_epoch
-from cmpl.training.loop import train
-from cmpl.training.recipe_files import save_recipe
-from cmpl.training.run import finished
+from crosspair.data.batching import plan_epoch
+from crosspair.training.loop import train
+from crosspair.training.recipe_files import save_recipe
+from crosspair.training.run import finished
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -28,7 +28,7 @@ def folder(toy_directory, tmp_path_factory, toy_recipe) -> Path:
     (path / "toy.yaml").write_text(save_recipe(toy_recipe()))
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, str(script), str(toy_directory), str(path), str(path / "toy.yaml")]
-    environment = {**ENVIRONMENT, "CMPL_CACHE": str(path / "cache")}
+    environment = {**ENVIRONMENT, "CROSSPAIR_CACHE": str(path / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return path
@@ -96,17 +96,17 @@ def test_what_stops_one_process_stops_both_with_its_sentence(found, scenario, se
 
 
 def test_shards_hold_every_picture_of_a_batch_once():
-    for batch in plan_epoch([3] * 50, batch_size=16, captions_per_picture=2, covers="captions", mirror=True, seed=(0,)):
+    for batch in plan_epoch([3] * 50, batch_size=16, captions_per_image=2, covers="captions", hflip=True, seed=(0,)):
         shards = [batch.shard(rank, 3) for rank in range(3)]
-        assert [len(shard.pictures) for shard in shards] == [5, 5, 6]
-        for name in ("pictures", "captions", "mirrored", "crops"):
+        assert [len(shard.images) for shard in shards] == [5, 5, 6]
+        for name in ("images", "captions", "hflipped", "crops"):
             joined = [list(row) if name in {"captions", "crops"} else row for s in shards for row in getattr(s, name)]
             assert joined == [list(row) if name in {"captions", "crops"} else row for row in getattr(batch, name)]
 
 
 def test_the_command_starts_its_processes_and_only_the_first_one_speaks(toy_directory, tmp_path, toy_recipe):
     (tmp_path / "toy.yaml").write_text(save_recipe(toy_recipe()))
-    command = [sys.executable, "-m", "cmpl", "train", str(tmp_path / "toy.yaml"), "--data", str(toy_directory)]
+    command = [sys.executable, "-m", "crosspair", "train", str(tmp_path / "toy.yaml"), "--data", str(toy_directory)]
     options = ["--output", str(tmp_path / "run"), "--devices", "2", "--stage1.epochs", "1", "--stage2.epochs", "0"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr

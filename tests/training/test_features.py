@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cmpl.data.pictures import decode_picture
-from cmpl.data.text import Vocabulary
-from cmpl.errors import UserError
-from cmpl.models import feature_runtime
-from cmpl.models.config import ImageEncoderConfig, ModelConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.models.feature_runtime import Exactness, OpenVINORuntime, TorchRuntime
-from cmpl.models.runtime import openvino_precisions
-from cmpl.training import features as module
-from cmpl.training.features import cache_directory, choose_runtime, picture_features
+from crosspair.data.images import decode_image
+from crosspair.data.tokens import Vocabulary
+from crosspair.encode import backends as feature_backend
+from crosspair.encode.backends import Exactness, OpenVINOBackend, TorchBackend
+from crosspair.encode.openvino_conversion import openvino_precisions
+from crosspair.errors import UserError
+from crosspair.models.config import ImageEncoderConfig, ModelConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training import features as module
+from crosspair.training.features import cache_directory, choose_backend, image_features
 
 needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
 
@@ -36,9 +36,9 @@ def split(toy_data):
     return toy_data.split("train")
 
 
-def features_of(model, split, *, mirror=True, runtime=None, batch=64) -> np.ndarray:
-    runtime = runtime or TorchRuntime(model, "32-true", nullcontext, batch)
-    return picture_features(model, split, runtime, mirror=mirror, progress=False)
+def features_of(model, split, *, hflip=True, backend=None, batch=64) -> np.ndarray:
+    backend = backend or TorchBackend(model, "32-true", nullcontext, batch)
+    return image_features(model, split, backend, hflip=hflip, progress=False)
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def encoded(monkeypatch) -> list[int]:
     sizes: list[int] = []
     features = DualEncoder.image_features
 
-    def counting(self, pictures):
-        sizes.append(len(pictures))
-        return features(self, pictures)
+    def counting(self, images):
+        sizes.append(len(images))
+        return features(self, images)
 
     monkeypatch.setattr(DualEncoder, "image_features", counting)
     return sizes
@@ -59,12 +59,12 @@ def test_they_are_the_encoders_of_each_picture_and_its_mirror_image(model, split
     found = features_of(model, split)
     assert found.shape == (12, 2, 96)
     assert found.dtype == np.float32
-    pictures = torch.stack([decode_picture(split.picture(row)) for row in range(12)])
+    images = torch.stack([decode_image(split.image(row)) for row in range(12)])
     with torch.no_grad():
-        for view, seen in enumerate([pictures, pictures.flip(-1)]):
+        for view, seen in enumerate([images, images.flip(-1)]):
             np.testing.assert_allclose(found[:, view], model.image_features(seen).numpy(), rtol=1e-5, atol=1e-6)
     assert not np.allclose(found[:, 0], found[:, 1])
-    assert features_of(model, split, mirror=False).shape == (12, 1, 96)
+    assert features_of(model, split, hflip=False).shape == (12, 1, 96)
 
 
 def test_they_are_kept_and_read_again(model, split, encoded):
@@ -77,23 +77,23 @@ def test_they_are_kept_and_read_again(model, split, encoded):
     assert [path.suffix for path in sorted(cache_directory().iterdir())] == [".lock", ".npy"]
 
 
-@pytest.mark.parametrize("what", ["weights", "pictures", "size", "colours", "precision", "views", "name"])
+@pytest.mark.parametrize("what", ["weights", "images", "size", "colours", "precision", "views", "name"])
 def test_what_changes_them_makes_them_anew(model, split, encoded, toy_data, what):
     features_of(model, split)
     before, options = len(encoded), {}
     if what == "weights":
         with torch.no_grad():
             next(model.image_encoder.parameters())[0].add_(1e-3)
-    elif what == "pictures":
+    elif what == "images":
         split = toy_data.split("val")
     elif what == "size":
-        model.picture_input.height = 40
+        model.image_input.height = 40
     elif what == "colours":
-        model.picture_input.mean[0] += 0.01
+        model.image_input.mean[0] += 0.01
     elif what == "precision":
-        options = {"runtime": TorchRuntime(model, "bf16-mixed", nullcontext)}
+        options = {"backend": TorchBackend(model, "bf16-mixed", nullcontext)}
     elif what == "views":
-        options = {"mirror": False}
+        options = {"hflip": False}
     else:  # weights alone don't tell an encoder: padding, activations and strides have none
         model.config.image.name = "test_resnet_of_another_kind"
     features_of(model, split, **options)
@@ -102,8 +102,8 @@ def test_what_changes_them_makes_them_anew(model, split, encoded, toy_data, what
 
 def test_autocast_is_entered_around_the_encoder(model, split):
     plain = features_of(model, split)
-    rounding = TorchRuntime(model, "bf16-mixed", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
-    rough = features_of(model, split, runtime=rounding)
+    rounding = TorchBackend(model, "bf16-mixed", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    rough = features_of(model, split, backend=rounding)
     assert rough.dtype == np.float32
     assert 0 < np.abs(plain - rough).max() < 0.1 * np.abs(plain).max()
 
@@ -112,10 +112,10 @@ def test_autocast_is_entered_around_the_encoder(model, split):
 def test_an_interrupted_run_goes_on_with_whole_batches(model, split, encoded, monkeypatch, cut):
     features = DualEncoder.image_features
 
-    def interrupted(self, pictures):
+    def interrupted(self, images):
         if len(encoded) == 4:
             raise KeyboardInterrupt
-        return features(self, pictures)
+        return features(self, images)
 
     with monkeypatch.context() as patch:
         patch.setattr(DualEncoder, "image_features", interrupted)
@@ -180,43 +180,43 @@ def test_a_full_disk_is_one_sentence(model, split, monkeypatch):
 
 
 def test_they_lie_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("CMPL_CACHE", str(tmp_path / "mine"))
+    monkeypatch.setenv("CROSSPAIR_CACHE", str(tmp_path / "mine"))
     assert cache_directory() == tmp_path / "mine" / "features"
-    monkeypatch.delenv("CMPL_CACHE")
+    monkeypatch.delenv("CROSSPAIR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    assert cache_directory() == tmp_path / "user" / "cmpl" / "features"
+    assert cache_directory() == tmp_path / "user" / "crosspair" / "features"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_directory() == Path.home() / ".cache" / "cmpl" / "features"
+    assert cache_directory() == Path.home() / ".cache" / "crosspair" / "features"
 
 
 @needs_openvino
 def test_openvinos_are_near_pytorchs_and_kept_apart_from_them(model, split):
     exact = features_of(model, split)
     for precision, difference in (("f32", 1e-5), ("bf16", 3e-2)):
-        found = features_of(model, split, runtime=OpenVINORuntime(model, precision))
+        found = features_of(model, split, backend=OpenVINOBackend(model, precision))
         assert found.shape == exact.shape
         assert 0 < np.abs(found - exact).max() <= difference * np.abs(exact).max()
     assert len(list(cache_directory().glob("*.npy"))) == 3
 
 
 @needs_openvino
-@pytest.mark.parametrize("mirror", [False, True])
-def test_openvinos_in_two_parts_are_those_in_one(model, split, mirror):
-    runtime = OpenVINORuntime(model, "f32")
-    whole = np.array(features_of(model, split, mirror=mirror, runtime=runtime))
+@pytest.mark.parametrize("hflip", [False, True])
+def test_openvinos_in_two_parts_are_those_in_one(model, split, hflip):
+    backend = OpenVINOBackend(model, "f32")
+    whole = np.array(features_of(model, split, hflip=hflip, backend=backend))
     (file,) = cache_directory().glob("*.npy")
     for kept in (1, 5, 11):
         file.rename(file.with_suffix(".partial"))
         with file.with_suffix(".partial").open("rb+") as partial:
             partial.truncate(128 + kept * whole[0].nbytes + 7)
-        np.testing.assert_array_equal(features_of(model, split, mirror=mirror, runtime=runtime), whole)
+        np.testing.assert_array_equal(features_of(model, split, hflip=hflip, backend=backend), whole)
 
 
 @needs_openvino
 def test_auto_takes_the_fastest_that_is_exact_enough(model, split, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(module, "LEAST_COSINE", 0.9)
-    first = choose_runtime(model, split, tell=told.append)
+    first = choose_backend(model, split, tell=told.append)
     assert first.name == f"openvino-{openvino_precisions()[0]}"
     assert told[0].startswith(f"image features by {first.name}: cosine to float32 0.99")
     assert told[0].endswith("at least (12 pictures)")
@@ -224,15 +224,15 @@ def test_auto_takes_the_fastest_that_is_exact_enough(model, split, monkeypatch):
 
 @needs_openvino
 def test_auto_goes_on_to_a_more_exact_way_and_says_so(model, split, monkeypatch):
-    monkeypatch.setattr(module, "feature_runtimes", lambda *_: [Skewed(model, 0.3), Skewed(model, 0.0)])
+    monkeypatch.setattr(module, "feature_backends", lambda *_: [Skewed(model, 0.3), Skewed(model, 0.0)])
     told: list[str] = []
-    assert choose_runtime(model, split, tell=told.append).name == "openvino-0.0"
+    assert choose_backend(model, split, tell=told.append).name == "openvino-0.0"
     assert "not by openvino-0.3: cosine to float32 0.9" in told[0]
     assert "trying a more exact way" in told[0]
     assert "by openvino-0.0: cosine to float32 1.00000 on average, 1.00000 at least" in told[1]
-    monkeypatch.setattr(feature_runtime, "measure_exactness", None)
+    monkeypatch.setattr(feature_backend, "measure_exactness", None)
     again: list[str] = []
-    choose_runtime(model, split, tell=again.append)  # measured once for an encoder
+    choose_backend(model, split, tell=again.append)  # measured once for an encoder
     assert again == told
 
 
@@ -241,47 +241,47 @@ def test_auto_is_pytorch_where_openvino_cannot_run_the_encoder(model, split, mon
     def refuse(self):
         raise UserError("OpenVINO can't run the encoder")
 
-    monkeypatch.setattr(OpenVINORuntime, "prepare", refuse)
+    monkeypatch.setattr(OpenVINOBackend, "prepare", refuse)
     told: list[str] = []
-    assert choose_runtime(model, split, tell=told.append).name == "32-true"
+    assert choose_backend(model, split, tell=told.append).name == "32-true"
     assert all("can't run the encoder" in line for line in told)
     with pytest.raises(UserError, match="can't run the encoder"):
-        choose_runtime(model, split, setting="openvino-f32")
+        choose_backend(model, split, setting="openvino-f32")
 
 
 def test_double_precision_is_pytorchs(model, split):
-    assert choose_runtime(model, split, precision="64-true").name == "64-true"
-    assert choose_runtime(model, split, setting="torch", precision="bf16-mixed").name == "bf16-mixed"
+    assert choose_backend(model, split, precision="64-true").name == "64-true"
+    assert choose_backend(model, split, setting="torch", precision="bf16-mixed").name == "bf16-mixed"
     with pytest.raises(UserError, match="not in double precision"):
-        choose_runtime(model, split, setting="openvino-f32", precision="64-true")
+        choose_backend(model, split, setting="openvino-f32", precision="64-true")
 
 
 def test_without_openvino_auto_is_pytorch_and_its_name_an_error(model, split, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert choose_runtime(model, split).name == "32-true"
-    with pytest.raises(UserError, match=r"pip install 'cmpl\[openvino\]'"):
-        choose_runtime(model, split, setting="openvino-bf16")
+    assert choose_backend(model, split).name == "32-true"
+    with pytest.raises(UserError, match=r"pip install 'crosspair\[openvino\]'"):
+        choose_backend(model, split, setting="openvino-bf16")
 
 
-class Skewed(TorchRuntime):
+class Skewed(TorchBackend):
     """PyTorch's features, turned away from where they should point."""
 
     def __init__(self, model: DualEncoder, noise: float) -> None:
         super().__init__(model, f"openvino-{noise}", nullcontext)
         self.noise = noise
 
-    def encode(self, pictures: torch.Tensor, views: int) -> np.ndarray:
-        features = super().encode(pictures, views)
+    def encode(self, images: torch.Tensor, views: int) -> np.ndarray:
+        features = super().encode(images, views)
         random = np.random.default_rng(0).standard_normal(features.shape, np.float32)
         return features + self.noise * np.abs(features).mean() * random
 
 
 def test_exactness_counts_the_mean_and_the_worst(model, split):
-    runtime = Skewed(model, 0.3)
-    found = feature_runtime.measure_exactness(runtime, model, split)
-    pictures = feature_runtime.load_resized(model, split, range(12))
-    exact = TorchRuntime(model, "32-true", nullcontext).encode(pictures, 1)[:, 0]
-    skewed = runtime.encode(pictures, 1)[:, 0]
+    backend = Skewed(model, 0.3)
+    found = feature_backend.measure_exactness(backend, model, split)
+    images = feature_backend.load_resized(model, split, range(12))
+    exact = TorchBackend(model, "32-true", nullcontext).encode(images, 1)[:, 0]
+    skewed = backend.encode(images, 1)[:, 0]
     cosines = (exact * skewed).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(skewed, axis=1)
     assert found == Exactness(pytest.approx(cosines.mean(), abs=1e-6), pytest.approx(cosines.min(), abs=1e-6), 12)
     assert found.least < found.mean < 0.999

@@ -10,14 +10,14 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from cmpl.data.dataset import Data
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.training.interruption import Interrupted
-from cmpl.training.layers import layers_from_top
-from cmpl.training.loop import train
-from cmpl.training.recipe import Recipe
-from cmpl.training.recipe_files import load_recipe
-from cmpl.training.step import TrainingStep
+from crosspair.data.dataset import Data
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.interruption import Interrupted
+from crosspair.training.layers import layers_from_top
+from crosspair.training.loop import train
+from crosspair.training.recipe import Recipe
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.step import TrainingStep
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -57,7 +57,7 @@ def tiny(pair: Path) -> Callable[..., Recipe]:
         run = [
             "--stage2.epochs=1",
             "--stage2.batch_size=4",
-            "--stage2.epoch_covers=pictures",
+            "--stage2.epoch_covers=images",
             "--stage2.warmup_steps=0",
         ]
         speed = ["--device=cpu", "--precision=32-true", "--workers=0", "--log_every=1", "--stage2.learning_rate=1e-2"]
@@ -83,7 +83,7 @@ def test_a_recipe_of_a_pair_trains_both_sides(tiny, toy_data: Data, pair: Path, 
     train(tiny(name), toy_data, tmp_path / "run", progress=False)
     assert changed(tmp_path / "run", pair) == {"image", "text"}
     model = DualEncoder.from_pretrained(tmp_path / "run" / "model")
-    assert (model.picture_input.height, model.picture_input.width) == (64, 32)
+    assert (model.image_input.height, model.image_input.width) == (64, 32)
     assert model.encode_text(["the colour red"]).shape == (1, 64)
 
 
@@ -119,7 +119,7 @@ def test_adapters_train_alone_and_the_model_kept_is_plain(tiny, toy_data: Data, 
     model = DualEncoder.from_pretrained(tmp_path / "run" / "model")
     split = toy_data.split("val")
     captions = [caption for row in split.captions for caption in row]
-    images = model.encode_image([split.picture(row) for row in range(len(split))])
+    images = model.encode_image([split.image(row) for row in range(len(split))])
     found = (model.encode_text(captions) @ images.T).argmax(1)
     rows = torch.repeat_interleave(torch.arange(len(split)), torch.tensor([len(row) for row in split.captions]))
     assert 100 * (found == rows).double().mean().item() == pytest.approx(best["text_to_image"]["R@1"])

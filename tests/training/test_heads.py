@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.models.projection import ProjectionHeads
-from cmpl.training.log import read_metrics
-from cmpl.training.loop import train
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.models.projection import ProjectionHeads
+from crosspair.training.log import read_metrics
+from crosspair.training.loop import train
 
 
 def test_a_run_with_heads_and_lower_stages_saves_the_model_that_it_validated(toy_data, toy_recipe, tmp_path):
@@ -20,7 +20,7 @@ def test_a_run_with_heads_and_lower_stages_saves_the_model_that_it_validated(toy
     model = DualEncoder.from_pretrained(tmp_path / "run" / "model")
     assert isinstance(model.image_projection, ProjectionHeads)
     split = toy_data.split("val")
-    images = model.encode_image([split.picture(row) for row in range(len(split))])
+    images = model.encode_image([split.image(row) for row in range(len(split))])
     texts = model.encode_text([caption for row in split.captions for caption in row])
     found = (texts @ images.T).argmax(1)
     rows = torch.repeat_interleave(torch.arange(len(split)), torch.tensor([len(row) for row in split.captions]))

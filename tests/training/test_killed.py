@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from cmpl.training.recipe_files import save_recipe
-from cmpl.training.run import finished
+from crosspair.training.recipe_files import save_recipe
+from crosspair.training.run import finished
 
 # Forks from a process that has imported everything but computed nothing, so that a kill costs little.
 SCRIPT = """
@@ -19,10 +19,10 @@ import timm
 import lightning_fabric
 import safetensors.torch
 import torch.utils.tensorboard
-from cmpl.data.dataset import open_data
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.training import loop
-from cmpl.training.recipe_files import load_recipe
+from crosspair.data.dataset import open_data
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training import loop
+from crosspair.training.recipe_files import load_recipe
 
 RANDOM_KILLS = 20
 recipe, data, folder = load_recipe(sys.argv[1]), open_data(sys.argv[2]), Path(sys.argv[3])
@@ -57,7 +57,7 @@ def start(run, moment=None):
     child = os.fork()
     if child:
         return child
-    os.environ["CMPL_CACHE"] = f"{run}.cache"
+    os.environ["CROSSPAIR_CACHE"] = f"{run}.cache"
     if moment:
         die_at(*MOMENTS[moment])
     try:

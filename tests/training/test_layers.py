@@ -4,18 +4,18 @@ import pytest
 import timm
 import torch
 
-from cmpl.data.text import Vocabulary
-from cmpl.errors import UserError
-from cmpl.legacy.encoders import SLIM_ENCODERS
-from cmpl.models.adapters import add_adapters
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.models.image import create_image_encoder
-from cmpl.models.transformer_text import TransformerTextEncoder
-from cmpl.training.layers import freeze_below, layers_from_top
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import LossConfig, OptimizerConfig, StageConfig
+from crosspair.data.tokens import Vocabulary
+from crosspair.errors import UserError
+from crosspair.models.adapters import add_adapters
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.models.image import create_image_encoder
+from crosspair.models.slim.encoders import SLIM_ENCODERS
+from crosspair.models.transformer_text import TransformerTextEncoder
+from crosspair.training.layers import freeze_below, layers_from_top
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.recipe import LossConfig, OptimizerConfig, StageConfig
 
 BERT = {
     **{"model_type": "bert", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2},

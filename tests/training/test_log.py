@@ -5,8 +5,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cmpl.errors import UserError
-from cmpl.training.log import RunLog, memory_mb, read_metrics
+from crosspair.errors import UserError
+from crosspair.training.log import RunLog, memory_mb, read_metrics
 
 
 def train_row(step: int) -> dict:

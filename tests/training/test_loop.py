@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmpl.data.dataset import open_data
-from cmpl.errors import UserError
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.models.embed import embed_split
-from cmpl.training import loop, validation
-from cmpl.training.interruption import Interrupted
-from cmpl.training.loop import train
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.recipe import AveragesConfig, LossConfig, StageConfig
-from cmpl.training.run import finished
-from cmpl.training.step import TrainingStep
+from crosspair.data.dataset import open_data
+from crosspair.encode.split import embed_split
+from crosspair.errors import UserError
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training import loop, validation
+from crosspair.training.interruption import Interrupted
+from crosspair.training.loop import train
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.recipe import EMAConfig, LossConfig, StageConfig
+from crosspair.training.run import finished
+from crosspair.training.step import TrainingStep
 
 TRAIN_KEYS = {
     *("kind", "stage", "epoch", "step", "loss", "cmpm", "cmpm_image_to_text", "cmpm_text_to_image"),
@@ -68,7 +68,7 @@ def go(toy_data, toy_recipe, tmp_path):
 
 class TestARun:
     def test_lowers_the_loss_and_finds_the_pictures(self, go, toy_data, tmp_path, metrics):
-        stage = StageConfig(20, epoch_covers="pictures", captions_per_picture=0, **{**FROZEN, "learning_rate": 0.03})
+        stage = StageConfig(20, epoch_covers="images", captions_per_image=0, **{**FROZEN, "learning_rate": 0.03})
         best = go(stage1=stage, stage2=StageConfig())
         losses = [row["loss"] for row in metrics(tmp_path / "run") if row["kind"] == "train"]
         assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
@@ -132,8 +132,8 @@ class TestARun:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"loss": LossConfig(cmpc=0.0), "averages": AveragesConfig(decay=0.0)},
-            {"loss": LossConfig(cmpm=0.0), "averages": AveragesConfig(parts="image", before_update=True)},
+            {"loss": LossConfig(cmpc=0.0), "ema": EMAConfig(decay=0.0)},
+            {"loss": LossConfig(cmpm=0.0), "ema": EMAConfig(parts="image", before_update=True)},
             {"precision": "bf16-mixed"},
             {"precision": "64-true"},
             {"channels_last": False},
@@ -174,12 +174,12 @@ class TestAFrozenStage:
         seen = []
         features = DualEncoder.image_features
 
-        def counting(self, pictures):
-            seen.extend(picture.numpy().tobytes() for picture in pictures)
-            return features(self, pictures)
+        def counting(self, images):
+            seen.extend(image.numpy().tobytes() for image in images)
+            return features(self, images)
 
         monkeypatch.setattr(DualEncoder, "image_features", counting)
-        go(stage1=StageConfig(3, captions_per_picture=1, **FROZEN), stage2=StageConfig())
+        go(stage1=StageConfig(3, captions_per_image=1, **FROZEN), stage2=StageConfig())
         # 12 pictures of train and their mirror images, and 12 of val (the same drawings).
         assert len(seen) == 36
         assert sorted(seen[:12] + seen[12:24]) == sorted(set(seen))
@@ -188,7 +188,7 @@ class TestAFrozenStage:
         only = {"stage1": StageConfig(1, **FROZEN), "stage2": StageConfig()}
         go("first", **only)
 
-        def refuse(self, pictures):
+        def refuse(self, images):
             raise AssertionError("encoded again")
 
         monkeypatch.setattr(DualEncoder, "image_features", refuse)
@@ -249,7 +249,7 @@ class TestNotANumber:
                 self.param_groups[0]["params"][0].fill_(torch.inf)
 
         monkeypatch.setattr(torch.optim.Adam, "step", overflow)
-        only = StageConfig(1, epoch_covers="pictures", **{**FROZEN, "batch_size": 12})
+        only = StageConfig(1, epoch_covers="images", **{**FROZEN, "batch_size": 12})
         with pytest.raises(UserError, match=r"weights are NaN or infinite at step 0 \(stage 1, epoch 1, batch 1\)"):
             go(stage1=only, stage2=StageConfig())
         assert not (tmp_path / "run" / "checkpoints").exists()
@@ -402,7 +402,7 @@ class TestInterrupted:
         with pytest.raises(UserError, match="is full"):
             go()
         monkeypatch.undo()
-        monkeypatch.setenv("CMPL_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("CROSSPAIR_CACHE", str(tmp_path / "cache"))
         assert newest(tmp_path / "run").name == "step-00000006"
         go(resume=True)
         assert weights(tmp_path / "run") == expected["weights"]
@@ -429,12 +429,12 @@ class TestRefused:
 
     @pytest.mark.usefixtures("stopped")
     def test_resuming_on_other_data(self, go, toy_directory, tmp_path):
-        from cmpl.data.prepare import prepare
-        from cmpl.data.records import Record
+        from crosspair.data.prepare import prepare
+        from crosspair.data.records import Record
 
         data = open_data(toy_directory)
         records = [
-            Record(f"{name} {row}", data.split(name).picture(row), row, ("other words",), name)
+            Record(f"{name} {row}", data.split(name).image(row), row, ("other words",), name)
             for name in ("train", "val")
             for row in range(4)
         ]
@@ -461,11 +461,11 @@ class TestRefused:
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
     def test_data_without_a_split_to_validate_on(self, go, toy_directory, tmp_path):
-        from cmpl.data.prepare import prepare
-        from cmpl.data.records import Record
+        from crosspair.data.prepare import prepare
+        from crosspair.data.records import Record
 
-        picture = open_data(toy_directory).split("train").picture(0)
-        records = [Record("one", picture, 0, ("a square",), "train")]
+        image = open_data(toy_directory).split("train").image(0)
+        records = [Record("one", image, 0, ("a square",), "train")]
         prepare(records, tmp_path / "trainonly", source={}, size=0, workers=1, progress=False)
         with pytest.raises(UserError, match="has no split 'val'; it has train"):
             go(data=open_data(tmp_path / "trainonly"))

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from cmpl.data.batching import Batch
-from cmpl.losses import CMPMLoss, InfoNCELoss, SDMLoss, SigLIPLoss, TripletLoss
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.recipe import LossConfig
+from crosspair.data.batching import Batch
+from crosspair.losses import CMPMLoss, InfoNCELoss, SDMLoss, SigLIPLoss, TripletLoss
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.recipe import LossConfig
 
 NONE = {"cmpm": 0.0, "cmpc": 0.0}
 
@@ -20,7 +20,7 @@ def batch() -> Batch:
         image_labels=labels,
         text_labels=labels[rows],
         classes=torch.tensor([0, 0, 1, 0, 0]),
-        picture_rows=rows,
+        image_rows=rows,
     )
 
 

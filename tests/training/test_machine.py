@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from cmpl.training import loop
+from crosspair.training import loop
 
 # How many pages, of 4 kB or 2 MB, the system hands out for blocks of 60 MB after as many of 64 MB were freed.
 SCRIPT = """
 import resource, sys
 import torch
-from cmpl.training.machine import keep_memory
+from crosspair.training.machine import keep_memory
 
 if sys.argv[1] == "kept":
     keep_memory()

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from cmpl.data.text import Vocabulary
-from cmpl.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from cmpl.models.dual_encoder import DualEncoder
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.optimizer import ScheduledAdam, decayed_parameters, learning_rate_share
-from cmpl.training.recipe import LossConfig, OptimizerConfig, StageConfig
-from cmpl.training.tensorflow_adam import TensorFlowAdam
+from crosspair.data.tokens import Vocabulary
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.optimizer import ScheduledAdam, decayed_parameters, learning_rate_share
+from crosspair.training.recipe import LossConfig, OptimizerConfig, StageConfig
+from crosspair.training.tensorflow_adam import TensorFlowAdam
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from cmpl.errors import UserError
-from cmpl.training.recipe_files import built_in_recipes, describe_recipes, load_recipe, save_recipe
+from crosspair.errors import UserError
+from crosspair.training.recipe_files import built_in_recipes, describe_recipes, load_recipe, save_recipe
 
 
 @pytest.mark.parametrize("name", sorted(built_in_recipes()))
@@ -32,7 +32,7 @@ def test_a_dotted_override_changes_one_field():
     ("name", "overrides", "message"),
     [
         ("flickr8k-lit", [], "unknown recipe 'flickr8k-lit'.*near: flickr8k-lite0"),
-        ("nothing-like-it", [], "cmpl recipes"),
+        ("nothing-like-it", [], "crosspair recipes"),
         ("missing.yaml", [], "can't read the recipe missing.yaml"),
         ("flickr8k-lite0", ["--stage1.epoch", "3"], "unknown field 'stage1.epoch'; near: stage1.epochs"),
         ("flickr8k-lite0", ["--stage1.epochs", "three"], "stage1.epochs.*int.*three"),
@@ -43,11 +43,11 @@ def test_a_dotted_override_changes_one_field():
         ("flickr8k-lite0", ["--loss.sdm_temperature=0"], "loss.sdm_temperature is 0.0; expected above 0"),
         ("flickr8k-lite0", ["--loss.triplet_margin=-1"], "loss.triplet_margin is -1.0; expected at least 0"),
         ("flickr8k-lite0", ["--stage1.batch_size=1"], "batch_size 1"),
-        ("flickr8k-lite0", ["--stage1.micro_batch=3"], "stage1 has micro_batch 3; expected 0"),
+        ("flickr8k-lite0", ["--stage1.mini_batch_size=3"], "stage1 has mini_batch_size 3; expected 0"),
         (
             "flickr8k-lite0",
             ["--stage1.sampler=identities", "--stage1.batch_size=10"],
-            "batch_size 10 and pictures_per_identity 4; expected a batch that holds at least two labels",
+            "batch_size 10 and images_per_label 4; expected a batch that holds at least two labels",
         ),
         ("flickr8k-lite0", ["--optimizer.name", "sgd"], "optimizer.name"),
         ("flickr8k-lite0", ["stray"], "stray"),

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmpl.cli import main
-from cmpl.training.recipe import StreamConfig
-from cmpl.training.recipe_files import save_recipe
+from crosspair.cli import main
+from crosspair.training.recipe import StreamConfig
+from crosspair.training.recipe_files import save_recipe
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def stream(toy_data, tmp_path) -> str:
         with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as file:
             for row in range(shard * 4, shard * 4 + 4):
                 fields = {"captions": train.captions[row], "label": int(train.labels[row])}
-                for kind, content in {"png": train.picture(row), "json": json.dumps(fields).encode()}.items():
+                for kind, content in {"png": train.image(row), "json": json.dumps(fields).encode()}.items():
                     member = tarfile.TarInfo(f"{row}.{kind}")
                     member.size = len(content)
                     file.addfile(member, io.BytesIO(content))
@@ -49,8 +49,8 @@ def weights(run: Path) -> dict[str, bytes]:
 # Ends as SIGKILL ends a process, in the middle of a step of each epoch.
 KILLED = """
 import os, signal, sys
-from cmpl.cli import main
-from cmpl.training import loop
+from crosspair.cli import main
+from crosspair.training import loop
 train, left = loop.TrainingStep.__call__, [int(sys.argv[1])]
 def step(*arguments, **options):
     left[0] -= 1
@@ -69,7 +69,7 @@ def test_a_killed_run_on_a_stream_ends_as_the_undisturbed_one(command, tmp_path,
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     rows = metrics(tmp_path / "whole")
     assert metrics(tmp_path / "killed") == rows
-    assert (rows[0]["pictures"], rows[0]["skipped"]) == (12, 0)
+    assert (rows[0]["images"], rows[0]["skipped"]) == (12, 0)
     assert rows[0]["stream"].endswith("train-{0..2}.tar")
     assert sum(row["kind"] == "train" for row in rows) == 12  # two stages of two epochs with three batches
 
@@ -90,5 +90,5 @@ def test_a_stream_and_a_directory_are_told_apart(command, toy_directory, tmp_pat
 
 
 def test_what_needs_prepared_data_is_refused(command, tmp_path, capsys):
-    assert main([*command("run"), "--stage1.sampler", "identities", "--stage1.pictures_per_identity", "2"]) == 2
+    assert main([*command("run"), "--stage1.sampler", "identities", "--stage1.images_per_label", "2"]) == 2
     assert "stage1.sampler is identities, which needs prepared data" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Thirty training steps of the original graph, against the loop's own step (see src/cmpl/verify/trajectory.py)."""
+"""Thirty training steps of the original graph, against the loop's own step (see src/crosspair/verify/trajectory.py)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cmpl.training import optimizer
-from cmpl.training.averages import WeightAverages
-from cmpl.verify.trajectory import Replayed, packaged_recording, read_recording, replay
+from crosspair.original.verify.trajectory import Replayed, packaged_recording, read_recording, replay
+from crosspair.training import optimizer
+from crosspair.training.ema import WeightEMA
 
 TOWERS = ("mobilenet_v1_025", "resnet_v1_tiny")
 # What float32 runs of the original's graph and of an independent one differed by, in nats.
@@ -58,8 +58,8 @@ def test_torchs_adam_and_averages_after_the_update_are_told_from_the_originals(m
     assert max(found.losses) > 1e-7
     assert found.weights["after1"] > 1e-5
     monkeypatch.undo()
-    original = WeightAverages.update
-    monkeypatch.setattr(WeightAverages, "update", lambda self, step: original(self, step + 1))
+    original = WeightEMA.update
+    monkeypatch.setattr(WeightEMA, "update", lambda self, step: original(self, step + 1))
     found = replay(packaged_recording(), torch.float64)
     assert max(found.losses) <= 1e-9
     assert found.weights["ema30"] > 1e-5

@@ -17,20 +17,20 @@ import timm  # noqa: F401 - before the fork
 import torch
 import torch.utils.tensorboard
 
-from cmpl.data.batching import Batch, BatchSource, plan_epoch
-from cmpl.data.dataset import open_data
-from cmpl.errors import UserError
-from cmpl.models.embed import embed_split  # noqa: F401
-from cmpl.training import loop
-from cmpl.training.distributed import Processes, launch
-from cmpl.training.interruption import Interrupted
-from cmpl.training.loop import train
-from cmpl.training.losses import MatchingLosses
-from cmpl.training.optimizer import ScheduledAdam
-from cmpl.training.recipe import LossConfig, StageConfig
-from cmpl.training.recipe_files import load_recipe
-from cmpl.training.step import TrainingStep
-from cmpl.training.synchronised import synchronise_batch_norm
+from crosspair.data.batching import Batch, BatchSource, plan_epoch
+from crosspair.data.dataset import open_data
+from crosspair.encode.split import embed_split  # noqa: F401
+from crosspair.errors import UserError
+from crosspair.training import loop
+from crosspair.training.distributed import Processes, launch
+from crosspair.training.interruption import Interrupted
+from crosspair.training.loop import train
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.recipe import LossConfig, StageConfig
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.step import TrainingStep
+from crosspair.training.synchronised import synchronise_batch_norm
 
 EVERY_LOSS = LossConfig(cmpm=1.0, cmpc=0.7, infonce=0.5, sdm=0.3, triplet=0.2, siglip=0.1)
 data, folder = open_data(Path(sys.argv[1])), Path(sys.argv[2])
@@ -49,13 +49,13 @@ def alone() -> Processes:
     return Processes(lightning_fabric.Fabric(accelerator="cpu", devices=1))
 
 
-def gradients(processes, losses, images, texts, image_labels, text_labels, picture_rows):
+def gradients(processes, losses, images, texts, image_labels, text_labels, image_rows):
     """Loss, and its gradients with respect to the embeddings and what the losses learn, averaged as training does."""
     images, texts = images.clone().requires_grad_(), texts.clone().requires_grad_()
     losses.zero_grad()
     classes = text_labels % 7
     words = torch.ones(len(texts), 1, dtype=torch.int64)
-    batch = Batch(words, words[:, 0], image_labels, text_labels, classes, picture_rows)
+    batch = Batch(words, words[:, 0], image_labels, text_labels, classes, image_rows)
     total, terms = losses(images, texts, batch, processes.gather(images, texts, batch))
     (total * processes.size).backward()
     processes.average_gradients(losses.parameters())
@@ -72,25 +72,25 @@ def losses_of(rank, shards, heads=1):
     """The losses of a batch whose pictures and captions are shared as `shards` says: (pictures, captions) of each."""
     torch.manual_seed(0)
     losses = MatchingLosses(EVERY_LOSS, 7, 16, heads)
-    pictures, captions = (sum(column) for column in zip(*shards, strict=True))
-    images, texts = torch.randn(pictures, 16), torch.randn(captions, 16)
+    num_images, captions = (sum(column) for column in zip(*shards, strict=True))
+    images, texts = torch.randn(num_images, 16), torch.randn(captions, 16)
     rows = []
     for n, m in shards:
         first = sum(part[0] for part in shards[: len(rows)])
         rows.append(first + torch.arange(m) % n)
-    picture_rows = torch.cat(rows)
-    labels = torch.arange(pictures) % 5  # pictures of one label in both processes
+    image_rows = torch.cat(rows)
+    labels = torch.arange(num_images) % 5  # pictures of one label in both processes
     own_images = slice(sum(part[0] for part in shards[:rank]), sum(part[0] for part in shards[: rank + 1]))
     own_texts = slice(sum(part[1] for part in shards[:rank]), sum(part[1] for part in shards[: rank + 1]))
-    whole = gradients(alone(), losses, images, texts, labels, labels[picture_rows], picture_rows)
+    whole = gradients(alone(), losses, images, texts, labels, labels[image_rows], image_rows)
     share = gradients(
         Processes(launch_two().fabric),
         losses,
         images[own_images],
         texts[own_texts],
         labels[own_images],
-        labels[picture_rows][own_texts],
-        picture_rows[own_texts] - own_images.start,
+        labels[image_rows][own_texts],
+        image_rows[own_texts] - own_images.start,
     )
     return {
         **{name: difference(share[0][name], value) for name, value in whole[0].items()},
@@ -104,10 +104,10 @@ def launch_two() -> Processes:
     return launch(replace(recipe, devices=2))
 
 
-def a_step(rank, micro_batch=0):
+def a_step(rank, mini_batch_size=0):
     """One training step of the whole model on a shared batch: 7 pictures, so 3 and 4, with 1 to 3 captions.
 
-    micro_batch: of the two processes; then the image encoder's batch norm is fixed, as it would see fewer pictures.
+    mini_batch_size: of the two processes; then the image encoder's batch norm is fixed, as it would see fewer pictures.
     """
 
     def train_on(processes, shard) -> dict[str, torch.Tensor]:
@@ -118,13 +118,13 @@ def a_step(rank, micro_batch=0):
         model, losses = training.model, training.losses
         if processes.size > 1:
             synchronise_batch_norm(model)
-        stage = StageConfig(1, batch_size=7, captions_per_picture=0, learning_rate=1e-3)
-        model.unfreeze_image_encoder(fixed_batch_norm=micro_batch > 0)
+        stage = StageConfig(1, batch_size=7, captions_per_image=0, learning_rate=1e-3)
+        model.unfreeze_image_encoder(fixed_batch_norm=mini_batch_size > 0)
         optimizer = ScheduledAdam(model, losses, calm.optimizer, stage, 1)
         step = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
-        step.micro_batch = micro_batch if processes.size > 1 else 0
-        source = BatchSource(data.split("train"), model.tokenize, model.picture_input)
-        how = {"captions_per_picture": 0, "covers": "pictures", "mirror": True, "seed": (1,)}
+        step.mini_batch_size = mini_batch_size if processes.size > 1 else 0
+        source = BatchSource(data.split("train"), model.tokenize, model.image_input)
+        how = {"captions_per_image": 0, "covers": "images", "hflip": True, "seed": (1,)}
         plan = plan_epoch(source.caption_counts, batch_size=7, **how)[0]
         model.train()
         seen = step(source[shard(plan)], 0, observe=True)
@@ -142,7 +142,7 @@ def a_run(rank, name, **changes):
     train(replace(recipe, **changes), data, folder / name, progress=False)
 
 
-def few_pictures(rank, name):
+def few_images(rank, name):
     a_run(rank, name, stage1=replace(recipe.stage1, batch_size=3))
 
 
@@ -186,7 +186,7 @@ SCENARIOS = {
     "stopped": (stopped, "stopped", 2, 1),
     "resumed": (resumed, "stopped"),
     "again": (resumed, "stopped"),
-    "few": (few_pictures, "few"),
+    "few": (few_images, "few"),
     "full": (full_disk, "full"),
 }
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cmpl.data.readers import READERS
-from cmpl.data.readers.fine_grained import read_fine_grained
-from cmpl.data.records import Record
-from cmpl.errors import UserError
+from crosspair.data.readers import READERS
+from crosspair.data.readers.fine_grained import read_fine_grained
+from crosspair.data.records import Record
+from crosspair.errors import UserError
 
 CUB = {
     "train": ["001.Black_footed_Albatross", "003.Sooty_Albatross"],
@@ -27,12 +27,12 @@ def release(folder: Path, splits: dict[str, list[str]], flat: bool) -> tuple[Pat
         for name in classes:
             texts = annotations / "text_c10" / name
             texts.mkdir(parents=True)
-            pictures = images if flat else images / name
-            pictures.mkdir(exist_ok=True)
+            inside = images if flat else images / name
+            inside.mkdir(exist_ok=True)
             for number in range(2):
                 stem = f"image_{name[-5:]}{number}"
                 (texts / f"{stem}.txt").write_text("".join(f"the {word} one.\n" for word in range(10)))
-                (pictures / f"{stem}.jpg").write_bytes(b"")
+                (inside / f"{stem}.jpg").write_bytes(b"")
     return annotations, images
 
 
@@ -47,7 +47,7 @@ def test_every_picture_of_a_class_is_in_its_split(tmp_path, splits, flat):
     expected = [(split, names.index(name)) for split in splits for name in splits[split] for _ in range(2)]
     assert [(record.split, record.label) for record in records] == expected
     assert all(record.captions == tuple(f"the {word} one." for word in range(10)) for record in records)
-    assert all(isinstance(record.picture, Path) and record.picture.is_file() for record in records)
+    assert all(isinstance(record.image, Path) and record.image.is_file() for record in records)
     assert len({record.image_id for record in records}) == len(records)
 
 
@@ -72,7 +72,7 @@ def test_a_picture_without_sentences_and_sentences_without_a_picture_are_kept_fo
     first, second = read((annotations, images))[:2]
     assert first.captions == ()
     assert len(second.captions) == 10
-    assert not Path(str(second.picture)).exists()
+    assert not Path(str(second.image)).exists()
 
 
 def test_lists_that_contradict_each_other_are_refused(tmp_path):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cmpl.data.readers.folder import read_folder
-from cmpl.data.records import Record
-from cmpl.errors import UserError
+from crosspair.data.readers.folder import read_folder
+from crosspair.data.records import Record
+from crosspair.errors import UserError
 
 
 def write(folder: Path, files: dict[str, str]) -> list[Record]:
@@ -23,7 +23,7 @@ def test_each_line_beside_a_picture_is_a_caption(tmp_path):
     )
     assert (first.image_id, first.captions, first.label, first.split) == ("a b.JPG", ("A dog.", "Ein Hund."), 0, "")
     assert (second.image_id, second.captions, second.label) == ("x/c.png", ("Cat",), 1)
-    assert second.picture == tmp_path / "x" / "c.png"
+    assert second.image == tmp_path / "x" / "c.png"
 
 
 def test_a_picture_without_captions_is_kept_for_the_account(tmp_path):

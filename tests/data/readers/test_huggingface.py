@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from cmpl.data.readers.columns import Columns
-from cmpl.data.readers.huggingface import read_huggingface
-from cmpl.errors import UserError
+from crosspair.data.readers.columns import Columns
+from crosspair.data.readers.huggingface import read_huggingface
+from crosspair.errors import UserError
 
 
 def rows(encode, pixels, count: int = 2, **columns) -> Dataset:
-    pictures = [{"bytes": encode(pixels(10 + number, 20), "PNG"), "path": None} for number in range(count)]
+    images = [{"bytes": encode(pixels(10 + number, 20), "PNG"), "path": None} for number in range(count)]
     captions = [[f"caption {number}", "another"] for number in range(count)]
     features = Features({"image": Image(), "captions": [Value("string")]})
-    data = Dataset.from_dict({"image": pictures, "captions": captions}, features=features)
+    data = Dataset.from_dict({"image": images, "captions": captions}, features=features)
     for name, values in columns.items():
         data = data.add_column(name, values)
     return data
@@ -32,7 +32,7 @@ def test_splits_saved_to_disk_keep_their_names(tmp_path, encode, pixels):
     assert [record.label for record in (first, second, third)] == [0, 1, 2]
     assert [record.image_id for record in (first, second, third)] == ["train/0", "train/1", "validation/0"]
     assert first.captions == ("caption 0", "another")
-    assert second.picture == encode(pixels(11, 20), "PNG")
+    assert second.image == encode(pixels(11, 20), "PNG")
 
 
 def test_one_split_alone_counts_as_none(tmp_path, encode, pixels):
@@ -49,8 +49,8 @@ def test_a_parquet_file_is_read(tmp_path, encode, pixels, monkeypatch):
 def test_columns_can_be_named(tmp_path, encode, pixels):
     data = rows(encode, pixels).rename_columns({"image": "foto", "captions": "saetze"})
     data.save_to_disk(tmp_path / "saved")
-    assert len(read(tmp_path / "saved", picture="foto", caption="saetze")) == 2
-    with pytest.raises(UserError, match=r"no column 'picture' \(found foto, saetze\); name it with --picture-column"):
+    assert len(read(tmp_path / "saved", image="foto", caption="saetze")) == 2
+    with pytest.raises(UserError, match=r"no column 'image' \(found foto, saetze\); name it with --image-column"):
         read(tmp_path / "saved")
 
 
@@ -76,8 +76,8 @@ def test_names_that_are_in_several_splits_are_one_label(tmp_path, encode, pixels
 def test_a_column_of_paths_is_looked_up_in_the_folder(tmp_path):
     data = Dataset.from_dict({"image": ["a b.jpg"], "caption": ["A dog"]})
     data.save_to_disk(tmp_path / "saved")
-    (record,) = read_huggingface(tmp_path / "saved", tmp_path / "pictures")
-    assert record.picture == tmp_path / "pictures" / "a b.jpg"
+    (record,) = read_huggingface(tmp_path / "saved", tmp_path / "images")
+    assert record.image == tmp_path / "images" / "a b.jpg"
     Dataset.from_dict({"image": ["../a.jpg"], "caption": ["A dog"]}).save_to_disk(tmp_path / "outside")
     with pytest.raises(UserError, match="row 0 of train leads out of the folder"):
         list(read_huggingface(tmp_path / "outside", tmp_path))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmpl.data.readers import READERS
-from cmpl.data.readers.karpathy import read_karpathy
-from cmpl.data.records import Record
-from cmpl.errors import UserError
+from crosspair.data.readers import READERS
+from crosspair.data.readers.karpathy import read_karpathy
+from crosspair.data.records import Record
+from crosspair.errors import UserError
 
 IMAGE = {
     "imgid": 7,
@@ -66,7 +66,7 @@ def test_an_entry_becomes_a_record_with_all_its_captions(tmp_path):
     assert read(tmp_path, changed()) == [
         Record(
             image_id="a b.jpg",
-            picture=tmp_path / "a b.jpg",
+            image=tmp_path / "a b.jpg",
             label=7,
             captions=("A dog runs .", "Zwei Hunde."),
             split="train",
@@ -78,7 +78,7 @@ def test_an_entry_becomes_a_record_with_all_its_captions(tmp_path):
 def test_a_picture_of_coco_lies_in_its_folder(tmp_path):
     (record,) = read(tmp_path, changed(filepath="val2014"))
     assert record.image_id == "val2014/a b.jpg"
-    assert record.picture == tmp_path / "val2014" / "a b.jpg"
+    assert record.image == tmp_path / "val2014" / "a b.jpg"
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test", "restval"])
@@ -99,7 +99,7 @@ def test_whatever_the_schema_allows_is_read_in_its_order(tmp_path, images):
     assert [[list(words) for words in record.tokens or ()] for record in records] == [
         [s["tokens"] for s in i["sentences"]] for i in images
     ]
-    assert all(record.picture.is_relative_to(tmp_path) for record in records)
+    assert all(record.image.is_relative_to(tmp_path) for record in records)
 
 
 @in_one_folder
@@ -118,7 +118,7 @@ def test_any_other_json_is_one_sentence(tmp_path, content, where):
         problem = str(error)
     assert "\n" not in problem
     assert "dataset.json is not Karpathy's JSON: " in problem
-    assert all(record.picture.is_relative_to(tmp_path) for record in records)
+    assert all(record.image.is_relative_to(tmp_path) for record in records)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmpl.data.readers import READERS
-from cmpl.errors import UserError
+from crosspair.data.readers import READERS
+from crosspair.errors import UserError
 
 CUHK = {
     "split": "train",
@@ -43,7 +43,7 @@ def test_identities_of_cuhk_pedes_count_from_0(tmp_path):
     )
     assert (first.label, last.label, other.label) == (0, 11002, 12002)
     assert first.image_id == "CUHK01/0363004.png"
-    assert first.picture == tmp_path / "CUHK01/0363004.png"
+    assert first.image == tmp_path / "CUHK01/0363004.png"
     assert first.captions == ("A man with a bag.", "He wears a coat.")
     assert first.tokens == (("a", "man", "with", "a", "bag"), ("he", "wears", "a", "coat"))
     assert (first.split, other.split) == ("train", "test")

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmpl.cli import main
-from cmpl.data.dataset import open_data
-from cmpl.data.readers.columns import Columns
-from cmpl.data.readers.table import read_table
-from cmpl.errors import UserError
+from crosspair.cli import main
+from crosspair.data.dataset import open_data
+from crosspair.data.readers.columns import Columns
+from crosspair.data.readers.table import read_table
+from crosspair.errors import UserError
 
 ROWS = [
-    {"picture": "a b.png", "caption": "A dog, running"},
-    {"picture": "sub/c.png", "caption": "zwei\nHunde"},
-    {"picture": "a b.png", "caption": 'the "dog"'},
+    {"image": "a b.png", "caption": "A dog, running"},
+    {"image": "sub/c.png", "caption": "zwei\nHunde"},
+    {"image": "a b.png", "caption": 'the "dog"'},
 ]
 in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -51,7 +51,7 @@ def read(path: Path, rows: list[dict[str, Any]] | str, **columns: str):
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
 def test_rows_of_a_picture_become_one_record_in_the_order_of_the_table(tmp_path, name):
     first, second = read(tmp_path / name, ROWS)
-    assert (first.image_id, first.picture, first.label) == ("a b.png", tmp_path / "a b.png", 0)
+    assert (first.image_id, first.image, first.label) == ("a b.png", tmp_path / "a b.png", 0)
     assert first.captions == ("A dog, running", 'the "dog"')
     assert (second.image_id, second.label, second.captions) == ("sub/c.png", 1, ("zwei\nHunde",))
     assert first.split == second.split == ""
@@ -59,70 +59,70 @@ def test_rows_of_a_picture_become_one_record_in_the_order_of_the_table(tmp_path,
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
 def test_a_row_can_hold_a_list_of_captions(tmp_path, name):
-    (record,) = read(tmp_path / name, [{"picture": "a.png", "captions": ["one", "two"]}])
+    (record,) = read(tmp_path / name, [{"image": "a.png", "captions": ["one", "two"]}])
     assert record.captions == ("one", "two")
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
 def test_label_split_and_image_id_are_taken_over(tmp_path, name):
     (record,) = read(
-        tmp_path / name, [{"picture": "a.png", "caption": "x", "label": 11003, "split": "Validation", "image_id": 7}]
+        tmp_path / name, [{"image": "a.png", "caption": "x", "label": 11003, "split": "Validation", "image_id": 7}]
     )
     assert (record.label, record.split, record.image_id) == (11003, "val", "7")
 
 
 def test_labels_that_are_names_are_numbered_alphabetically(tmp_path):
-    rows = [{"picture": f"{name}.png", "caption": "x", "label": name} for name in ("dog", "ant", "cat", "10")]
+    rows = [{"image": f"{name}.png", "caption": "x", "label": name} for name in ("dog", "ant", "cat", "10")]
     assert [record.label for record in read(tmp_path / "t.csv", rows)] == [3, 1, 2, 0]
 
 
 def test_whole_numbers_that_parquet_holds_as_decimals_stay_whole(tmp_path):
-    (record,) = read(tmp_path / "t.parquet", [{"picture": "a.png", "caption": "x", "label": 3.0}])
+    (record,) = read(tmp_path / "t.parquet", [{"image": "a.png", "caption": "x", "label": 3.0}])
     assert record.label == 3
 
 
 def test_columns_of_other_names_can_be_named(tmp_path):
     rows = [{"datei": "a.png", "satz": "ein Hund"}]
-    (record,) = read(tmp_path / "t.csv", rows, picture="datei", caption="satz")
+    (record,) = read(tmp_path / "t.csv", rows, image="datei", caption="satz")
     assert record.captions == ("ein Hund",)
 
 
 def test_what_spreadsheets_write_is_read(tmp_path):
-    (record,) = read(tmp_path / "t.csv", "\ufeffpicture;caption\r\na.png;A dog, running\r\n\r\n")
+    (record,) = read(tmp_path / "t.csv", "\ufeffimage;caption\r\na.png;A dog, running\r\n\r\n")
     assert record.captions == ("A dog, running",)
 
 
 def test_a_caption_of_any_length_is_read(tmp_path):
-    (record,) = read(tmp_path / "t.csv", [{"picture": "a.png", "caption": "dog " * 100_000}])
+    (record,) = read(tmp_path / "t.csv", [{"image": "a.png", "caption": "dog " * 100_000}])
     assert len(record.captions[0]) == 400_000
 
 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("t.csv", "picture,caption\na.png,A dog, running\n", r"line 2 has 3 fields, the header 2 \(quote"),
-        ("t.csv", "file,caption\na.png,x\n", r"no column 'picture' \(found file, caption\).*--picture-column"),
-        ("t.csv", "picture,words\na.png,x\n", r"no column 'caption'.*--caption-column"),
-        ("t.csv", "picture,caption\n", "it has no rows"),
+        ("t.csv", "image,caption\na.png,A dog, running\n", r"line 2 has 3 fields, the header 2 \(quote"),
+        ("t.csv", "file,caption\na.png,x\n", r"no column 'image' \(found file, caption\).*--image-column"),
+        ("t.csv", "image,words\na.png,x\n", r"no column 'caption'.*--caption-column"),
+        ("t.csv", "image,caption\n", "it has no rows"),
         ("t.csv", "", "it has no rows"),
-        ("t.csv", "picture,caption,caption\na,b,c\n", "two of its columns have the same name"),
-        ("t.csv", "picture,caption\n../a.png,x\n", r"line 2 leads out of the folder of pictures \('../a.png'\)"),
-        ("t.csv", "picture,caption\n/etc/passwd,x\n", "leads out of the folder"),
-        ("t.csv", "picture,caption\n,x\n", "line 2 has an empty 'picture'"),
-        ("t.csv", 'picture,caption\na.png,"x\n', "can't be read .unexpected end of data"),
-        ("t.csv", "picture,caption,label\na.png,x,\n", "line 2 has nothing as 'label'; fill the column in every row"),
+        ("t.csv", "image,caption,caption\na,b,c\n", "two of its columns have the same name"),
+        ("t.csv", "image,caption\n../a.png,x\n", r"line 2 leads out of the folder of pictures \('../a.png'\)"),
+        ("t.csv", "image,caption\n/etc/passwd,x\n", "leads out of the folder"),
+        ("t.csv", "image,caption\n,x\n", "line 2 has an empty 'image'"),
+        ("t.csv", 'image,caption\na.png,"x\n', "can't be read .unexpected end of data"),
+        ("t.csv", "image,caption,label\na.png,x,\n", "line 2 has nothing as 'label'; fill the column in every row"),
         (
             "t.csv",
-            "picture,caption,label\na.png,x,1\na.png,y,2\n",
+            "image,caption,label\na.png,x,1\na.png,y,2\n",
             "3 gives 'a.png' the label '2', .* gave it '1'",
         ),
-        ("t.csv", "picture,caption,split\na.png,x,train\na.png,y,test\n", "the split 'test', .* gave it 'train'"),
+        ("t.csv", "image,caption,split\na.png,x,train\na.png,y,test\n", "the split 'test', .* gave it 'train'"),
         ("t.jsonl", "[]\n", "line 1 is a list, not an object"),
         ("t.jsonl", "{\n", "line 1 is not JSON"),
-        ("t.jsonl", '{"picture": 3, "caption": "x"}\n', "line 1 has a whole number as 'picture', not a path"),
-        ("t.jsonl", '{"picture": "a", "caption": [1]}\n', "line 1 has a whole number as 'caption', not a caption"),
-        ("t.jsonl", '{"picture":"a","caption":"x"}\n{"picture":"b","caption":"x","label":1}\n', "in some rows only"),
-        ("t.parquet", "picture,caption\n", "not Parquet, or damaged"),
+        ("t.jsonl", '{"image": 3, "caption": "x"}\n', "line 1 has a whole number as 'image', not a path"),
+        ("t.jsonl", '{"image": "a", "caption": [1]}\n', "line 1 has a whole number as 'caption', not a caption"),
+        ("t.jsonl", '{"image":"a","caption":"x"}\n{"image":"b","caption":"x","label":1}\n', "in some rows only"),
+        ("t.parquet", "image,caption\n", "not Parquet, or damaged"),
         ("t.xlsx", "", "it is no table this can read; expected a .csv"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_table_or_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_table_that_is_not_unicode_is_an_error(tmp_path):
-    (tmp_path / "t.csv").write_bytes(b"picture,caption\na.png,caf\xe9\n")
+    (tmp_path / "t.csv").write_bytes(b"image,caption\na.png,caf\xe9\n")
     with pytest.raises(UserError, match="as UTF-8"):
         read_table(tmp_path / "t.csv", tmp_path)
 
@@ -148,10 +148,10 @@ def test_a_table_that_is_not_unicode_is_an_error(tmp_path):
 @in_one_folder
 @given(st.lists(st.tuples(st.sampled_from("abc"), TEXT), min_size=1, max_size=12), st.sampled_from(["csv", "jsonl"]))
 def test_no_caption_is_lost_or_changed(tmp_path, rows, suffix):
-    records = read(tmp_path / f"t.{suffix}", [{"picture": picture, "caption": caption} for picture, caption in rows])
+    records = read(tmp_path / f"t.{suffix}", [{"image": image, "caption": caption} for image, caption in rows])
     expected: dict[str, list[str]] = {}
-    for picture, caption in rows:
-        expected.setdefault(picture, []).append(caption)
+    for image, caption in rows:
+        expected.setdefault(image, []).append(caption)
     assert {record.image_id: list(record.captions) for record in records} == expected
 
 
@@ -167,22 +167,22 @@ def test_a_damaged_table_is_a_sentence_or_records(tmp_path, name, noise, place):
 
 def test_the_command_of_the_readme_makes_a_data_directory(tmp_path, encode, pixels, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     rows = []
     for number in range(20):
-        Path("pictures", f"{number}.png").write_bytes(encode(pixels(30 + number, 40), "PNG"))
-        rows += [{"picture": f"{number}.png", "caption": f"{words} {number}"} for words in ("a dog", "a cat")]
+        Path("images", f"{number}.png").write_bytes(encode(pixels(30 + number, 40), "PNG"))
+        rows += [{"image": f"{number}.png", "caption": f"{words} {number}"} for words in ("a dog", "a cat")]
     write(Path("captions.csv"), rows)
-    places = ["--annotations", "captions.csv", "--images", "pictures"]
+    places = ["--annotations", "captions.csv", "--images", "images"]
     arguments = ["prepare", "table", *places, "--workers", "1", "--output"]
     assert main([*arguments, "mine", "--split", "0.8,0.1,0.1"]) == 0
     data = open_data("mine")
     assert {name: len(data.split(name)) for name in data.split_names} == {"train": 16, "val": 2, "test": 2}
     assert data.manifest.source["split"] == "0.8,0.1,0.1"
     assert "20/20" in capsys.readouterr().err
-    named = ["--picture-column", "picture", "--caption-column", "caption"]
+    named = ["--image-column", "image", "--caption-column", "caption"]
     assert main([*arguments, "named", *named, "--split", "0.8,0.1,0.1", "--seed", "1"]) == 0
-    assert open_data("named").split("train").fingerprint != data.split("train").fingerprint
+    assert open_data("named").split("train").checksum != data.split("train").checksum
     capsys.readouterr()
     assert main([*arguments, "more"]) == 2
     assert "add --split 0.8,0.1,0.1" in capsys.readouterr().err

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmpl.cli import main
-from cmpl.data.dataset import open_data
-from cmpl.data.readers import webdataset
-from cmpl.data.readers.webdataset import expand_braces, read_webdataset
-from cmpl.errors import UserError
+from crosspair.cli import main
+from crosspair.data.dataset import open_data
+from crosspair.data.readers import webdataset
+from crosspair.data.readers.webdataset import expand_braces, read_webdataset
+from crosspair.errors import UserError
 
 
 def shard(path: Path, files: dict[str, bytes | str], mode: str = "w") -> Path:
@@ -33,9 +33,9 @@ def read(path: Path):
 def test_files_of_one_key_are_one_record(tmp_path):
     files = {"a.jpg": b"1", "a.txt": "A dog.\nEin Hund.\n", "x/b.c.json": "{}", "x/b.png": b"2", "x/b.json": "{}"}
     first, second = read(shard(tmp_path / "shard.tar", files))
-    assert (first.image_id, first.picture, first.captions) == ("shard/a", b"1", ("A dog.", "Ein Hund."))
+    assert (first.image_id, first.image, first.captions) == ("shard/a", b"1", ("A dog.", "Ein Hund."))
     assert (first.label, first.split) == (0, "")
-    assert (second.image_id, second.picture, second.captions, second.label) == ("shard/x/b", b"2", (), 1)
+    assert (second.image_id, second.image, second.captions, second.label) == ("shard/x/b", b"2", (), 1)
 
 
 @pytest.mark.parametrize(

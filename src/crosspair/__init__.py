@@ -1,0 +1,46 @@
+"""Image-text matching with cross-modal projection losses (Zhang and Lu, ECCV 2018).
+
+The public names load on first use, so that `import crosspair` and `crosspair --help` stay fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crosspair.errors import UserError
+    from crosspair.evaluation.metrics import RetrievalResult, evaluate_retrieval
+    from crosspair.losses import CMPCLoss, CMPMLoss
+    from crosspair.models.dual_encoder import DualEncoder
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CMPCLoss": "crosspair.losses",
+    "CMPMLoss": "crosspair.losses",
+    "DualEncoder": "crosspair.models.dual_encoder",
+    "RetrievalResult": "crosspair.evaluation.metrics",
+    "UserError": "crosspair.errors",
+    "evaluate_retrieval": "crosspair.evaluation.metrics",
+}
+
+__all__ = [
+    "CMPCLoss",
+    "CMPMLoss",
+    "DualEncoder",
+    "RetrievalResult",
+    "UserError",
+    "__version__",
+    "evaluate_retrieval",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in {"data", "evaluation", "gallery", "losses", "models", "training"}:
+        return import_module(f"crosspair.{name}")
+    raise AttributeError(f"module 'crosspair' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,63 @@
+"""The command compare: results that are stored, or evaluated where they aren't, in one table."""
+
+from pathlib import Path
+
+from crosspair.commands.evaluate import measure_model, model_checksum, own_path
+from crosspair.errors import UserError
+from crosspair.evaluation.comparison import compare
+from crosspair.evaluation.comparison_tables import to_text, write_tables
+from crosspair.evaluation.results import StoredResult, read_result
+
+
+def compare_command(
+    names: list[str], data: Path | None, split_name: str, protocol_name: str | None, output: Path | None
+) -> str:
+    """Compare runs, models and stored results; the tables, and as Markdown, CSV and LaTeX under the prefix `output`.
+
+    names: each a RUN, a model's directory or a RESULT.json. data: for what isn't evaluated yet; None takes a RUN's own.
+    """
+    comparison = compare([_result(name, data, split_name, protocol_name) for name in names])
+    text = to_text(comparison)
+    if output is not None:
+        text += "\nwritten: " + ", ".join(map(str, write_tables(output, comparison)))
+    return text
+
+
+def _result(name: str, data: Path | None, split_name: str, protocol_name: str | None) -> StoredResult:
+    if Path(name).is_file():
+        return read_result(Path(name))
+    own = own_path(name, split_name, protocol_name)
+    if own is not None and own.is_file():
+        stored = read_result(own)
+        if _is_current(stored, name, data, split_name):
+            return stored
+    measured = measure_model(name, data or _data_of(name), split_name, protocol_name=protocol_name)
+    if own is not None:
+        measured.store([own])
+    facts = {
+        **measured.facts,
+        "protocol": measured.evaluation.protocol.name,
+        "metric": measured.evaluation.result.metric,
+    }
+    return StoredResult(own or Path(name), facts, measured.evaluation)
+
+
+def _is_current(stored: StoredResult, name: str, data: Path | None, split_name: str) -> bool:
+    """Whether a RUN's model and the data are still those it was evaluated with."""
+    from crosspair.data.dataset import open_data
+    from crosspair.training.run import model_directory
+
+    if stored.facts.get("model_checksum") != model_checksum(model_directory(name)):
+        return False
+    return data is None or stored.facts.get("checksum") == open_data(data).split(split_name).checksum
+
+
+def _data_of(name: str) -> Path:
+    from crosspair.training.log import read_metrics
+
+    rows = read_metrics(Path(name))
+    if not rows:
+        raise UserError(
+            f"{name} is no RUN and no stored result; expected one of both, or --data DATA to evaluate it on"
+        )
+    return Path(rows[0]["data"])

@@ -1,0 +1,88 @@
+"""The whole path on built-in data: prepare, train, evaluate, look, search. What `crosspair demo` runs."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from crosspair.commands.common import write_run_report
+from crosspair.data.dataset import Data, open_data
+from crosspair.data.openmoji import openmoji_records
+from crosspair.data.prepare import prepare
+from crosspair.encode.split import embed_split
+from crosspair.errors import UserError
+from crosspair.gallery.indexing import index_images
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.loop import train
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.run import finished
+
+if TYPE_CHECKING:
+    from crosspair.data.dataset import Split
+
+QUERIES = 4  # examples in words
+
+
+def run_demo(output: Path, *, quick: bool) -> None:
+    """Prepare OUTPUT/data, train in OUTPUT/run (or OUTPUT/run-quick), print what came of it, leave a gallery to search.
+
+    What an earlier demo left in OUTPUT is gone on from. Raises UserError when OUTPUT holds something else.
+    """
+    started = time.monotonic()
+    recipe = load_recipe("demo-quick" if quick else "demo")
+    run = output / ("run-quick" if quick else "run")
+    _refuse_foreign(output)
+    data = _data(output / "data")
+    counts = ", ".join(f"{len(data.split(name)):,} {name}" for name in data.split_names)
+    print(f"data: {counts} drawings of emoji (OpenMoji, CC BY-SA 4.0) with their names, in {data.path}")
+    if finished(run):
+        print(f"training: {run} is there already")
+    else:
+        print(f"training: recipe {recipe.name}, {recipe.summary}")
+        train(recipe, data, run, resume=(run / "recipe.yaml").is_file())
+    model = DualEncoder.from_pretrained(run / "model")
+    evaluation = write_run_report(run / "report.html", run, model, data, "test")
+    print("\ntest: emoji that training never saw, so this measures known words on new drawings\n")
+    print(evaluation.to_table())
+    print(_examples(model, data.split("test")))
+    gallery = output / ("gallery-quick" if quick else "gallery")
+    index_images(run / "model", data.path, gallery, splits=["test"])
+    print(f"done in {time.monotonic() - started:.0f} s\nmodel: {run / 'model'}\nreport: {run / 'report.html'}")
+    print(f"search the test drawings: crosspair serve {gallery}, then open http://127.0.0.1:8000")
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.is_file():
+        raise UserError(f"{output} is a file; expected a directory for the demo, name another --output")
+    foreign = [path.name for path in output.iterdir() if not _ours(path)] if output.is_dir() else []
+    if foreign:
+        raise UserError(f"{output} holds {foreign[0]}, which no demo wrote; name another --output")
+
+
+def _ours(path: Path) -> bool:
+    return path.name in {"data", "run", "run-quick", "gallery", "gallery-quick"} or path.name.startswith(".data.")
+
+
+def _data(path: Path) -> Data:
+    if not path.exists():
+        print("drawing the emoji ...", file=sys.stderr)
+        prepare(openmoji_records(), path, source={"format": "openmoji"})
+    return open_data(path)
+
+
+def _examples(model: DualEncoder, split: "Split") -> str:
+    """For a few names, evenly spread over the split, the drawings found for them by their own names."""
+    seen = embed_split(model, split)
+    names = [captions[0].removeprefix("a drawing of ") for captions in split.captions]
+    first_caption = torch.tensor([0, *[len(captions) for captions in split.captions]]).cumsum(0)[:-1]
+    lines = ["the three best drawings for a few names (right one in [brackets])"]
+    for row in range(len(split) // (2 * QUERIES), len(split), len(split) // QUERIES):
+        scores = seen.images @ seen.texts[first_caption[row]]
+        found = [
+            f"[{names[index]}]" if seen.image_labels[index] == seen.image_labels[row] else names[index]
+            for index in scores.topk(3).indices.tolist()
+        ]
+        lines.append(f'  "{seen.captions[int(first_caption[row])]}": {", ".join(found)}')
+    return "\n".join([*lines, ""])

@@ -1,0 +1,269 @@
+"""The command evaluate: a model on a split, or anyone's embeddings from a file, by a protocol."""
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import crosspair
+from crosspair.errors import UserError
+from crosspair.evaluation.counting import Counting
+from crosspair.evaluation.csls import check_csls, evaluate_csls
+from crosspair.evaluation.eccv import check_lists, coco_image_ids
+from crosspair.evaluation.embeddings import Embeddings, read_embeddings
+from crosspair.evaluation.metrics import MetricDefinition
+from crosspair.evaluation.protocols import (
+    PLAIN,
+    Evaluation,
+    Protocol,
+    Task,
+    arrange,
+    check_fits,
+    choose_protocol,
+    evaluate_protocol,
+    evaluation_of,
+    find_protocol,
+)
+from crosspair.evaluation.ranking import prepare_counting, ranks_of
+from crosspair.evaluation.results import labels_checksum, ranks_path, write_result
+from crosspair.evaluation.shards import count_shard, merge_parts, parse_shard
+from crosspair.evaluation.trec import write_trec
+from crosspair.evaluation.uncertainty import Intervals, bootstrap
+from crosspair.storage.files import refuse_directory
+
+if TYPE_CHECKING:
+    from crosspair.data.dataset import Split
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation, what it was made from, and the facts that are stored with it."""
+
+    evaluation: Evaluation
+    embeddings: Embeddings
+    facts: dict[str, Any]
+
+    def with_csls(self, device: str = "cpu") -> "Measured":
+        """The same with the metrics by CSLS beside the others."""
+        evaluation = self.evaluation
+        found = evaluate_csls(
+            evaluation.protocol, self.embeddings, evaluation.result.image_to_text.metric_definition, device=device
+        )
+        return replace(self, evaluation=replace(evaluation, beside={**evaluation.beside, "CSLS": found}))
+
+    def store(self, paths: list[Path]) -> Intervals:
+        """Write the result to each of the paths; the intervals of its metrics."""
+        intervals = bootstrap(self.evaluation)
+        for path in paths:
+            write_result(path, self.evaluation, intervals, self.facts)
+        return intervals
+
+    def export(self, prefix: Path | None) -> str:
+        """Write rankings and judgements in TREC's formats; a line that says where, nothing without a prefix."""
+        if prefix is None:
+            return ""
+        tasks = arrange(self.evaluation.protocol, self.embeddings)
+        return "\nTREC: " + ", ".join(map(str, write_trec(prefix, tasks, self.evaluation.result.metric)))
+
+    def describe(self, intervals: Intervals) -> str:
+        size = f"{self.facts['images']:,} pictures, {self.facts['captions']:,} captions"
+        return f"{size}\n{self.evaluation.to_table()}\n{intervals.to_table(self.evaluation)}"
+
+
+def evaluate_model_command(
+    name: str,
+    data: Path,
+    split_name: str,
+    output: Path | None,
+    definition: MetricDefinition = "exact",
+    protocol_name: str | None = None,
+    trec: Path | None = None,
+    csls: bool = False,
+) -> str:
+    """Evaluate a model on a split of DATA; the table with intervals.
+
+    output: of the result (see `results`), besides the one that a RUN keeps. protocol_name: None chooses by DATA.
+    trec: prefix of exported rankings. csls: add the recalls with hubs held down (see `csls`).
+    """
+    if output is not None:
+        refuse_directory(output)  # before everything is encoded
+    if csls and protocol_name:
+        check_csls(find_protocol(protocol_name))
+    measured = measure_model(name, data, split_name, definition, protocol_name)
+    if csls:
+        measured = measured.with_csls()
+    intervals = measured.store([path for path in (output, own_path(name, split_name, protocol_name)) if path])
+    return f"{split_name}: {measured.describe(intervals)}{measured.export(trec)}"
+
+
+def measure_model(
+    name: str, data: Path, split_name: str, definition: MetricDefinition = "exact", protocol_name: str | None = None
+) -> Measured:
+    """Encode a split of DATA with a model and evaluate it."""
+    from crosspair.data.dataset import open_data
+    from crosspair.models.dual_encoder import DualEncoder
+    from crosspair.training.run import model_directory
+
+    named = find_protocol(protocol_name) if protocol_name else None
+    directory = model_directory(name)
+    opened = open_data(data)
+    split = opened.split(split_name)
+    protocol = named or choose_protocol(str(opened.manifest.source.get("format", "")), split_name, len(split))
+    counts = [len(captions) for captions in split.captions]
+    check_fits(protocol, split.labels, np.repeat(split.labels, counts))  # before everything is encoded
+    if protocol.listed:
+        check_lists(with_ids=split.caption_ids is not None)
+    embeddings = embed(DualEncoder.from_pretrained(directory), split)
+    facts = {
+        "model": directory,
+        "model_checksum": model_checksum(directory),
+        **recipe_facts(Path(name)),
+        "data": str(data),
+        "split": split_name,
+        "checksum": split.checksum,
+    }
+    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, progress=True)
+    return _measured(evaluation, embeddings, facts)
+
+
+def evaluate_embeddings_command(
+    path: Path,
+    output: Path | None,
+    definition: MetricDefinition = "exact",
+    protocol_name: str | None = None,
+    trec: Path | None = None,
+    device: str = "cpu",
+    csls: bool = False,
+) -> str:
+    """Evaluate a file or a directory of embeddings and labels; `plain` unless a protocol is named."""
+    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
+    _refuse_to_replace(path, output)
+    embeddings = read_embeddings(path)
+    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, device=device, progress=True)
+    measured = _measured(evaluation, embeddings, {"embeddings": str(path)})
+    if csls:
+        measured = measured.with_csls(device)
+    intervals = measured.store([output] if output else [])
+    return f"{path}: {measured.describe(intervals)}{measured.export(trec)}"
+
+
+def evaluate_shard_command(
+    path: Path, shard_text: str, output: Path, protocol_name: str | None = None, device: str = "cpu"
+) -> str:
+    """Count one shard of the ranking of anyone's embeddings into the part `output`, or go on with it."""
+    shard = parse_shard(shard_text)
+    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
+    refuse_directory(output)
+    task, counting = _single_task(protocol, read_embeddings(path), device)
+    count_shard(counting, shard, output, _shard_facts(protocol, task))
+    return (
+        f"{output}: shard {shard[0]} of {shard[1]}, complete\n"
+        f"when all are there: crosspair evaluate --embeddings {path} --merge PART PART ..."
+    )
+
+
+def merge_command(
+    path: Path,
+    parts: list[Path],
+    output: Path | None,
+    definition: MetricDefinition = "exact",
+    protocol_name: str | None = None,
+) -> str:
+    """The evaluation that all shards of a ranking amount to."""
+    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
+    _refuse_to_replace(path, output)
+    embeddings = read_embeddings(path)
+    task, counting = _single_task(protocol, embeddings, "cpu")
+    merge_parts(counting, parts, _shard_facts(protocol, task))
+    evaluation = evaluation_of(protocol, [task], [ranks_of(counting)], metric_definition=definition)
+    measured = _measured(evaluation, embeddings, {"embeddings": str(path)})
+    intervals = measured.store([output] if output else [])
+    return f"{path}, {len(parts)} parts: {measured.describe(intervals)}"
+
+
+def _single_task(protocol: Protocol, embeddings: Embeddings, device: str) -> tuple[Task, Counting]:
+    tasks = arrange(protocol, embeddings)
+    if len(tasks) > 1:
+        raise UserError(f"protocol {protocol.name} has {len(tasks)} folds, small ones; evaluate them without --shard")
+    data = tasks[0].embeddings
+    counting = prepare_counting(data.images, data.texts, data.image_labels, data.text_labels, device=device)
+    return tasks[0], counting
+
+
+def _shard_facts(protocol: Protocol, task: Task) -> dict[str, Any]:
+    labels = labels_checksum(task.embeddings.image_labels, task.embeddings.text_labels)
+    return {"protocol": protocol.name, "labels_checksum": labels}
+
+
+def _refuse_to_replace(embeddings: Path, output: Path | None) -> None:
+    if output is None:
+        return
+    refuse_directory(output)
+    if embeddings.resolve() in (output.resolve(), ranks_path(output).resolve()):
+        raise UserError(f"the result would replace the embeddings in {embeddings}; name another --output")
+
+
+def embed(model: Any, split: "Split") -> Embeddings:
+    """The embeddings of a split, with names for exported rankings and the picture of every caption."""
+    from crosspair.encode.split import embed_split
+
+    seen = embed_split(model, split, progress=True)
+    counts = [len(captions) for captions in split.captions]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.concatenate([np.arange(count) for count in counts])
+    ids = split.caption_ids
+    return Embeddings.checked(
+        seen.images,
+        seen.texts,
+        seen.image_labels,
+        seen.text_labels,
+        rows,
+        tuple(split.image_ids),
+        tuple(f"{split.image_ids[row]}#{number}" for row, number in zip(rows, numbers, strict=True)),
+        None if ids is None else coco_image_ids(split.image_ids),
+        None if ids is None else np.concatenate([np.array(each, dtype=np.int64) for each in ids]),
+    )
+
+
+def own_path(name: str, split_name: str, protocol_name: str | None) -> Path | None:
+    """Where a RUN keeps its result on a split; None for what is no RUN, or can't be written to.
+
+    RUN/evaluation/SPLIT.json by the protocol of its DATA, RUN/evaluation/SPLIT.PROTOCOL.json by one that was named.
+    """
+    run = Path(name)
+    if not (run / "recipe.yaml").is_file() or not os.access(run, os.W_OK):
+        return None
+    return run / "evaluation" / (f"{split_name}.{protocol_name}.json" if protocol_name else f"{split_name}.json")
+
+
+def model_checksum(directory: str) -> str | None:
+    """SHA-256 of a model's weights; None where they aren't in a directory."""
+    path = Path(directory) / "model.safetensors"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def recipe_facts(run: Path) -> dict[str, Any]:
+    """A RUN's recipe, its seed, and a checksum that only runs of the same recipe share, whatever their seeds."""
+    if not (run / "recipe.yaml").is_file():
+        return {}
+    from crosspair.training.recipe_files import load_recipe, save_recipe
+
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    without_seed = save_recipe(replace(recipe, seed=0))
+    checksum = hashlib.sha256(without_seed.encode()).hexdigest()
+    return {"recipe": recipe.name, "seed": recipe.seed, "recipe_checksum": checksum}
+
+
+def _measured(evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, Any]) -> Measured:
+    more = {
+        "images": len(embeddings.images),
+        "captions": len(embeddings.texts),
+        "labels_checksum": labels_checksum(embeddings.image_labels, embeddings.text_labels),
+    }
+    return Measured(evaluation, embeddings, {"crosspair": crosspair.__version__, **facts, **more})

@@ -1,0 +1,121 @@
+"""The command export: a model as files for other runtimes, checked on pictures and captions."""
+
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from crosspair.data.images import ImageError, decode_image
+from crosspair.encode.export import LEAST_COSINE, Agreements, Format, Sample, export_model, unfit_precisions
+from crosspair.encode.storage import read_model
+from crosspair.errors import UserError
+from crosspair.training.run import model_directory
+
+IMAGES = 64  # the check's
+CAPTIONS = 320
+_WORDS = [
+    "a",
+    "man",
+    "and",
+    "two",
+    "dogs",
+    "run",
+    "along",
+    "the",
+    "beach",
+    "while",
+    "children",
+    "in",
+    "red",
+    "coats",
+    "play",
+]
+
+
+def export_command(name: str, kind: str, output: Path, check: Path | None) -> str:
+    """Export a model and say how near it is to PyTorch.
+
+    check: a folder of pictures or DATA; None takes the data a RUN was trained with, where it still is, or else draws
+    pictures.
+    """
+    directory = model_directory(name)
+    source = check or _data_of(Path(name))
+    sample = _sample(source, directory) if source else _drawn(directory)
+    agreements = export_model(directory, cast(Format, kind), output, sample)
+    return f"{_describe(agreements)}\nchecked on {sample.source}\n{kind}: {output}"
+
+
+def _describe(agreements: Agreements) -> str:
+    lines = [
+        f"{precision} {what}: {found}"
+        for precision, of_precision in agreements.items()
+        for what, found in of_precision.items()
+    ]
+    for precision in unfit_precisions(agreements):
+        bound = LEAST_COSINE[precision]  # type: ignore[index]
+        lines.append(f"{precision} is below {bound} on average and will not be used")
+    return "\n".join(lines)
+
+
+def _data_of(run: Path) -> Path | None:
+    """The DATA directory that a RUN names, if it is there."""
+    from crosspair.data.layout import MANIFEST
+    from crosspair.training.log import read_metrics
+
+    history = read_metrics(run) if run.is_dir() else []
+    data = Path(str(history[0].get("data"))) if history else None
+    return data if data is not None and (data / MANIFEST).is_file() else None
+
+
+def _sample(source: Path, directory: str) -> Sample:
+    """Pictures evenly spaced over a folder or over DATA's held-out split, with captions where there are any."""
+    from crosspair.data.dataset import open_data
+    from crosspair.data.layout import MANIFEST
+    from crosspair.gallery.sources import NoImageError, open_source
+
+    splits = None
+    if (source / MANIFEST).is_file():
+        names = open_data(source).split_names
+        splits = [next((name for name in ("val", "test") if name in names), names[0])]
+    entries = open_source(source, splits).entries
+    rows = np.linspace(0, len(entries) - 1, min(2 * IMAGES, len(entries))).astype(int)
+    images: list[bytes] = []
+    captions: list[str] = []
+    for row in [*rows[::2].tolist(), *rows[1::2].tolist()]:  # the second half where some of the first can't be read
+        try:
+            data = entries[row].read()
+            decode_image(data)
+        except (NoImageError, ImageError):
+            continue
+        images.append(data)
+        captions += entries[row].captions or []
+        if len(images) == IMAGES:
+            break
+    if not images:
+        raise UserError(f"{source} holds no picture to check the export on; name a folder that does, or leave it out")
+    where = f"{len(images)} pictures of {source}{f', split {splits[0]}' if splits else ''}"
+    return Sample(images, captions[:CAPTIONS] or _sentences(directory), where)
+
+
+def _drawn(directory: str) -> Sample:
+    """Coloured boxes over gradients: what there is without a picture at hand."""
+    random = np.random.default_rng(0)
+    images = []
+    for _ in range(IMAGES):
+        ramps = np.linspace(0, 1, 240)[:, None, None] * random.random(3) + np.linspace(0, 1, 320)[
+            :, None
+        ] * random.random(3)
+        image = 127 * ramps
+        for _ in range(6):
+            top, left, height, width = random.integers(0, 200, 4)
+            image[top : top + height, left : left + width] = random.integers(0, 256, 3)
+        images.append((image + random.normal(0, 8, image.shape)).clip(0, 255).astype(np.uint8))
+    return Sample(images, _sentences(directory), f"{IMAGES} drawn pictures (--check names real ones)")
+
+
+def _sentences(directory: str) -> list[str]:
+    """Of 1 to 40 words that the model knows."""
+    random = np.random.default_rng(0)
+    words = list(islice(getattr(read_model(directory, weights=False).vocabulary, "words", _WORDS), 2, 500)) or _WORDS
+    return [" ".join(random.choice(words, 1 + row % 40)) for row in range(IMAGES)]

@@ -1,0 +1,132 @@
+"""What a DATA directory is made of: the names of its files and `crosspair.json`, its manifest.
+
+DATA/crosspair.json             format, source, counts, checksums, what was skipped and why
+DATA/dataset_dict.json     the splits, for `datasets.load_from_disk`
+DATA/train/                one folder per split: data-00000-of-00001.arrow, dataset_info.json, state.json
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crosspair.data.records import printable
+from crosspair.errors import UserError
+
+FORMAT = 1
+MANIFEST = "crosspair.json"
+DATASET_DICT = "dataset_dict.json"
+ARROW_FILE = "data-00000-of-00001.arrow"
+_FIRST_SPLITS = ("train", "val", "test", "restval")
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """Counts of one split. checksum: SHA-256 of all its rows, whatever file they are in."""
+
+    images: int
+    captions: int
+    labels: int
+    bytes: int  # of its Arrow file
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that is not in the data, and why."""
+
+    image_id: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """A picture whose bytes came before, as `first_id`, under another label or in another split."""
+
+    image_id: str
+    split: str
+    label: int
+    first_id: str
+    first_split: str
+    first_label: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`crosspair.json`."""
+
+    source: dict[str, Any]
+    size: int  # shorter side in pixels, 0: bytes as they were
+    splits: dict[str, SplitFacts]
+    skipped: list[Skipped] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
+    crosspair: str = ""  # the version that wrote it
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def split_order(names: list[str]) -> list[str]:
+    """train, val, test, restval, then the others by name."""
+    return sorted(names, key=lambda name: (_FIRST_SPLITS.index(name) if name in _FIRST_SPLITS else 9, name))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """`crosspair.json` of a DATA directory. Raises UserError when it is none, damaged, or of a newer format."""
+    advice = "name a directory that `crosspair prepare` wrote"
+    path = directory / MANIFEST
+    if not directory.exists():
+        raise UserError(f"{directory} does not exist; expected a DATA directory, {advice}")
+    if not path.is_file():
+        found = "it has no crosspair.json" if directory.is_dir() else "it is a file"
+        raise UserError(f"{directory} is not a DATA directory ({found}); {advice}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise UserError(
+                f"{directory} has format {version}, this crosspair reads formats up to {FORMAT}; "
+                f"upgrade crosspair (it was written by {fields.get('crosspair')}) or prepare the data again"
+            )
+        fields["splits"] = {name: SplitFacts(**facts) for name, facts in fields["splits"].items()}
+        fields["skipped"] = [Skipped(**item) for item in fields["skipped"]]
+        fields["duplicates"] = [Duplicate(**item) for item in fields.get("duplicates", [])]
+        return Manifest(**fields)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error!r:.100}); prepare the data again or copy it again") from error
+
+
+def describe_skipped(skipped: list[Skipped], shown: int = 10) -> list[str]:
+    """A line that counts what was skipped, and one for each of the first few."""
+    if not skipped:
+        return ["skipped: nothing"]
+    lines = [f"skipped: {len(skipped):,} pictures"]
+    lines += [f"  {item.split}: {printable(item.image_id)} {item.reason}" for item in skipped[:shown]]
+    if len(skipped) > shown:
+        lines.append(f"  and {len(skipped) - shown:,} more, all listed in crosspair.json")
+    return lines
+
+
+def describe_duplicates(duplicates: list[Duplicate], shown: int = 5) -> list[str]:
+    """Lines about pictures that are in two splits or have two labels; none when there are none."""
+    if not duplicates:
+        return []
+    splits = sum(item.split != item.first_split for item in duplicates)
+    lines = [
+        f"duplicates: {len(duplicates):,} pictures have the bytes of an earlier one, {splits:,} of them in another "
+        "split, the others under another label"
+    ]
+    lines += [f"  {_place(item.split, item.image_id, item.label)} is {_first(item)}" for item in duplicates[:shown]]
+    if len(duplicates) > shown:
+        lines.append(f"  and {len(duplicates) - shown:,} more, all listed in crosspair.json")
+    return lines
+
+
+def _first(item: Duplicate) -> str:
+    return _place(item.first_split, item.first_id, item.first_label)
+
+
+def _place(split: str, image_id: str, label: int) -> str:
+    return f"{split}: {printable(image_id)} (label {label})"

@@ -1,0 +1,82 @@
+"""Person search: CUHK-PEDES, ICFG-PEDES and RSTPReid, a list of pictures with the identity each shows.
+
+    [{"split": "train", "captions": ["A man ...", "He ..."], "file_path": "CUHK01/0363004.png",
+      "processed_tokens": [["a", "man", ...], ["he", ...]], "id": 1}, ...]
+
+RSTPReid names the picture `img_path` and has no tokens.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from crosspair.data.readers.columns import split_name
+from crosspair.data.readers.schema import Entry, SchemaError, keys_of, kind_of, load_json, require_folder
+from crosspair.data.records import Record
+from crosspair.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def _read(
+    annotations: Path, images: Path, *, files: tuple[str, ...], image: str = "file_path", first_id: int = 0
+) -> list[Record]:
+    """A record per entry, in the order of the file; label = id - first_id, image_id = the picture's path.
+
+    annotations: the JSON file, or the folder that holds it as one of `files`. Raises UserError, before the first
+    record, when the file or an entry has another shape.
+    """
+    fix = f"expected {' or '.join(files)} as its authors hand it out"
+    require_folder(images)
+    path = _find(annotations, files)
+    entries = load_json(path, fix)
+    try:
+        records = [_record(entry, images, image, first_id) for entry in _numbered(entries, image)]
+        with_tokens = [record.tokens is not None for record in records]
+        if any(with_tokens) and not all(with_tokens):
+            raise SchemaError("'processed_tokens' are in some entries only; give them to every one, or to none")
+    except SchemaError as problem:
+        raise UserError(f"{path} can't be used: {problem}; {fix}") from None
+    return records
+
+
+def _find(annotations: Path, files: tuple[str, ...]) -> Path:
+    """The file itself, or the first of the known names that the folder holds."""
+    inside = (annotations / name for name in files)
+    return next((path for path in inside if path.is_file()), annotations) if annotations.is_dir() else annotations
+
+
+def _numbered(entries: Any, image: str) -> Iterator[Entry]:
+    if not isinstance(entries, list):
+        found = f"an object with {keys_of(entries)}" if isinstance(entries, dict) else kind_of(entries)
+        raise SchemaError(f"found {found}, not a list of pictures")
+    for number, fields in enumerate(entries):
+        named = isinstance(fields, dict) and isinstance(fields.get(image), str)
+        yield Entry(fields, f"entry {number}" + (f" ({fields[image][:80]!r})" if named else ""))
+
+
+def _record(entry: Entry, images: Path, image: str, first_id: int) -> Record:
+    split = split_name(entry.get("split", str))
+    if split not in SPLITS:
+        raise SchemaError(f"{entry.name} is in split {split[:40]!r}, not in one of {', '.join(SPLITS)}")
+    image_id = entry.image(image)
+    captions = entry.strings("captions")
+    label = entry.get("id", int) - first_id
+    return Record(image_id, images / image_id, label, captions, split, _tokens(entry, len(captions)))
+
+
+def _tokens(entry: Entry, captions: int) -> tuple[tuple[str, ...], ...] | None:
+    if "processed_tokens" not in entry.fields:
+        return None
+    lists = entry.get("processed_tokens", list)
+    if len(lists) != captions:
+        raise SchemaError(f"{entry.name} has {captions} captions, but tokens of {len(lists)}")
+    fields = ({"processed_tokens": words} for words in lists)
+    return tuple(Entry(one, f"a caption of {entry.name}").strings("processed_tokens") for one in fields)
+
+
+# The first identity of CUHK-PEDES is 1: its 11,003 training identities become the labels 0..11002.
+read_cuhk_pedes = partial(_read, files=("reid_raw.json",), first_id=1)
+read_icfg_pedes = partial(_read, files=("ICFG-PEDES.json", "ICFG_PEDES.json"))
+read_rstpreid = partial(_read, files=("data_captions.json",), image="img_path")

@@ -1,0 +1,135 @@
+"""Drawn splits: by label, so that no identity is in two of them, and the same for a seed.
+
+For a source that has none, or for one that lacks val alone: it is then drawn from train, and test stays as it is.
+"""
+
+import hashlib
+import math
+import operator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosspair.data.records import Record, check_label, printable
+from crosspair.errors import UserError
+
+Integers = NDArray[np.integer[Any]]
+
+SPLITS = ("train", "val", "test")
+_FIX = "give three parts of 1 for train, val and test, as in --split 0.8,0.1,0.1"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which part of the pictures each split gets: 0..1, together 1."""
+
+    train: float
+    val: float
+    test: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Shares":
+        """From "0.8,0.1,0.1". Raises UserError."""
+        try:
+            numbers = [float(part) for part in text.split(",")]
+        except ValueError:
+            numbers = []
+        possible = len(numbers) == 3 and all(0 <= number <= 1 for number in numbers) and numbers[0] > 0
+        if not possible or not math.isclose(sum(numbers), 1, abs_tol=1e-6):
+            raise UserError(f"found --split {printable(text)}; {_FIX} (0 leaves val or test out)")
+        return cls(*numbers)
+
+
+def with_splits(read: Callable[[], Iterable[Record]], shares: Shares | None, seed: int) -> Iterator[Record]:
+    """The records of a source, each in a split: its own, or one drawn by `seed` when the source has none (split "").
+
+    Shares without test also draw val from the train of a source that has train and test.
+    read: starts reading the source from its beginning; with `shares` it is called twice unless it returns records that
+    can be gone through again, which have a length.
+    Raises UserError when the source has splits that `shares` can't complete, or has none and they are not given.
+    """
+    records = read()
+    if shares is None:
+        return _Counted(_with_own_splits(records), operator.length_hint(records))
+    again = read if not isinstance(records, Sized) else lambda: records
+    found, count = _labels_to_draw(records, shares)
+    labels, images = np.unique(found, return_counts=True)
+    chosen = draw_splits(labels, images, shares, seed)
+    return _Counted(_drawn(again(), labels, chosen), count)
+
+
+def _labels_to_draw(records: Iterable[Record], shares: Shares) -> tuple[Integers, int]:
+    """The label of every picture whose split is drawn, and how many pictures there are with those of a given test."""
+    labels, count = array("q"), 0
+    for record in records:
+        if record.split and (shares.test or record.split not in ("train", "test")):
+            raise UserError(
+                f"the source has splits of its own ({record.split} is one); leave --split out, or if it has train and "
+                "test alone, draw val from train with --split 0.9,0.1,0"
+            )
+        check_label(record)
+        count += 1
+        if record.split != "test":
+            labels.append(record.label)
+    if count and not labels:
+        raise UserError("the source has the split test alone, and no pictures to draw others from; leave --split out")
+    return np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64), count
+
+
+def _drawn(records: Iterable[Record], labels: Integers, chosen: Integers) -> Iterator[Record]:
+    for record in records:
+        own = record.split == "test"
+        yield record if own else replace(record, split=SPLITS[chosen[np.searchsorted(labels, record.label)]])
+
+
+class _Counted(Iterator[Record]):
+    """An iterator that knows about how many records it has, for the progress bar."""
+
+    def __init__(self, records: Iterator[Record], count: int) -> None:
+        self.records = records
+        self.count = count
+
+    def __next__(self) -> Record:
+        return next(self.records)
+
+    def __length_hint__(self) -> int:
+        return self.count
+
+
+def draw_splits(labels: Integers, images: Integers, shares: Shares, seed: int) -> Integers:
+    """The split of every label, as its place in SPLITS [k]. labels [k], pictures [k]: how many pictures have it.
+
+    Labels are taken in an order drawn by `seed` until test and then val have their share of the pictures as nearly as
+    labels allow, and at least one label each; train gets the others. Raises UserError when labels are too few.
+    """
+
+    def draw(label: int) -> int:  # no library's generator, whose numbers may change with its version
+        return int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:8])
+
+    splits = {name: share for name, share in (("test", shares.test), ("val", shares.val)) if share}
+    if 0 < len(labels) <= len(splits):
+        raise UserError(
+            f"the source has {len(labels):,} labels, too few to fill train, {' and '.join(splits)}; no label can be in "
+            "two splits, give val or test the share 0"
+        )
+    chosen = np.full(len(labels), SPLITS.index("train"), dtype=np.int8)
+    order = np.argsort(np.fromiter(map(draw, labels), np.uint64, len(labels)), kind="stable")
+    waiting = len(order)  # how many of them, from the first on, are in no split yet
+    for later, (name, share) in zip((len(splits), 1), splits.items(), strict=False):
+        filled, room = 0, share * int(images.sum())
+        while waiting and (not filled or (waiting > later and filled + images[order[waiting - 1]] / 2 <= room)):
+            waiting -= 1
+            chosen[order[waiting]] = SPLITS.index(name)
+            filled += int(images[order[waiting]])
+    return chosen
+
+
+def _with_own_splits(records: Iterable[Record]) -> Iterator[Record]:
+    for record in records:
+        if not record.split:
+            raise UserError("the source has no splits; add --split 0.8,0.1,0.1 (train, val, test) to draw them")
+        yield record

@@ -1,0 +1,198 @@
+"""The batches of a stream: an epoch planned in advance from what the first pass found, then read in that order.
+
+Shards come in a random order. In it an item (a picture with some of its captions) moves back by a random distance of
+at most `shuffle_buffer` places: no more than so many pictures are in memory, and every position of an epoch is known
+without reading what comes before it.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, overload
+
+import numpy as np
+from torch import Tensor
+
+from crosspair.data.ahead import ahead
+from crosspair.data.batching import Batch, BatchPlan, BatchSource
+from crosspair.data.transforms import ImageInput
+
+if TYPE_CHECKING:
+    from crosspair.data.readers.webdataset import Sample
+    from crosspair.data.streams.stream import StreamSplit
+
+_CAPTIONS = 8  # the draws of an item before those that order its captions
+
+
+class StreamPlans(Sequence[BatchPlan]):
+    """The batches of one epoch. Each is made when asked for: millions of them take little memory."""
+
+    def __init__(
+        self,
+        shards: np.ndarray,
+        rows: np.ndarray,
+        groups: np.ndarray,
+        caption_counts: np.ndarray,
+        captions_per_image: int,
+        hflip: bool,
+        key: np.uint64,
+    ) -> None:
+        """shards: as they are read. rows, groups [batches, batch]: each item's picture, and which of its groups."""
+        self.shards = shards
+        self.rows = rows
+        self.groups = groups
+        self.caption_counts = caption_counts
+        self.captions_per_image = captions_per_image
+        self.hflip = hflip
+        self.key = key
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> BatchPlan: ...
+    @overload
+    def __getitem__(self, index: slice) -> "StreamPlans": ...
+    def __getitem__(self, index: int | slice) -> "BatchPlan | StreamPlans":
+        if isinstance(index, slice):
+            return self._of(self.rows[index], self.groups[index])
+        rows, groups = self.rows[index], self.groups[index]
+        counts = self.caption_counts[rows]
+        order = _uniform(self.key, rows, _CAPTIONS + np.arange(counts.max()))
+        sizes = np.minimum(self.captions_per_image or counts, counts)
+        captions = [
+            order[item, :count].argsort()[group * size : (group + 1) * size]
+            for item, (count, group, size) in enumerate(zip(counts, groups, sizes, strict=True))
+        ]
+        drawn = _uniform(self.key + np.uint64(1) + groups.astype(np.uint64), rows, np.arange(5))
+        return BatchPlan(rows, captions, drawn[:, 4] < (0.5 if self.hflip else 0.0), drawn[:, :4])
+
+    def shard(self, rank: int, processes: int) -> "StreamPlans":
+        """The part of one of several processes, cut as `BatchPlan.shard` cuts a batch."""
+        size = self.rows.shape[1]
+        part = slice(size * rank // processes, size * (rank + 1) // processes)
+        return self._of(self.rows[:, part], self.groups[:, part])
+
+    def _of(self, rows: np.ndarray, groups: np.ndarray) -> "StreamPlans":
+        rest = (self.caption_counts, self.captions_per_image, self.hflip, self.key)
+        return StreamPlans(self.shards, rows, groups, *rest)
+
+
+def plan_stream(
+    split: "StreamSplit",
+    *,
+    batch_size: int,
+    captions_per_image: int,
+    covers: Literal["images", "captions"],
+    hflip: bool,
+    seed: Sequence[int],
+    shuffle_buffer: int,
+    processes: int = 1,
+) -> StreamPlans:
+    """The batches of one epoch; the arguments are those of `plan_epoch`.
+
+    Each process has its own part of the shards' sequence (`StreamPlans.shard`), so that together they read every item
+    once, and all have as many batches. A last batch that is not full is left out, unless it is the only one.
+    """
+    random = np.random.default_rng(list(seed))
+    key = random.integers(2**63, dtype=np.uint64)
+    shards = random.permutation(len(split.shards))
+    starts = np.concatenate([[0], split.shard_ends[:-1]])
+    rows = np.concatenate([np.arange(starts[shard], split.shard_ends[shard]) for shard in shards])
+    groups_each = np.ones_like(rows)
+    if covers == "captions" and captions_per_image:
+        groups_each = -(-split.caption_counts[rows] // captions_per_image)
+    groups = np.arange(groups_each.sum()) - np.repeat(groups_each.cumsum() - groups_each, groups_each)
+    rows = np.repeat(rows, groups_each)
+    size = min(batch_size, len(rows))
+    batches = len(rows) // size
+    place = np.arange(len(rows)) + random.random(len(rows)) * shuffle_buffer
+    parts = []
+    for process in range(processes):
+        # Cut in the ratio in which a batch is cut: each part then fills its share of every batch.
+        ends = [size * part // processes for part in (process, process + 1)]
+        first, end = (len(rows) * part // size for part in ends)
+        order = first + place[first:end].argsort(kind="stable")[: batches * (ends[1] - ends[0])]
+        parts.append(order.reshape(batches, -1))
+    order = np.concatenate(parts, axis=1)
+    return StreamPlans(shards, rows[order], groups[order], split.caption_counts, captions_per_image, hflip, key)
+
+
+class StreamSource(BatchSource):
+    """Makes the batches of a stream. A picture is in memory from when its shard is read until its last use."""
+
+    def __init__(
+        self,
+        split: "StreamSplit",
+        tokenize: Callable[[str], list[int]],
+        image_input: ImageInput,
+        *,
+        smallest_crop: float = 1.0,
+        hflip_sides: bool = False,
+    ) -> None:
+        chosen = {"smallest_crop": smallest_crop, "hflip_sides": hflip_sides}
+        super().__init__(split, tokenize, image_input, **chosen)  # type: ignore[arg-type]
+        self.stream = split
+        self.caption_counts = split.caption_counts.tolist()
+        self._tokenize = tokenize
+        self._held: dict[int, Sample] = {}
+        self.tokens = {}  # of what is held
+
+    def batches(self, plans: Sequence[BatchPlan], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+        """The batches of `plans` (StreamPlans), read and decoded in advance by threads, at least one."""
+        assert isinstance(plans, StreamPlans)
+        return ahead(self._batches(plans, max(1, workers), pin_memory))
+
+    def _batches(self, plans: StreamPlans, threads: int, pin_memory: bool) -> Generator[Batch, None, None]:
+        self._held.clear()
+        self.tokens.clear()
+        uses = np.bincount(plans.rows.ravel(), minlength=len(self.stream))
+        arriving = self._arriving(plans.shards, uses > 0)
+        with ThreadPoolExecutor(threads) as self._threads:
+            for plan in plans:
+                for row in plan.images.tolist():
+                    while row not in self._held:
+                        arrived, sample = next(arriving)
+                        self._held[arrived] = sample
+                        self.tokens[arrived] = [self._tokenize(caption) for caption in sample.captions]
+                batch = self[plan]
+                yield batch.pin_memory() if pin_memory else batch
+                for row in plan.images.tolist():
+                    uses[row] -= 1
+                    if uses[row] == 0:
+                        del self._held[row], self.tokens[row]
+
+    def _arriving(self, shards: np.ndarray, wanted: np.ndarray) -> "Iterator[tuple[int, Sample]]":
+        """The wanted samples with their rows; of each shard no more is read than that takes."""
+        for shard in shards.tolist():
+            end = int(self.stream.shard_ends[shard])
+            left = int(wanted[end - len(self.stream.facts[shard].captions) : end].sum())
+            samples = self.stream.read(shard)
+            while left:
+                row, sample = next(samples)
+                if wanted[row]:
+                    left -= 1
+                    yield row, sample
+            samples.close()
+
+    def _captions(self, image: int) -> Sequence[str]:
+        return self._held[image].captions
+
+    def _images(self, plan: BatchPlan) -> list[Tensor]:
+        return list(self._threads.map(lambda row: self._image(plan, row), range(len(plan.images))))
+
+    def _pixels(self, index: int) -> Tensor:
+        from crosspair.data.images import decode_image
+
+        sample = self._held[index]
+        return decode_image(sample.image, sample.key)
+
+
+def _uniform(key: np.uint64 | np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """float64 [rows, columns] in 0..1, decided by the key, the row and the column alone (SplitMix64's mixing)."""
+    value = np.atleast_1d(key)[:, None] * np.uint64(0xD1342543DE82EF95) + rows.astype(np.uint64)[:, None]
+    for step in (np.uint64(0), columns.astype(np.uint64)[None]):
+        value = (value + step + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        value ^= value >> np.uint64(31)
+    return (value >> np.uint64(11)) / 2.0**53

@@ -1,0 +1,222 @@
+"""Training data that is read from start to end, shard after shard, because it is larger than a disk.
+
+The first use reads the stream once, checks every sample and keeps what planning needs, a JSON file a shard, in
+CACHE/streams/KEY. From then on an epoch is known in advance (`stream_batches`), and only pictures and captions come
+from the stream.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Generator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from crosspair.data.dataset import Data
+from crosspair.data.images import ImageError, decode_image
+from crosspair.data.readers.webdataset import Sample
+from crosspair.data.records import Record, caption_problem, printable
+from crosspair.data.streams.shards import Shard, find_shards
+from crosspair.data.tokens import tokenize
+from crosspair.errors import UserError
+from crosspair.progress import progress_bar
+from crosspair.storage.cache import locked, user_cache
+from crosspair.storage.files import write_text
+
+OnError = Literal["stop", "skip"]
+
+
+@dataclass
+class ShardFacts:
+    """What the first pass found in a shard; the lists have an entry for each sample that can be used."""
+
+    captions: list[int] = field(default_factory=list)  # how many
+    labels: list[int | None] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
+    skipped: dict[int, str] = field(default_factory=dict)  # the sample's number in the shard: its name, and why
+    words: dict[str, int] = field(default_factory=dict)
+
+
+class StreamSplit:
+    """n pictures in shards; row i of what is known in advance is the i-th one that can be used."""
+
+    def __init__(self, shards: list[Shard], facts: list[ShardFacts], where: Path) -> None:
+        self.shards = shards
+        self.facts = facts
+        self.where = where  # of the facts
+        self.shard_ends = np.cumsum([len(one.captions) for one in facts])
+        self.caption_counts = np.array([count for one in facts for count in one.captions], dtype=np.int64)
+        self._checksums = np.array([value for one in facts for value in one.checksums], dtype=np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.caption_counts)
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """None: they come with the pictures."""
+        return []
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [n]; without labels in the stream every picture has its own."""
+        labels = [label for one in self.facts for label in one.labels]
+        missing = labels.count(None)
+        if missing == len(labels):
+            return np.arange(len(labels))
+        if missing:
+            raise UserError(f"{missing:,} of {len(labels):,} samples have no label; give it to all, or to none")
+        return np.array(labels, dtype=np.int64)
+
+    @property
+    def checksum(self) -> str:
+        """A checksum of the contents."""
+        values: list[np.ndarray] = [self._checksums, self.caption_counts, self.labels, self.shard_ends]
+        return hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest()
+
+    @property
+    def word_counts(self) -> Counter[str]:
+        """How often each word is in the captions."""
+        counts: Counter[str] = Counter()
+        for one in self.facts:
+            counts.update(one.words)
+        return counts
+
+    @property
+    def skipped(self) -> list[str]:
+        """The samples left out, and why."""
+        return [why for one in self.facts for why in one.skipped.values()]
+
+    def read(self, shard: int) -> Generator[tuple[int, Sample], None, None]:
+        """The usable samples of a shard with their rows. Raises UserError when they are not those of the first pass."""
+        facts, row = self.facts[shard], int(self.shard_ends[shard]) - len(self.facts[shard].captions)
+        for number, sample in enumerate(self.shards[shard].samples()):
+            if number in facts.skipped:
+                continue
+            if row == self.shard_ends[shard] or _checksum(sample) != self._checksums[row]:
+                raise self._changed(shard)
+            yield row, sample
+            row += 1
+        if row != self.shard_ends[shard]:
+            raise self._changed(shard)
+
+    def _changed(self, shard: int) -> UserError:
+        return UserError(
+            f"{self.shards[shard].name} is not what it was when it was first read; delete {self.where} and start a new "
+            "run, or bring the shard back"
+        )
+
+
+class StreamData:
+    """A stream to train on, and the val split of a DATA directory; to training what `Data` is."""
+
+    def __init__(self, stream: str, train: StreamSplit, val: Data) -> None:
+        self.name = stream
+        self.path = val.path
+        self._train = train
+        self._val = val
+
+    def split(self, name: str) -> Any:
+        """`train` is a StreamSplit, every other name a Split."""
+        return self._train if name == "train" else self._val.split(name)
+
+
+def open_stream(source: str, *, on_error: OnError = "stop", progress: bool = True) -> StreamSplit:
+    """A stream opened for training; the first time it is read once.
+
+    source: tar shards (URLs or paths with {000..123}, a folder of them, a .txt file with one a line) or the name of a
+    data set on the hub. on_error: at a sample that can't be used. Raises UserError.
+    """
+    shards = find_shards(source)
+    key = hashlib.sha256("\n".join(shard.name for shard in shards).encode()).hexdigest()[:32]
+    directory = user_cache("streams") / key
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory / "lock"):
+        facts = _first_pass(shards, directory, on_error, progress)
+    if not any(one.captions for one in facts):
+        raise UserError(f"{source} holds no sample with a picture and a caption; name another stream")
+    return StreamSplit(shards, facts, directory)
+
+
+def _first_pass(shards: list[Shard], directory: Path, on_error: OnError, progress: bool) -> list[ShardFacts]:
+    """The facts of every shard: those kept already, and the others by reading them, a few at a time."""
+    files = [directory / f"{number:06d}.json" for number in range(len(shards))]
+    stop = threading.Event()
+
+    def facts_of(number: int) -> ShardFacts:
+        kept = _load(files[number])
+        if kept is None:
+            kept = _examine(shards[number], stop)
+            write_text(files[number], json.dumps(asdict(kept)))
+        if kept.skipped and on_error == "stop":
+            why = next(iter(kept.skipped.values()))
+            raise UserError(f"{why}; mend it, or leave such samples out with --stream.on_error skip")
+        return kept
+
+    missing = sum(not file.exists() for file in files)
+    bar = progress_bar(total=len(shards), desc="first pass", unit=" shards", disable=not (progress and missing))
+    with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
+        try:
+            found = []
+            for facts in threads.map(facts_of, range(len(shards))):
+                found.append(facts)
+                bar.update()
+            return found
+        except BaseException:
+            stop.set()
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+def _examine(shard: Shard, stop: threading.Event) -> ShardFacts:
+    """Read a shard to its end and decode every picture, so that training meets no surprise."""
+    facts = ShardFacts()
+    words: Counter[str] = Counter()
+    for number, sample in enumerate(shard.samples()):
+        if stop.is_set():
+            raise CancelledError  # another shard ended the pass
+        problem = _problem(sample)
+        if problem:
+            facts.skipped[number] = f"{printable(sample.key[:80])} in {shard.name} {problem}"
+            continue
+        facts.captions.append(len(sample.captions))
+        facts.labels.append(sample.label)
+        facts.checksums.append(_checksum(sample))
+        words.update(word for caption in sample.captions for word in tokenize(caption))
+    facts.words = dict(words)
+    return facts
+
+
+def _problem(sample: Sample) -> str | None:
+    """Why a sample can't be used, or None."""
+    if not sample.image:
+        return "has no picture"
+    if sample.label is not None and not -(2**63) <= sample.label < 2**63:
+        return f"has the label {sample.label}, which no 64 bits hold"
+    try:
+        decode_image(sample.image)
+    except ImageError as error:
+        return error.reason
+    return caption_problem(Record(sample.key, sample.image, 0, tuple(sample.captions), ""))
+
+
+def _checksum(sample: Sample) -> int:
+    text = "\n".join([str(sample.label), *sample.captions])
+    return zlib.crc32(text.encode(), zlib.crc32(sample.image))
+
+
+def _load(file: Path) -> ShardFacts | None:
+    """Facts kept by an earlier pass; None when there are none, or not whole."""
+    try:
+        facts = ShardFacts(**json.loads(file.read_text(encoding="utf-8")))
+        facts.skipped = {int(number): why for number, why in facts.skipped.items()}
+        return facts
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None

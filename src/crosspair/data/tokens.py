@@ -1,0 +1,109 @@
+"""Captions into word numbers: one tokenizer for training and for serving, and the published vocabulary."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crosspair.errors import UserError
+
+PADDING = 0
+UNKNOWN = 1
+_FIRST_WORD = 2
+_WORD = re.compile(r"\w+|'\w*")
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+SpecialTokens = Literal["none", "start", "both"]
+_SPECIAL_TOKENS: dict[SpecialTokens, tuple[list[str], list[str]]] = {
+    "none": ([], []),
+    "start": (["<start>"], []),
+    "both": (["<start>"], ["<end>"]),
+}
+
+
+def tokenize(caption: str) -> list[str]:
+    """Lower-case words of a caption, without punctuation; an apostrophe starts a word of its own ("dog's": dog 's).
+
+    On captions already split in the Penn Treebank way this gives the words of Karpathy's annotations.
+    """
+    return _WORD.findall(caption.lower().replace("\u2019", "'"))
+
+
+def says_side(caption: str) -> bool:
+    """Whether a caption has the word left or right, in whatever sense: a mirrored picture may not be what it says."""
+    return _SIDE.search(caption) is not None
+
+
+def word_rules(special_tokens: SpecialTokens, max_words: int) -> dict[str, Any]:
+    """How a caption becomes words, in the order of the steps, for programs that do without this one."""
+    before, behind = _SPECIAL_TOKENS[special_tokens]
+    return {
+        "lower_case": True,
+        "replace": {"\u2019": "'"},
+        "words": _WORD.pattern,
+        "max_words": max_words,
+        "before": before,
+        "behind": behind,
+    }
+
+
+class Vocabulary:
+    """Words and their numbers: 0 is padding, 1 an unknown word, 2 and up the words by falling count."""
+
+    FILE = "vocabulary.txt"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        if len(set(words)) != len(words):
+            raise ValueError("a word stands twice in the vocabulary")
+        self.words = list(words)
+        self._number = {word: number for number, word in enumerate(self.words, start=_FIRST_WORD)}
+
+    @classmethod
+    def from_captions(
+        cls, captions: Iterable[str], min_count: int = 3, special_tokens: SpecialTokens = "none"
+    ) -> "Vocabulary":
+        """Words seen at least `min_count` times, after the markers; words of equal count in alphabetical order.
+
+        captions: or a Counter of their words.
+        """
+        if isinstance(captions, Counter):
+            counts: Counter[str] = captions
+        else:
+            counts = Counter(word for caption in captions for word in tokenize(caption))
+        kept = [word for word, count in counts.items() if count >= min_count]
+        before, behind = _SPECIAL_TOKENS[special_tokens]
+        return cls([*before, *behind, *sorted(kept, key=lambda word: (-counts[word], word))])
+
+    def __len__(self) -> int:
+        """Rows an embedding table needs: all words, padding and the unknown word."""
+        return len(self.words) + _FIRST_WORD
+
+    def encode(self, caption: str, max_words: int | None = None, special_tokens: SpecialTokens = "none") -> list[int]:
+        """Word numbers of a caption, cut after `max_words`. A caption without a word is one unknown word."""
+        before, behind = _SPECIAL_TOKENS[special_tokens]
+        words = [*before, *tokenize(caption)[:max_words], *behind]
+        return [self._number.get(word, UNKNOWN) for word in words] or [UNKNOWN]
+
+    def save(self, path: Path) -> None:
+        """One word a line, in the order of their numbers."""
+        path.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        try:
+            return cls(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a vocabulary of one word a line ({error}); copy the model again") from error
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Word numbers of m captions as (tokens int64 [m, longest], lengths int64 [m]), padded at the end."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    tokens = torch.full((len(sequences), int(lengths.max())), PADDING)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.as_tensor(sequence)
+    return tokens, lengths

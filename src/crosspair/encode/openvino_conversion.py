@@ -1,0 +1,219 @@
+"""Encoders outside of PyTorch: converted to OpenVINO and compiled for this machine's CPU.
+
+encode = CompiledImageEncoder(convert_image_encoder(encoder, image_input), "bf16")
+features = encode(pictures)  # uint8 [b, 3, height, width] -> float32 [b, num_features]
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crosspair.data.transforms import ImageInput
+from crosspair.errors import UserError
+
+if TYPE_CHECKING:
+    from openvino import InferRequest, Model
+
+T = TypeVar("T")
+Precision = Literal["bf16", "f32"]
+
+# Pictures in one request: 1, 2 and 8 were no faster in bf16 on EfficientNet-Lite0, MobileNet-v1 and ResNet-152.
+REQUEST = 4
+CAPTIONS = 32  # captions in one request
+
+
+def import_openvino() -> Any:
+    """The module `openvino`. Raises UserError where it is not installed."""
+    # Left to itself it reports every import over the network; without this module it uses its own stand-in.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("OpenVINO is not installed; run: pip install 'crosspair[openvino]'") from error
+    return openvino
+
+
+def openvino_precisions() -> list[Precision]:
+    """What this CPU is fast at, the fastest first; nothing where OpenVINO is not installed."""
+    try:
+        openvino = import_openvino()
+    except UserError:
+        return []
+    # The plugin's own choice is bf16 where the processor has instructions for it, not where they are imitated.
+    native = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+    return ["bf16", "f32"] if native == openvino.Type.bf16 else ["f32"]
+
+
+class Encoders(Protocol):
+    """Both encoders of a model with their projections, to embeddings float32 [n, dim] of unit length on the CPU."""
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Resized pictures [b, 3, height, width], values 0..255."""
+
+    def embed_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """tokens int64 [m, t] padded at the end, lengths int64 [m]."""
+
+
+class _FromImages(nn.Module):
+    def __init__(self, encoder: nn.Module, image_input: ImageInput) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.image_input = image_input
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Not as a call, which would find what torch.compile made of the encoder.
+        return self.encoder.forward(self.image_input.normalize(images))  # type: ignore[no-any-return]
+
+
+def convert_image_encoder(encoder: nn.Module, image_input: ImageInput, name: str = "") -> "Model":
+    """The encoder in evaluation mode as an OpenVINO graph: resized pictures [b, 3, height, width] -> [b, num_features].
+
+    Values are 0..255 (uint8, or float32 where the resize gives that); normalizing them is part of the graph. b is free.
+    encoder: on the CPU, its weights in float32; left as it was. name: for errors, by default that of its class.
+    Raises UserError where OpenVINO is not installed, or where it lacks an operation of the encoder.
+    """
+    example = torch.zeros(1, 3, image_input.height, image_input.width, dtype=pixel_type(image_input))
+    model = _convert(_FromImages(encoder, image_input), [example], name or type(encoder).__name__)
+    model.reshape([-1, 3, image_input.height, image_input.width])
+    return model
+
+
+def convert_text_encoder(encoder: nn.Module, name: str = "") -> "Model":
+    """A text encoder in evaluation mode as an OpenVINO graph: tokens int64 [m, t], lengths int64 [m] -> [m, d].
+
+    m and t are free. encoder: as for `convert_image_encoder`, and computing on padded captions (`TextTower`).
+    """
+    examples = [torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 2])]
+    model = _convert(encoder, examples, name or type(encoder).__name__)
+    tokens, lengths = model.inputs
+    model.reshape({tokens: [-1, -1], lengths: [-1]})
+    return model
+
+
+def pixel_type(image_input: ImageInput) -> torch.dtype:
+    """Of resized pictures."""
+    return torch.float32 if image_input.resample == "tensorflow1" else torch.uint8
+
+
+def _convert(whole: nn.Module, examples: list[Tensor], name: str) -> "Model":
+    import_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    was_training = [module for module in whole.modules() if module.training]
+    whole.eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # tracing's: shapes and the normalization's constants are to be fixed
+            traced = torch.jit.trace(whole, tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
+            # openvino.convert_model does the same and, where it fails, leaves other log settings behind.
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            decoder = TorchScriptPythonDecoder(traced, example_input=tuple(examples), shared_memory=False)
+            model: Model = frontend.convert(frontend.load(decoder))
+    except Exception as error:  # its own classes have no base but this, and tracing raises any
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].lstrip("- ")
+        raise UserError(f"OpenVINO can't run the encoder {name} ({reason}); use PyTorch") from error
+    finally:
+        for module in was_training:
+            module.training = True
+    return model
+
+
+class _Requests:
+    """A compiled graph that many threads may ask at once; each request is computed by one core."""
+
+    def __init__(self, model: "Model", precision: Precision, threads: int | None) -> None:
+        openvino = import_openvino()
+        threads = threads or torch.get_num_threads()
+        compiled = openvino.Core().compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": precision,
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": threads,
+                "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+            },
+        )
+        self.width = compiled.output(0).get_partial_shape()[1].get_length()
+        self._idle: SimpleQueue[InferRequest] = SimpleQueue()
+        for _ in range(threads):
+            self._idle.put(compiled.create_infer_request())
+        self._threads = ThreadPoolExecutor(threads)
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """The output, float32 [rows, width], of one request."""
+        request = self._idle.get()
+        try:
+            request.infer([np.ascontiguousarray(values) for values in inputs], share_inputs=True)
+            return np.array(request.get_output_tensor(0).data, np.float32)
+        finally:
+            self._idle.put(request)
+
+    def map(self, function: Callable[[T], np.ndarray], parts: list[T]) -> list[np.ndarray]:
+        """function(part) of all parts, in threads where there are several."""
+        return [function(part) for part in parts] if len(parts) == 1 else list(self._threads.map(function, parts))
+
+
+class CompiledImageEncoder:
+    """Pictures [b, 3, height, width] of the graph's type, values 0..255 -> float32 [b, num_features].
+
+    Many threads may call it at once. What a picture is encoded with makes no difference to its features: requests are
+    of one size, the last is filled up, and each is computed by one core.
+    precision: of the arithmetic. threads: cores to use; None takes as many as PyTorch does.
+    """
+
+    def __init__(self, model: "Model", precision: Precision, threads: int | None = None) -> None:
+        shape = model.input(0).get_partial_shape()
+        shape[0] = REQUEST
+        model = model.clone()
+        model.reshape(shape)
+        self._requests = _Requests(model, precision, threads)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        parts = [images[start : start + REQUEST] for start in range(0, len(images), REQUEST)]
+        return np.concatenate(
+            [np.empty((0, self._requests.width), np.float32), *self._requests.map(self._encode, parts)]
+        )
+
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        """Features of at most REQUEST pictures."""
+        missing = REQUEST - len(images)
+        filled = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
+        return self._requests(filled)[: len(images)]
+
+
+class CompiledTextEncoder:
+    """tokens int64 [m, t] padded at the end, lengths int64 [m], at least 1 -> float32 [m, d]. Threads as above."""
+
+    def __init__(self, model: "Model", precision: Precision, threads: int | None = None) -> None:
+        self._requests = _Requests(model, precision, threads)
+
+    def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        order = np.argsort(lengths, kind="stable")  # captions of about one length together: little padding
+
+        def encode(rows: np.ndarray) -> np.ndarray:
+            # One word of padding stays behind all but the longest captions, for encoders that look at it.
+            width = min(int(lengths[rows].max()) + 1, tokens.shape[1])
+            return self._requests(tokens[rows, :width], lengths[rows])
+
+        features = np.empty((len(tokens), self._requests.width), np.float32)
+        parts = [order[start : start + CAPTIONS] for start in range(0, len(order), CAPTIONS)]
+        for rows, part in zip(parts, self._requests.map(encode, parts), strict=True):
+            features[rows] = part
+        return features
+
+
+def cosines(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Between the rows of two arrays [n, d]: float64 [n] in -1..1."""
+    first, second = features.astype(np.float64), reference.astype(np.float64)
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    values: np.ndarray = (first * second).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return values

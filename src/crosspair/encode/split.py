@@ -1,0 +1,76 @@
+"""All embeddings of a split: what validation, evaluation and the report look at."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crosspair.models.dual_encoder import DualEncoder
+
+if TYPE_CHECKING:
+    from crosspair.data.dataset import Split
+
+
+@dataclass(frozen=True)
+class SplitEmbeddings:
+    """Unit-length embeddings of a split's n pictures and m captions, captions in the order of their pictures."""
+
+    images: Tensor  # float32 [n, d]
+    texts: Tensor  # float32 [m, d]
+    image_labels: Tensor  # int64 [n]
+    text_labels: Tensor  # int64 [m]
+    captions: list[str]  # m
+
+
+def embed_split(
+    model: DualEncoder,
+    split: "Split",
+    *,
+    features: np.ndarray | None = None,
+    text_features: np.ndarray | None = None,
+    progress: bool = False,
+) -> SplitEmbeddings:
+    """Encode a split's pictures and captions.
+
+    features [n, 1 or 2, num_features]: of the pictures, text_features [m, num_features]: of the captions, if at hand.
+    """
+    if features is None:
+        images = model.encode_image(_Images(split), progress=progress)
+    else:
+        images = _embed_features(model, features[:, 0], model.embed_image_features)
+    captions = [caption for row in split.captions for caption in row]
+    counts = torch.tensor([len(row) for row in split.captions])
+    labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
+    if text_features is None:
+        texts = model.encode_text(captions, progress=progress)
+    else:
+        texts = _embed_features(model, text_features, model.embed_text_features)
+    return SplitEmbeddings(images, texts, labels, labels.repeat_interleave(counts), captions)
+
+
+class _Images:
+    """A split's encoded pictures, read when asked for; their number is known, so that progress can be shown."""
+
+    def __init__(self, split: "Split") -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.split.image(index) for index in range(len(self)))
+
+
+@torch.no_grad()
+def _embed_features(model: DualEncoder, features: np.ndarray, embed: Callable[[Tensor], Tensor]) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        values = torch.from_numpy(np.array(features)).to(model.device)
+        return F.normalize(embed(values).float(), dim=1).cpu()
+    finally:
+        model.train(was_training)

@@ -1,0 +1,158 @@
+"""Runs evaluated on the same queries, side by side: means over seeds, intervals, paired differences and their test."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crosspair.errors import UserError
+from crosspair.evaluation.results import StoredResult
+from crosspair.evaluation.uncertainty import (
+    RSUM,
+    ClusterSums,
+    Difference,
+    Name,
+    differences,
+    enough_resamples,
+    group_intervals,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group of runs that differ in their seeds alone, or a single run.
+
+    values: each run's metrics, by name, as many as runs. intervals: of their mean, over the queries.
+    differences: of their mean to that of the first group; empty for the first.
+    """
+
+    name: str
+    seeds: tuple[int | None, ...]
+    values: dict[Name, tuple[float, ...]]
+    intervals: dict[Name, tuple[float, float]]
+    differences: dict[Name, Difference]
+
+    def mean(self, name: Name) -> float:
+        return float(np.mean(self.values[name]))
+
+    def deviation(self, name: Name) -> float | None:
+        """The standard deviation over seeds (n - 1 in the denominator); None for a single run."""
+        return float(np.std(self.values[name], ddof=1)) if len(self.values[name]) > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of groups, the first being what the others are compared with, over the same metrics."""
+
+    rows: tuple[Row, ...]
+    names: tuple[Name, ...]
+    protocol: str
+    split: str
+    clusters: int
+    resamples: int
+
+
+def compare(results: Sequence[StoredResult], resamples: int | None = None, seed: int = 0) -> Comparison:
+    """Compare results in their order, the seeds of one recipe as a group.
+
+    Raises UserError unless there are two or more, each once, of the same queries and protocol.
+    """
+    _check_comparable(results)
+    groups = _groups(results)
+    reported = tuple(name for name in results[0].evaluation.protocol.main if name[1] != "median_rank")
+    names = (*reported, RSUM) if sum(name.startswith("R@") for _, name in reported) > 3 else reported
+    first = [result.evaluation for result in groups[0][1]]
+    clusters = len(ClusterSums.of(first[:1], reported).counts)
+    resamples = resamples or enough_resamples(clusters)
+    rows: list[Row] = []
+    for name, members in groups:
+        runs = [result.evaluation for result in members]
+        each = [ClusterSums.of([run], reported).values() for run in runs]
+        intervals = group_intervals(runs, reported, resamples, seed)
+        compared = differences(runs, first, reported, resamples, seed) if rows else {}
+        rows.append(
+            Row(
+                name,
+                tuple(result.facts.get("seed") for result in members),
+                {metric: tuple(values[metric] for values in each) for metric in names},
+                {metric: intervals[metric] for metric in names},
+                {metric: compared[metric] for metric in names} if compared else {},
+            )
+        )
+    facts = results[0].facts
+    return Comparison(tuple(rows), names, facts["protocol"], str(facts.get("split", "")), clusters, resamples)
+
+
+def _check_comparable(results: Sequence[StoredResult]) -> None:
+    if len(results) < 2:
+        raise UserError(f"found {len(results)} result to compare; expected two or more runs")
+    first = results[0]
+    for result in results[1:]:
+        for key, what in (("protocol", "by protocol"), ("metric", "by")):
+            if result.facts.get(key) != first.facts.get(key):
+                raise UserError(
+                    f"{name_of(result)} was evaluated {what} {result.facts.get(key)}, {name_of(first)} {what} "
+                    f"{first.facts.get(key)}; evaluate both alike"
+                )
+        prints = [each.facts["checksum"] for each in (first, result) if each.facts.get("checksum")]
+        if len(set(prints)) > 1 or result.facts.get("labels_checksum") != first.facts.get("labels_checksum"):
+            raise UserError(
+                f"{name_of(result)} was evaluated on other pictures or captions than {name_of(first)}; "
+                "evaluate both on the same split of the same DATA"
+            )
+    paths = [result.path.resolve() for result in results]
+    if len(set(paths)) < len(paths):
+        again = next(result for place, result in enumerate(results) if paths[place] in paths[:place])
+        raise UserError(f"{name_of(again)} is given twice; name each run once")
+
+
+def _groups(results: Sequence[StoredResult]) -> list[tuple[str, list[StoredResult]]]:
+    """Results by recipe, in order of appearance, under names that differ; what has no recipe stands alone."""
+    found: dict[str, list[StoredResult]] = {}
+    for result in results:
+        found.setdefault(result.facts.get("recipe_checksum") or str(result.path), []).append(result)
+    recipes = [members[0].facts.get("recipe") for members in found.values()]
+    named = []
+    for members in found.values():
+        recipe = members[0].facts.get("recipe")
+        if recipe and recipes.count(recipe) == 1:
+            named.append((recipe, members))
+        else:
+            more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+            named.append((name_of(members[0]) + more, members))
+    return named
+
+
+def name_of(result: StoredResult) -> str:
+    """What a reader calls a result: its run, its file of embeddings, or else its own file."""
+    model = result.facts.get("model")
+    if isinstance(model, str) and model:
+        path = Path(model)
+        return str(path.parent if path.name == "model" else path)
+    return str(result.facts.get("embeddings") or result.path)
+
+
+def long_rows(comparison: Comparison) -> Iterator[dict[str, str | float | int | None]]:
+    """One row a group and metric, with every number: what the CSV holds."""
+    for row in comparison.rows:
+        for name in comparison.names:
+            direction, metric = name
+            difference = row.differences.get(name)
+            yield {
+                "name": row.name,
+                "runs": len(row.seeds),
+                "seeds": " ".join(str(seed) for seed in row.seeds if seed is not None),
+                "split": comparison.split,
+                "protocol": comparison.protocol,
+                "direction": direction or "both",
+                "metric": metric,
+                "mean": row.mean(name),
+                "standard_deviation": row.deviation(name),
+                "low": row.intervals[name][0],
+                "high": row.intervals[name][1],
+                "difference": difference.value if difference else None,
+                "difference_low": difference.low if difference else None,
+                "difference_high": difference.high if difference else None,
+                "p": difference.p if difference else None,
+            }

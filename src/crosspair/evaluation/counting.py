@@ -1,0 +1,364 @@
+"""Counting the scores that reach each positive's, over the tiles of a score matrix that is never held.
+
+Both sides are sorted by label, which gathers all positives in the few tiles along the diagonal. A first pass over these
+reads the positives' scores, a second over all tiles counts what reaches them, along the rows for the images and along
+the columns for the texts. The vectors behind the tiles are built block by block from embeddings that may lie in a
+mapped file; so memory holds two blocks, one tile for each thread, and a few numbers for each item and positive.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crosspair.evaluation.inputs import EvaluationInputError
+
+Metric = Literal["cosine", "euclidean"]
+Pair = tuple[slice, slice]  # of image and text rows, in the order of their labels
+
+# One comparison of a tile for each positive, or one sort of it for all: measured to break even near 120.
+_SORT_FROM = 120
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the score matrix is cut, images first. No result depends on it.
+
+    tile: items of a tile. grain: what the edges of a tile are padded to. block: bytes of the vectors held at once.
+    """
+
+    tile: tuple[int, int]
+    grain: tuple[int, int]
+    block: tuple[int, int]
+
+    @classmethod
+    def of(cls, device: torch.device, images: int, texts: int, tile: tuple[int, int] | None = None) -> "Layout":
+        """On the CPU tiles that stay in the cache while they are counted, elsewhere larger ones, all of one shape.
+
+        Matrix products treat the rows and columns left over from their inner kernels with other kernels, which round
+        differently; in tiles of multiples of 24 equal embeddings get equal scores wherever they lie (measured with
+        MKL, float32 and float64), so that duplicates tie. On the CPU comparisons are summed eight at a time as the
+        bytes of an int64, which holds while no byte passes 255: at most 255 rows and 8 * 255 columns.
+        """
+        if device.type == "cpu":
+            rows, columns = tile or (240, 2016)
+            return cls((_down(min(rows, 255)), _down(min(columns, 8 * 255))), (24, 24), (128 << 20, 64 << 20))
+        rows, columns = (min(8192, -(-items // 256) * 256) for items in (images, texts))
+        return cls((rows, columns), (rows, columns), (512 << 20, 512 << 20))
+
+
+class Side:
+    """The images or the texts, sorted by label, with the score and the rank of each of their positives.
+
+    Positives of item i are the items first[i] : first[i] + positives[i] of the other side, and stand at
+    offsets[i] : offsets[i + 1] of the flat arrays `scores` and `ranks`.
+    """
+
+    def __init__(
+        self, embeddings: NDArray[Any], labels: NDArray[np.int64], other: NDArray[np.int64], *, is_text: bool
+    ) -> None:
+        self.embeddings, self.is_text = embeddings, is_text
+        self.order = np.argsort(labels, kind="stable")
+        labels, other = labels[self.order], np.sort(other)
+        first = np.searchsorted(other, labels, side="left")
+        positives = np.searchsorted(other, labels, side="right") - first
+        self.first, self.positives = torch.from_numpy(first), torch.from_numpy(positives)
+        self.offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(positives)]))
+        self.ranks = torch.zeros(int(self.offsets[-1]), dtype=torch.int64)
+        self.scores = torch.empty(0)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def reach(self, some: slice) -> tuple[int, int]:
+        """Where the positives of some items begin and end on the other side."""
+        return int(self.first[some.start]), int(self.first[some.stop - 1] + self.positives[some.stop - 1])
+
+    def thresholds(self, tile: slice, height: int) -> Tensor:
+        """Scores of the positives of a tile's items [height, most positives], inf beyond."""
+        positives = self.positives[tile]
+        out = self.scores.new_full((height, int(positives.max())), torch.inf)
+        out[: len(positives)][self._filled(tile)] = self.scores[self.offsets[tile.start] : self.offsets[tile.stop]]
+        return out
+
+    def add(self, tile: slice, counts: Tensor) -> None:
+        """Add to the ranks of a tile's items, laid out as their thresholds were."""
+        filled = self._filled(tile)
+        self.ranks[self.offsets[tile.start] : self.offsets[tile.stop]] += counts[: len(filled)][filled]
+
+    def _filled(self, tile: slice) -> Tensor:
+        positives = self.positives[tile]
+        return torch.arange(int(positives.max())) < positives[:, None]
+
+
+class Counting:
+    """The ranks of all positives in both directions, counted pair by pair of blocks.
+
+    images, texts: `ranks` of both are whole once `read_positives` and then `count` for each of `pairs()` were called.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[Any],
+        texts: NDArray[Any],
+        image_labels: NDArray[np.int64],
+        text_labels: NDArray[np.int64],
+        metric: Metric,
+        *,
+        device: str = "cpu",
+        tile: tuple[int, int] | None = None,
+    ) -> None:
+        """Embeddings [n, d] and [m, d] and labels that were checked."""
+        self.metric, self.device = metric, torch.device(device)
+        self.dtype = score_type(images, texts)
+        self.layout = Layout.of(self.device, len(images), len(texts), tile)
+        self.images = Side(images, image_labels, text_labels, is_text=False)
+        self.texts = Side(texts, text_labels, image_labels, is_text=True)
+        for side in (self.images, self.texts):
+            side.scores = torch.empty(len(side.ranks), dtype=self.dtype)
+        self.local = threading.local()
+        self._held: dict[bool, tuple[slice, Tensor]] = {}
+
+    def pairs(self, shard: tuple[int, int] = (1, 1)) -> list[Pair]:
+        """Pairs of blocks whose scores are to be counted, by shard (number, of how many): each in exactly one.
+
+        The side of more tiles is divided, the other one is whole in every shard.
+        """
+        images, texts = self.tiles(self.images), self.tiles(self.texts)
+        divided = images if len(images) >= len(texts) else texts
+        begin, end = (len(divided) * number // shard[1] for number in (shard[0] - 1, shard[0]))
+        (image_blocks, text_blocks) = (
+            _blocks(tiles[begin:end] if tiles is divided else tiles, self.block_items(side))
+            for tiles, side in ((images, self.images), (texts, self.texts))
+        )
+        return [(some_images, some_texts) for some_images in image_blocks for some_texts in text_blocks]
+
+    def tiles(self, side: Side, block: slice | None = None) -> list[slice]:
+        """Tiles of a block, of all items without one."""
+        step, whole = self.layout.tile[side.is_text], block or slice(0, len(side))
+        return [slice(start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step)]
+
+    def read_positives(self) -> None:
+        """Fill in the scores of all positives, from the tiles that hold them."""
+        for pair in self.pairs():
+            if _overlap(self.images.reach(pair[0]), pair[1]):
+                self._for_each_tile(pair, self._read, only_positives=True)
+
+    def count(self, pair: Pair, *, keep: bool = True) -> None:
+        """Add the scores of a pair of blocks to the ranks. keep: False counts for the time that it takes."""
+        images, texts = self.images, self.texts
+        image_thresholds = {
+            tile.start: images.thresholds(tile, self._padded(images, tile)).to(self.device)
+            for tile in self.tiles(images, pair[0])
+        }
+        text_thresholds = {
+            tile.start: texts.thresholds(tile, self._padded(texts, tile)).T.contiguous().to(self.device)
+            for tile in self.tiles(texts, pair[1])
+        }
+        image_counts = {start: torch.zeros_like(t, dtype=torch.int64) for start, t in image_thresholds.items()}
+        text_counts = {start: torch.zeros_like(t, dtype=torch.int64) for start, t in text_thresholds.items()}
+        adding = threading.Lock()
+
+        def count(scores: Tensor, some_images: slice, some_texts: slice) -> None:
+            along_rows = _count_along_rows(scores, image_thresholds[some_images.start])
+            along_columns = _count_along_columns(scores, text_thresholds[some_texts.start])
+            with adding:
+                image_counts[some_images.start] += along_rows
+                text_counts[some_texts.start] += along_columns
+
+        self._for_each_tile(pair, count)
+        if keep:
+            for tile in self.tiles(images, pair[0]):
+                images.add(tile, image_counts[tile.start].cpu())
+            for tile in self.tiles(texts, pair[1]):
+                texts.add(tile, text_counts[tile.start].T.cpu())
+
+    def vectors(self, side: Side, block: slice) -> Tensor:
+        """Vectors of a block on the device, padded to the grain of its tiles; the last ones of each side are kept."""
+        held = self._held.get(side.is_text)
+        if held is None or held[0] != block:
+            self._held.pop(side.is_text, None)
+            rows = side.order[block]
+            last = self.tiles(side, block)[-1]
+            padded = last.start - block.start + self._padded(side, last)
+            vectors = vectors_of(side.embeddings, rows, self.metric, self.dtype, padded, is_text=side.is_text)
+            if self.device.type != "cpu":
+                vectors = vectors.pin_memory().to(self.device, non_blocking=True)
+            held = self._held[side.is_text] = (block, vectors)
+        return held[1]
+
+    def forget(self) -> None:
+        """Free the vectors that are kept."""
+        self._held.clear()
+
+    def block_items(self, side: Side) -> int:
+        """How many items a block has at most: whole tiles."""
+        bytes_each = (side.embeddings.shape[1] + 2) * self.dtype.itemsize
+        tile = self.layout.tile[side.is_text]
+        return max(tile, int(self.layout.block[side.is_text] // bytes_each // tile) * tile)
+
+    def _for_each_tile(
+        self, pair: Pair, work: Callable[[Tensor, slice, slice], None], *, only_positives: bool = False
+    ) -> None:
+        vectors = self.vectors(self.images, pair[0]), self.vectors(self.texts, pair[1])
+
+        def one(images: slice, texts: slice) -> None:
+            work(self._scores(vectors, pair, images, texts), images, texts)
+
+        image_tiles, text_tiles = self.tiles(self.images, pair[0]), self.tiles(self.texts, pair[1])
+        if only_positives:
+            reached = ((images, self.images.reach(images)) for images in image_tiles)
+            tiles = [(images, texts) for images, reach in reached for texts in text_tiles if _overlap(reach, texts)]
+        else:
+            tiles = [(images, texts) for texts in text_tiles for images in image_tiles]
+        if self.device.type == "cpu":
+            in_threads(one, tiles)
+        else:
+            for tile in tiles:
+                one(*tile)
+
+    def _scores(self, vectors: tuple[Tensor, Tensor], pair: Pair, images: slice, texts: slice) -> Tensor:
+        """Scores of a tile [images, texts], both padded with minus infinity; those of a thread in the same memory."""
+        height, width = self._padded(self.images, images), self._padded(self.texts, texts)
+        memory: Tensor | None = getattr(self.local, "memory", None)
+        if memory is None or len(memory) < height * width:
+            memory = self.local.memory = vectors[0].new_empty(height * width)
+        scores = memory[: height * width].view(height, width)
+        rows = vectors[0][images.start - pair[0].start :][:height]
+        torch.mm(rows, vectors[1][texts.start - pair[1].start :][:width].T, out=scores)
+        scores[images.stop - images.start :] = -torch.inf
+        scores[:, texts.stop - texts.start :] = -torch.inf
+        return scores
+
+    def _read(self, scores: Tensor, some_images: slice, some_texts: slice) -> None:
+        images, texts = self.images, self.texts
+        first = images.first[some_images]
+        last = first + images.positives[some_images]
+        start = first.clamp(min=some_texts.start)
+        count = (last.clamp(max=some_texts.stop) - start).clamp(min=0)
+        row = torch.repeat_interleave(count)
+        column = start[row] + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        values = scores[row.to(self.device), (column - some_texts.start).to(self.device)].cpu()
+        row += some_images.start
+        images.scores[images.offsets[row] + column - images.first[row]] = values
+        texts.scores[texts.offsets[column] + row - texts.first[column]] = values
+
+    def _padded(self, side: Side, tile: slice) -> int:
+        grain = self.layout.grain[side.is_text]
+        return -(-size(tile) // grain) * grain
+
+
+def score_type(images: NDArray[Any], texts: NDArray[Any]) -> torch.dtype:
+    """The wider type of both, float32 at least."""
+    return torch.float64 if np.float64 in (images.dtype, texts.dtype) else torch.float32
+
+
+def vectors_of(
+    embeddings: NDArray[Any], order: NDArray[np.int64], metric: Metric, dtype: torch.dtype, rows: int, *, is_text: bool
+) -> Tensor:
+    """Rows in the given order whose dot products with those of the other side are the scores, zero rows at the end.
+
+    Cosine: rows of unit length. Euclidean: x.z - |x|^2/2 - |z|^2/2, minus half the squared distance, as one product of
+    rows longer by two: (x, -|x|^2/2, 1) and (z, 1, -|z|^2/2).
+    """
+    dimension = embeddings.shape[1]
+    vectors = torch.zeros(rows, dimension + 2 * (metric == "euclidean"), dtype=dtype)
+
+    def fill(start: int) -> None:
+        rows = torch.from_numpy(np.asarray(embeddings[order[start : start + _CHUNK]])).to(dtype)
+        out = vectors[start : start + len(rows)]
+        if metric == "cosine":
+            # The square of a large or small float32 leaves its range; that of a number relative to the largest doesn't.
+            rows /= rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+            torch.div(rows, torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=0.5), out=out)
+        else:
+            out[:, :dimension] = rows
+            out[:, dimension + is_text] = rows.square().sum(1) / -2
+            out[:, dimension + (not is_text)] = 1
+            if not out.isfinite().all():
+                raise EvaluationInputError(
+                    f"embeddings up to {rows.abs().max():.3g} have distances beyond {dtype}; "
+                    "expected smaller numbers, scale them or give float64"
+                )
+
+    in_threads(fill, [(start,) for start in range(0, len(order), _CHUNK)])
+    return vectors
+
+
+def in_threads(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Do each piece of work on one of as many threads as torch is set to use, and on a single one.
+
+    All threads on one piece would wait for each other after every operation, which costs ten times the work itself
+    when other processes use the cores too; and a product that is divided among threads may round in other ways.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for each in arguments:
+            work(*each)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(lambda each: work(*each), arguments):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _count_along_rows(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """For scores [r, c] and thresholds [r, k], how many scores of the row reach each threshold [r, k]."""
+    if thresholds.shape[1] >= _SORT_FROM:
+        return scores.shape[1] - torch.searchsorted(scores.sort(1).values, thresholds)
+    if _too_large_for_bytes(scores):
+        return torch.stack([(scores >= threshold[:, None]).sum(1) for threshold in thresholds.T], 1)
+    words = torch.stack([reached.sum(1) for reached in _reached(scores, thresholds.T[:, :, None])], 1)
+    return words.view(torch.uint8).view(*thresholds.shape, 8).sum(2)
+
+
+def _count_along_columns(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """For scores [r, c] and thresholds [k, c], how many scores of the column reach each threshold [k, c]."""
+    if len(thresholds) >= _SORT_FROM:
+        return len(scores) - torch.searchsorted(scores.T.contiguous().sort(1).values, thresholds.T.contiguous()).T
+    if _too_large_for_bytes(scores):
+        return torch.stack([(scores >= threshold).sum(0) for threshold in thresholds])
+    words = torch.stack([reached.sum(0) for reached in _reached(scores, thresholds)])
+    return words.view(torch.uint8).to(torch.int64)
+
+
+def _too_large_for_bytes(scores: Tensor) -> bool:
+    return scores.shape[0] > 255 or scores.shape[1] > 8 * 255
+
+
+def _reached(scores: Tensor, thresholds: Tensor) -> Iterator[Tensor]:
+    """For each threshold, which scores reach it: bytes 0 and 1, eight to an int64 [r, c / 8], until the next."""
+    reached = torch.empty(scores.shape, dtype=torch.bool)
+    for threshold in thresholds:
+        torch.ge(scores, threshold, out=reached)
+        yield reached.view(torch.int64)
+
+
+def size(some: slice) -> int:
+    """How many items a slice has."""
+    return int(some.stop - some.start)
+
+
+def _overlap(reach: tuple[int, int], some: slice) -> bool:
+    return bool(reach[0] < some.stop and some.start < reach[1])
+
+
+def _blocks(tiles: Sequence[slice], items: int) -> list[slice]:
+    """Consecutive tiles together, up to a number of items."""
+    if not tiles:
+        return []
+    starts = range(tiles[0].start, tiles[-1].stop, items)
+    return [slice(start, min(start + items, tiles[-1].stop)) for start in starts]
+
+
+def _down(count: int) -> int:
+    return max(24, count // 24 * 24)

@@ -1,0 +1,171 @@
+"""ECCV Caption: COCO's 5,000 test pictures with far more right answers than their own five captions.
+
+Chun et al., "ECCV Caption: Correcting False Negatives by Collecting Machine-and-Human-verified Image-Caption
+Associations for MS-COCO" (ECCV 2022). What is right is not given by labels, but by lists of COCO's ids, which come with
+the package eccv_caption; so do those of CrissCrossed Captions (Parekh et al., EACL 2021). The package counts from
+ranked lists; here the ranks are counted as everywhere, and ties count against the model.
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosspair.errors import UserError
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult
+from crosspair.evaluation.protocols import PROTOCOLS, Evaluation, Protocol, evaluate_protocol
+from crosspair.evaluation.ranking import Metric, PositiveRanks, score_blocks
+
+_CAPTIONS_EACH = 5
+_ABSENT = -1
+_NO_IDS = (
+    "protocol eccv-caption needs COCO's ids of pictures and captions (image_ids, caption_ids), found none; "
+    "prepare coco's DATA again with this crosspair, or add them to the file of embeddings"
+)
+_BOTH = {"image_to_text": "image_to_caption", "text_to_image": "caption_to_image"}
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What is right in one direction.
+
+    queries [q]: rows, ascending. right: rows of the gallery for each query, -1 for what isn't in it: two captions in
+    ECCV Caption's lists are not among the 25,000, and are never found.
+    """
+
+    queries: NDArray[np.int64]
+    right: tuple[NDArray[np.int64], ...]
+
+
+def evaluate_eccv(
+    protocol: Protocol, embeddings: Embeddings, metric: Metric = "cosine", definition: MetricDefinition = "exact"
+) -> Evaluation:
+    """ECCV Caption's metrics, with CxC's and COCO's recalls beside them.
+
+    Raises UserError without the package, and unless COCO's ids of the 25,000 captions and 5,000 pictures are there.
+    """
+    directory = data_directory()
+    caption_ids = np.load(directory / "coco_test_ids.npy", allow_pickle=False).astype(np.int64)
+    image_of_caption = _read(directory / "original_caption_to_image.json")
+    image_ids = np.array([image_of_caption[caption][0] for caption in caption_ids[::_CAPTIONS_EACH].tolist()])
+    ordered = _in_order(embeddings, image_ids, caption_ids)
+    both = (image_ids, caption_ids)
+    main = {
+        direction: _judgements(directory / f"eccv_{name}.json", direction, both) for direction, name in _BOTH.items()
+    }
+    other = {
+        direction: _judgements(directory / f"cxc_{name}.json", direction, both) for direction, name in _BOTH.items()
+    }
+    coco = {
+        name: evaluate_protocol(PROTOCOLS[name], ordered, metric, definition).result
+        for name in ("coco-1k-5fold", "coco-5k")
+    }
+    return Evaluation(
+        protocol,
+        _result(ordered, main, metric, protocol.extra, definition),
+        (),
+        main["image_to_text"].queries,
+        main["text_to_image"].queries // _CAPTIONS_EACH,
+        {**coco, "cxc": _result(ordered, other, metric, (), definition)},
+    )
+
+
+def check_lists(with_ids: bool) -> None:
+    """Raise UserError when the package is missing, or COCO's ids are."""
+    data_directory()
+    if not with_ids:
+        raise UserError(_NO_IDS)
+
+
+def coco_image_ids(names: Sequence[str]) -> NDArray[np.int64]:
+    """The numbers at the end of COCO's file names, as val2014/COCO_val2014_000000391895.jpg; -1 without one."""
+    numbers = (re.search(r"(\d{1,18})\.\w+$", name) for name in names)
+    return np.array([int(number[1]) if number else _ABSENT for number in numbers], dtype=np.int64)
+
+
+def data_directory() -> Path:
+    """Where the package keeps its lists; it isn't imported, as that warns of packages it could do with."""
+    found = importlib.util.find_spec("eccv_caption")
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            "protocol eccv-caption takes its lists from a package that is missing; pip install eccv-caption"
+        )
+    return Path(next(iter(found.submodule_search_locations))) / "data"
+
+
+def _read(path: Path) -> dict[int, list[int]]:
+    return {int(key): [int(value) for value in values] for key, values in json.loads(path.read_text()).items()}
+
+
+def _judgements(path: Path, direction: str, ids: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Judgements:
+    queries, gallery = ids if direction == "image_to_text" else ids[::-1]
+    lists = _read(path)
+    rows = _rows_of(queries, np.array(list(lists)))
+    order = np.argsort(rows)
+    ends = np.cumsum([len(right) for right in lists.values()])
+    right = np.split(_rows_of(gallery, np.concatenate(list(lists.values()))), ends[:-1])
+    return Judgements(rows[order], tuple(right[place] for place in order))
+
+
+def _in_order(embeddings: Embeddings, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64]) -> Embeddings:
+    """The pictures and captions of these ids, in their order, each picture with its own label."""
+    if embeddings.image_ids is None or embeddings.caption_ids is None:
+        raise UserError(_NO_IDS)
+    images, captions = _rows_of(embeddings.image_ids, image_ids), _rows_of(embeddings.caption_ids, caption_ids)
+    for rows, what in ((images, "images"), (captions, "captions")):
+        missing = int((rows == _ABSENT).sum())
+        if missing:
+            raise UserError(
+                f"protocol eccv-caption needs the {len(rows):,} {what} of COCO's test split by their ids, "
+                f"{missing:,} are missing; take the split test of coco, with COCO's own ids"
+            )
+    labels = np.arange(len(images))
+    own = np.repeat(labels, _CAPTIONS_EACH)
+    return Embeddings(embeddings.images[images], embeddings.texts[captions], labels, own, own)
+
+
+def _rows_of(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row of each wanted id among the known ones, -1 where there is none; the first of equal ones."""
+    order = np.argsort(known, kind="stable")
+    places = np.searchsorted(known[order], wanted).clip(max=len(known) - 1)
+    rows: NDArray[np.int64] = np.where(known[order[places]] == wanted, order[places], _ABSENT)
+    return rows
+
+
+def _result(
+    embeddings: Embeddings,
+    judged: dict[str, Judgements],
+    metric: Metric,
+    extra: tuple[str, ...],
+    definition: MetricDefinition,
+) -> RetrievalResult:
+    images, texts = embeddings.images, embeddings.texts
+    of_images, of_texts = judged["image_to_text"], judged["text_to_image"]
+    image_to_text = _ranks(
+        score_blocks(images[of_images.queries], texts, metric, of_texts=False), of_images, len(texts)
+    )
+    text_to_image = _ranks(score_blocks(images, texts[of_texts.queries], metric, of_texts=True), of_texts, len(images))
+    return RetrievalResult(
+        DirectionResult(image_to_text, metric_definition=definition, extra=extra),
+        DirectionResult(text_to_image, metric_definition=definition, extra=extra),
+        metric,
+    )
+
+
+def _ranks(blocks: Iterable[tuple[slice, NDArray[Any]]], judged: Judgements, gallery_size: int) -> PositiveRanks:
+    """Ranks of what is listed; what is in no gallery ranks behind it all."""
+    ranks = []
+    for some, block in blocks:
+        for scores, right in zip(block, judged.right[some], strict=True):
+            there = right[right != _ABSENT]
+            counts = (scores >= scores[there][:, None]).sum(1)
+            ranks.append(np.sort(np.append(counts, np.full(len(right) - len(there), gallery_size + 1))))
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in ranks])])
+    return PositiveRanks(np.concatenate(ranks), offsets, gallery_size)

@@ -1,0 +1,191 @@
+"""Pictures and texts to be ranked: their embeddings and labels, from a model of ours or from anyone's files.
+
+An .npz file is read into memory. A directory of .npy files of the same names is mapped, and may be larger.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crosspair.errors import UserError
+from crosspair.evaluation.inputs import EvaluationInputError, check_embeddings, check_labels
+
+REQUIRED = ("image_embeddings", "text_embeddings", "image_labels", "text_labels")
+OPTIONAL = ("text_images", "image_ids", "caption_ids")
+_ADVICE = (
+    f"expected an .npz file with {', '.join(REQUIRED)}, as numpy.savez writes it, or a directory of .npy files "
+    "of these names (docs/evaluation.md)"
+)
+_DAMAGED = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+_CHUNK = 65_536
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """n pictures and m texts, checked: finite numbers, one integer label each, equal means match.
+
+    images [n, d], texts [m, d]: float16, float32 or float64, need not be of unit length; may be mapped files.
+    text_images [m]: row of the picture that each text was written for, or None where nobody knows.
+    image_ids [n], caption_ids [m]: COCO's own, which lists of right answers go by; None where nobody knows.
+    given_image_names, given_text_names: for exported rankings; without them rows are names.
+    """
+
+    images: NDArray[Any]
+    texts: NDArray[Any]
+    image_labels: NDArray[np.int64]
+    text_labels: NDArray[np.int64]
+    text_images: NDArray[np.int64] | None = None
+    given_image_names: tuple[str, ...] = ()
+    given_text_names: tuple[str, ...] = ()
+    image_ids: NDArray[np.int64] | None = None
+    caption_ids: NDArray[np.int64] | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        image_embeddings: Tensor | NDArray[Any],
+        text_embeddings: Tensor | NDArray[Any],
+        image_labels: Tensor | NDArray[Any],
+        text_labels: Tensor | NDArray[Any],
+        text_images: Tensor | NDArray[Any] | None = None,
+        image_names: tuple[str, ...] = (),
+        text_names: tuple[str, ...] = (),
+        image_ids: Tensor | NDArray[Any] | None = None,
+        caption_ids: Tensor | NDArray[Any] | None = None,
+    ) -> "Embeddings":
+        """Raises EvaluationInputError, naming array and row, for what can't be evaluated."""
+        images = check_embeddings(image_embeddings, "image_embeddings")
+        texts = check_embeddings(text_embeddings, "text_embeddings")
+        numbers = check_labels(image_labels, len(images), "image_labels")
+        text_numbers = check_labels(text_labels, len(texts), "text_labels")
+        return cls(
+            images,
+            texts,
+            numbers,
+            text_numbers,
+            None if text_images is None else _check_images(text_images, numbers, text_numbers),
+            image_names,
+            text_names,
+            None if image_ids is None else check_labels(image_ids, len(images), "image_ids"),
+            None if caption_ids is None else check_labels(caption_ids, len(texts), "caption_ids"),
+        )
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        return self.given_image_names or tuple(f"image-{row}" for row in range(len(self.images)))
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        return self.given_text_names or tuple(f"text-{row}" for row in range(len(self.texts)))
+
+    def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Embeddings":
+        """The pictures and texts of these rows; which picture a text was written for is no longer known."""
+        image_names, text_names = self.image_names, self.text_names
+        return Embeddings(
+            self.images[images],
+            self.texts[texts],
+            self.image_labels[images],
+            self.text_labels[texts],
+            given_image_names=tuple(image_names[row] for row in images),
+            given_text_names=tuple(text_names[row] for row in texts),
+            image_ids=None if self.image_ids is None else self.image_ids[images],
+            caption_ids=None if self.caption_ids is None else self.caption_ids[texts],
+        )
+
+    def averaged_texts(self) -> "Embeddings":
+        """One text for each label: the mean of its texts' embeddings as they are, by ascending label."""
+        order = np.argsort(self.text_labels, kind="stable")
+        labels, counts = np.unique(self.text_labels, return_counts=True)
+        means = np.zeros((len(labels), self.texts.shape[1]))
+        for start in range(0, len(order), _CHUNK):
+            rows = order[start : start + _CHUNK]
+            some, starts = np.unique(self.text_labels[rows], return_index=True)
+            means[np.searchsorted(labels, some)] += np.add.reduceat(self.texts[rows], starts, axis=0, dtype=np.float64)
+        means /= counts[:, None]
+        return Embeddings(
+            self.images,
+            means.astype(np.float64 if self.texts.dtype == np.float64 else np.float32),
+            self.image_labels,
+            labels,
+            given_image_names=self.given_image_names,
+            given_text_names=tuple(f"class-{label}" for label in labels),
+        )
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """The arrays REQUIRED and OPTIONAL of an .npz file or of a directory of .npy files. Nothing is ever unpickled.
+
+    Raises UserError for a file that is none, and naming file, array and row for what can't be evaluated.
+    """
+    arrays = _map_directory(path) if path.is_dir() else _read_npz(path)
+    missing = [name for name in REQUIRED if name not in arrays]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}, it has {', '.join(arrays) or 'nothing'}; {_ADVICE}")
+    try:
+        return Embeddings.checked(
+            arrays["image_embeddings"],
+            arrays["text_embeddings"],
+            arrays["image_labels"],
+            arrays["text_labels"],
+            text_images=arrays.get("text_images"),
+            image_ids=arrays.get("image_ids"),
+            caption_ids=arrays.get("caption_ids"),
+        )
+    except EvaluationInputError as error:
+        raise EvaluationInputError(f"{path}: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds a single array; {_ADVICE}")
+        with file:
+            return {name: file[name] for name in file.files if name in (*REQUIRED, *OPTIONAL)}
+    except _DAMAGED as error:
+        raise UserError(f"{path} {_reason(error)}; {_ADVICE}") from error
+
+
+def _map_directory(path: Path) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in (*REQUIRED, *OPTIONAL):
+        file = path / f"{name}.npy"
+        if not file.is_file():
+            continue
+        try:
+            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(arrays[name], np.ndarray):
+                raise ValueError("it is an archive")
+        except _DAMAGED as error:
+            raise UserError(f"{file} {_reason(error)}; expected one array, as numpy.save writes it") from error
+    return arrays
+
+
+def _reason(error: Exception) -> str:
+    objects = any(words in str(error) for words in ("Object arrays", "Python objects"))
+    return "holds Python objects" if objects else "can't be read"
+
+
+def _check_images(
+    text_images: Tensor | NDArray[Any], image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    rows = check_labels(text_images, len(text_labels), "text_images")
+    outside = np.flatnonzero((rows < 0) | (rows >= len(image_labels)))
+    if len(outside):
+        raise EvaluationInputError(
+            f"text_images hold {rows[outside[0]]} for text {outside[0]}; "
+            f"expected the row of a picture, 0 to {len(image_labels) - 1}"
+        )
+    other = np.flatnonzero(image_labels[rows] != text_labels)
+    if len(other):
+        raise EvaluationInputError(
+            f"text {other[0]} has label {text_labels[other[0]]}, its picture in text_images "
+            f"{image_labels[rows[other[0]]]}; expected equal labels, one of the arrays is in another order"
+        )
+    return rows

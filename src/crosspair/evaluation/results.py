@@ -1,0 +1,131 @@
+"""Results on disk: RESULT.json for people and scripts, RESULT.ranks.npz with every query's for later comparisons.
+
+The latter holds, for `image_to_text` and `text_to_image` each,
+    DIRECTION_ranks [pairs]        ranks of all positives, ascending within a query
+    DIRECTION_positives [queries]  how many of them belong to each query
+    DIRECTION_clusters [queries]   the picture (person, class) that a query is drawn with in a resampling
+    DIRECTION_gallery_size []      how many items were ranked
+from which every metric follows without encoding anything again.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosspair.errors import UserError
+from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
+from crosspair.evaluation.protocols import Evaluation, Protocol, find_protocol
+from crosspair.evaluation.ranking import PositiveRanks
+from crosspair.evaluation.uncertainty import Intervals
+from crosspair.storage.files import write_bytes, write_text
+
+FORMAT = 1
+_ADVICE = "evaluate again with crosspair evaluate ... --output RESULT.json"
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """An evaluation as it was stored. facts: the fields of its JSON, among them what was evaluated on what."""
+
+    path: Path
+    facts: dict[str, Any]
+    evaluation: Evaluation
+
+
+def write_result(path: Path, evaluation: Evaluation, intervals: Intervals, facts: dict[str, Any]) -> None:
+    """Write RESULT.json and, beside it, RESULT.ranks.npz.
+
+    facts: what was evaluated (`model` or `embeddings`, `data`, `split`, `checksum`, `labels_checksum` ...).
+    """
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, allow_pickle=False, **_direction_arrays(evaluation))
+    ranks = ranks_path(path)
+    written = {
+        "format": FORMAT,
+        **facts,
+        "metric": evaluation.result.metric,
+        **evaluation.to_dict(),
+        "intervals": intervals.to_dict(),
+        "ranks": ranks.name,
+        "ranks_checksum": hashlib.sha256(arrays.getvalue()).hexdigest(),
+    }
+    write_bytes(ranks, arrays.getvalue())
+    write_text(path, json.dumps(written, indent=2) + "\n")
+
+
+def read_result(path: Path) -> StoredResult:
+    """Raises UserError for a file that is no result, is damaged, of a newer format, or has lost its .npz."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        version = facts["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise UserError(
+                f"{path} has format {version}, this crosspair reads formats up to {FORMAT}; upgrade crosspair"
+            )
+        checksum, metric = facts["ranks_checksum"], facts["metric"]
+        protocol = find_protocol(facts["protocol"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no result of crosspair evaluate ({error!r:.80}); {_ADVICE}") from error
+    ranks = ranks_path(path)
+    if not ranks.is_file():
+        raise UserError(f"{path} has lost {ranks.name}, the ranks beside it; copy both, or {_ADVICE}")
+    data = ranks.read_bytes()
+    if hashlib.sha256(data).hexdigest() != checksum:
+        raise UserError(f"{ranks} is not the one that {path.name} was written with; copy both, or {_ADVICE}")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            image_to_text, image_clusters = _direction(arrays, "image_to_text", protocol)
+            text_to_image, text_clusters = _direction(arrays, "text_to_image", protocol)
+    except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{ranks} is damaged ({error!r:.80}); {_ADVICE}") from error
+    result = RetrievalResult(image_to_text, text_to_image, metric)
+    return StoredResult(path, facts, Evaluation(protocol, result, (), image_clusters, text_clusters))
+
+
+def ranks_path(path: Path) -> Path:
+    """Where the ranks of RESULT.json are."""
+    return path.with_name((path.stem if path.suffix == ".json" else path.name) + ".ranks.npz")
+
+
+def labels_checksum(image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]) -> str:
+    """The same for data whose pictures and texts match alike, however the labels are numbered."""
+    both = np.concatenate([image_labels, text_labels])
+    _, first, number = np.unique(both, return_index=True, return_inverse=True)
+    appearance = np.argsort(np.argsort(first))[number].astype("<i8")
+    sizes = np.array([len(image_labels), len(text_labels)], dtype="<i8")
+    return hashlib.sha256(sizes.tobytes() + appearance.tobytes()).hexdigest()
+
+
+def _direction_arrays(evaluation: Evaluation) -> dict[str, NDArray[Any]]:
+    result, arrays = evaluation.result, {}
+    for name, direction, clusters in (
+        ("image_to_text", result.image_to_text, evaluation.image_clusters),
+        ("text_to_image", result.text_to_image, evaluation.text_clusters),
+    ):
+        ranks = direction.ranks
+        small = np.uint16 if ranks.gallery_size < 2**16 else np.uint32 if ranks.gallery_size < 2**32 else np.int64
+        arrays[f"{name}_ranks"] = ranks.ranks.astype(small)
+        arrays[f"{name}_positives"] = ranks.positives.astype(small)
+        arrays[f"{name}_clusters"] = clusters
+        arrays[f"{name}_gallery_size"] = np.array(ranks.gallery_size)
+    return arrays
+
+
+def _direction(arrays: Any, name: str, protocol: Protocol) -> tuple[DirectionResult, NDArray[np.int64]]:
+    positives = arrays[f"{name}_positives"].astype(np.int64)
+    ranks, clusters = arrays[f"{name}_ranks"].astype(np.int64), arrays[f"{name}_clusters"].astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(positives)])
+    if len(ranks) != offsets[-1] or len(clusters) != len(positives) or (positives < 1).any():
+        raise ValueError(f"the arrays of {name} don't fit each other")
+    stored = PositiveRanks(ranks, offsets, int(arrays[f"{name}_gallery_size"]))
+    return DirectionResult(stored, extra=protocol.extra), clusters

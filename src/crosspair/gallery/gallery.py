@@ -1,0 +1,224 @@
+"""A gallery: the pictures that `crosspair index` encoded, opened to be searched and looked at.
+
+gallery = Gallery.open("GALLERY")
+found = gallery.search(gallery.model().encode_text(["a dog runs"]).numpy(), top=10)
+gallery.item(found.rows[0, 0]).item_id, gallery.thumbnail(found.rows[0, 0])
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crosspair.errors import UserError
+from crosspair.gallery.engines.exact import ExactEngine, SearchResult
+from crosspair.gallery.layout import (
+    EMBEDDINGS,
+    INDEX,
+    ITEMS,
+    THUMBNAILS,
+    Manifest,
+    Place,
+    checked_file,
+    read_manifest,
+)
+from crosspair.gallery.thumbnails import make_thumbnail, thumbnail_path
+from crosspair.storage.files import leads_out
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from crosspair.data.dataset import Data
+    from crosspair.gallery.engines.hnsw import FaissEngine
+    from crosspair.gallery.engines.milvus import MilvusEngine
+    from crosspair.models.dual_encoder import DualEncoder
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row of `items.parquet`."""
+
+    item_id: str  # the path inside its folder, or DATA's image_id
+    path: str | None  # inside the folder
+    split: str | None  # of DATA
+    data_row: int | None  # in the split
+    sha256: str  # of the encoded picture
+    width: int  # pixels, upright
+    height: int
+    bytes: int
+    label: int | None
+    captions: list[str] | None
+
+
+class Gallery:
+    """n pictures; row i of everything below is picture i. Many threads may use one gallery."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._embeddings_file = checked_file(path, EMBEDDINGS, manifest.files[EMBEDDINGS], contents=False)
+        self.embeddings = _map_embeddings(self._embeddings_file, manifest)
+        self.items = Items(_read_items(path, manifest))
+        self._loading = Lock()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Gallery":
+        """What `crosspair index` wrote. Raises UserError when it is something else, unfinished or damaged."""
+        gallery = Path(path)
+        return cls(gallery, read_manifest(gallery))
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def verify(self) -> None:
+        """Read all files but thumbnails. Raises UserError when one is not as it was written."""
+        for name, facts in self.manifest.files.items():
+            checked_file(self.path, name, facts, contents=True)
+
+    @property
+    def dimension(self) -> int:
+        return self.manifest.dimension
+
+    def search(self, queries: np.ndarray, top: int = 10) -> SearchResult:
+        """The `top` nearest pictures of each query: float32 [q, dimension], unit length.
+
+        Raises ValueError for queries of another shape, or a top below 1.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.dimension or top < 1:
+            raise ValueError(f"found queries {queries.shape} and top {top}; expected [q, {self.dimension}], top >= 1")
+        with self._loading:
+            engine = self._engine
+        return SearchResult(*engine.search(queries, top))
+
+    def item(self, row: int) -> Item:
+        """Raises IndexError unless 0 <= row < n."""
+        return self.items.item(int(row))
+
+    def image(self, row: int) -> bytes:
+        """The encoded picture as it was indexed. Raises UserError when it is gone or another one."""
+        item = self.item(row)
+        data = self._read(item)
+        # This also keeps a gallery that somebody made up from naming any file of the machine as its picture.
+        if hashlib.sha256(data).hexdigest() != item.sha256:
+            raise UserError(f"{item.item_id} is no longer the picture that was indexed; run `crosspair index` again")
+        return data
+
+    def thumbnail(self, row: int) -> bytes:
+        """The picture as a JPEG of at most 256 pixels a side. Raises UserError when it and its picture are gone."""
+        try:
+            data = thumbnail_path(self.path / THUMBNAILS, self.item(row).sha256).read_bytes()
+        except OSError:
+            data = b""
+        return data or make_thumbnail(self.image(row), self.item(row).item_id)
+
+    def model(self) -> "DualEncoder":
+        """The model the pictures were encoded with, loaded once. Raises UserError when it is gone or another one."""
+        with self._loading:
+            return self._model
+
+    @cached_property
+    def _model(self) -> "DualEncoder":
+        from crosspair.gallery.identity import model_checksum
+        from crosspair.models.dual_encoder import DualEncoder
+
+        model = self.manifest.model
+        where = str(model.find(self.path)) if isinstance(model, Place) else model
+        if isinstance(model, Place) and not Path(where).exists():
+            raise UserError(f"{self.path} was made with the model {where}, which is gone; put it back or index anew")
+        if model_checksum(where) != self.manifest.model_checksum:
+            raise UserError(
+                f"the model {where} is not the one {self.path} was made with; put that one back, "
+                "or index the pictures into a new gallery"
+            )
+        return DualEncoder.from_pretrained(where)
+
+    @cached_property
+    def _engine(self) -> "ExactEngine | FaissEngine | MilvusEngine":
+        if self.manifest.engine == "milvus":
+            from crosspair.gallery.engines.milvus import open_engine
+
+            return open_engine(self.path, self.manifest.engine_settings, self.dimension, self.items["sha256"])
+        index = self.manifest.index
+        if index["kind"] == "exact" or find_spec("faiss") is None:
+            return ExactEngine(self.embeddings)
+        from crosspair.gallery.engines.hnsw import FaissEngine, read_graph
+
+        path = checked_file(self.path, INDEX, self.manifest.files[INDEX], contents=True)
+        return FaissEngine(read_graph(path, len(self), self.dimension), self.embeddings, int(index["breadth"]))
+
+    @cached_property
+    def _data(self) -> "Data":
+        from crosspair.data.dataset import open_data
+
+        return open_data(self.manifest.source.find(self.path))
+
+    def _read(self, item: Item) -> bytes:
+        if item.path is None:
+            split = self._data.split(str(item.split))
+            if item.data_row is None or not 0 <= item.data_row < len(split):
+                raise UserError(f"{item.item_id} is no longer in {self._data.path}; run `crosspair index` again")
+            return split.image(item.data_row)
+        folder = self.manifest.source.find(self.path)
+        path = folder / item.path
+        try:
+            if not path.is_relative_to(folder) or ".." in Path(item.path).parts or leads_out(path, folder):
+                raise UserError(f"{item.item_id} leads out of {folder}; run `crosspair index` again")
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise UserError(f"the picture {path} is gone or can't be read; run `crosspair index` again") from error
+
+
+class Items:
+    """The columns of `items.parquet`: `items["item_id"]` is a list, or an array for numbers that none lacks."""
+
+    def __init__(self, table: "pa.Table") -> None:
+        self._table = table
+        self._columns: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._columns:
+            self._columns[name] = self._table.column(name).to_pylist()
+        return self._columns[name]
+
+    def item(self, row: int) -> Item:
+        """Raises IndexError unless 0 <= row < n."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return Item(**self._table.slice(row, 1).to_pylist()[0])
+
+
+def _map_embeddings(path: Path, manifest: Manifest) -> np.ndarray:
+    try:
+        embeddings: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error!s:.100}); copy the gallery again or index anew") from error
+    if embeddings.dtype != np.float32 or embeddings.shape != (manifest.count, manifest.dimension):
+        raise UserError(
+            f"{path} is damaged (it has {embeddings.dtype} {list(embeddings.shape)}, expected float32 "
+            f"[{manifest.count}, {manifest.dimension}]); copy the gallery again or index anew"
+        )
+    return embeddings
+
+
+def _read_items(gallery: Path, manifest: Manifest) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from crosspair.gallery.items import SCHEMA
+
+    path = checked_file(gallery, ITEMS, manifest.files[ITEMS], contents=True)
+    try:
+        table = pq.read_table(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged ({error!s:.100}); copy the gallery again or index anew") from error
+    if not table.schema.equals(SCHEMA) or len(table) != manifest.count:
+        raise UserError(f"{path} is damaged (other columns or rows than expected); copy the gallery again")
+    return table.combine_chunks()

@@ -1,0 +1,47 @@
+"""A query as a user types it: a sentence, or the name of a picture's file."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from crosspair.data.readers.folder import SUFFIXES
+from crosspair.data.tokens import Vocabulary, tokenize
+from crosspair.errors import UserError
+from crosspair.models.dual_encoder import DualEncoder
+
+
+def encode_query(model: DualEncoder, query: str) -> np.ndarray:
+    """The vector of a query: float32 [1, d], unit length. What names an existing file is a picture.
+
+    Raises UserError for a picture that can't be read and a sentence the model knows no word of.
+    """
+    if _is_file(query):
+        return model.encode_image([Path(query)]).numpy()
+    if Path(query).suffix.lower() in SUFFIXES and " " not in query.strip():
+        raise UserError(f"there is no picture {query}; expected a file's name, or a sentence")
+    _check_words(model, query)
+    return model.encode_text([query]).numpy()
+
+
+def _is_file(query: str) -> bool:
+    try:
+        return Path(query).is_file()
+    except (OSError, ValueError):  # a sentence can be longer than a name
+        return False
+
+
+def _check_words(model: DualEncoder, sentence: str) -> None:
+    words = tokenize(sentence)
+    if not words:
+        raise UserError(f"found {sentence!r} as a query; expected a sentence with words in it, or a picture's file")
+    if not isinstance(model.vocabulary, Vocabulary):
+        return
+    known = set(model.vocabulary.words)
+    unknown = [word for word in words if word not in known]
+    if len(unknown) == len(words):
+        raise UserError(
+            f"the model knows none of the words ({', '.join(unknown[:5])}); use words of the captions it learned from"
+        )
+    if unknown:
+        print(f"words the model does not know: {', '.join(unknown)}", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""Losses of image-text matching. They know tensors alone: embeddings in, a scalar out."""
+
+from crosspair.losses.cmpc import CMPCLoss, CMPCTerms, cmpc_terms
+from crosspair.losses.cmpm import CMPMLoss, CMPMTerms, cmpm_terms
+from crosspair.losses.distances import PairDistances, pair_distances
+from crosspair.losses.infonce import InfoNCELoss, InfoNCETerms, infonce_terms
+from crosspair.losses.scale import LearnedScale
+from crosspair.losses.sdm import SDMLoss, SDMTerms, sdm_terms
+from crosspair.losses.siglip import SigLIPLoss, SigLIPTerms, siglip_terms
+from crosspair.losses.triplet import TripletLoss, TripletTerms, triplet_terms
+
+__all__ = [
+    "CMPCLoss",
+    "CMPCTerms",
+    "CMPMLoss",
+    "CMPMTerms",
+    "InfoNCELoss",
+    "InfoNCETerms",
+    "LearnedScale",
+    "PairDistances",
+    "SDMLoss",
+    "SDMTerms",
+    "SigLIPLoss",
+    "SigLIPTerms",
+    "TripletLoss",
+    "TripletTerms",
+    "cmpc_terms",
+    "cmpm_terms",
+    "infonce_terms",
+    "pair_distances",
+    "sdm_terms",
+    "siglip_terms",
+    "triplet_terms",
+]

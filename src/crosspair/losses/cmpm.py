@@ -1,0 +1,129 @@
+"""Cross-modal projection matching: the distribution of projections against the distribution of matches."""
+
+import math
+from typing import NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crosspair.losses.cmpm_tiled import MatmulPrecision, tile_side, tiled_divergences
+from crosspair.losses.inputs import (
+    check_embeddings,
+    check_every_row_matches,
+    check_labels,
+    computing_dtype,
+    unit_vectors,
+)
+
+
+class CMPMTerms(NamedTuple):
+    """The two directions of the matching loss, scalars in nats."""
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+class CMPMLoss(nn.Module):
+    """Cross-modal projection matching loss (Zhang and Lu, ECCV 2018, eq. 1-6): the sum of `cmpm_terms`."""
+
+    def __init__(self, epsilon: float = 1e-8, *, matmul_precision: MatmulPrecision = "float32") -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.matmul_precision: MatmulPrecision = matmul_precision
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        image_labels: Tensor,
+        text_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar loss in nats; arguments and errors as in `cmpm_terms`."""
+        terms = cmpm_terms(
+            image_embeddings,
+            text_embeddings,
+            image_labels,
+            text_labels,
+            self.epsilon,
+            matmul_precision=self.matmul_precision,
+        )
+        return terms.image_to_text + terms.text_to_image
+
+    def extra_repr(self) -> str:
+        return f"epsilon={self.epsilon:g}, products={self.matmul_precision}"
+
+
+def cmpm_terms(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor | None = None,
+    epsilon: float = 1e-8,
+    ratio_epsilon: float = 0.0,
+    *,
+    matmul_precision: MatmulPrecision = "float32",
+) -> CMPMTerms:
+    """KL(p || q) from images to texts and from texts to images (Zhang and Lu, ECCV 2018, eq. 1-6).
+
+    p_ij = softmax_j(x_i . z_j / |z_j|) over all texts j of the batch, q_ij is uniform over the texts matching image i,
+    and the image to text term is mean_i sum_j p_ij log(p_ij / (q_ij + epsilon)); the other direction swaps x and z.
+
+    image_embeddings [n, d], text_embeddings [m, d]: any float type, not normalised. Half types are computed in float32,
+        inside autocast too; float64 stays float64.
+    image_labels [n], text_labels [m]: integers, equal means match; text_labels defaults to image_labels, then n = m.
+    epsilon, above 0, bounds log q where nothing matches.
+    ratio_epsilon is added to the ratio inside the logarithm. The original adds 1e-8, which changes a term by at most
+        1e-8 nats; it is not in the paper and not kept by default.
+    matmul_precision: how a batch that is computed by tiles multiplies its matrices. "bf16" takes 0.6 of the time where
+    the processor multiplies in bfloat16. Its gradients are off by about 0.4 % (norm of the difference over the norm),
+    by more where they nearly vanish.
+
+    A batch of more pairs than fit into a tile (1024 x 1024 on a CPU, 4096 x 4096 elsewhere) is computed by tiles, in
+    memory that grows with n + m instead of n m. Its gradients can't be differentiated again; those of smaller batches
+    can. A ratio_epsilon needs all ratios at once: with it no batch is computed by tiles.
+
+    A NaN or infinite embedding gives a NaN loss. Raises ValueError for wrong shapes or label types, and when an image
+    has no matching text or a text no matching image, naming its row; under torch.compile matches are not checked. With
+    text_labels on a GPU this check waits for the device; labels may stay on the CPU, and then it does not.
+    """
+    if matmul_precision not in get_args(MatmulPrecision):
+        raise ValueError(f"products are '{matmul_precision}'; expected one of {', '.join(get_args(MatmulPrecision))}")
+    check_embeddings(image_embeddings, text_embeddings)
+    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
+    if text_labels is None:
+        text_labels = check_labels(image_labels, len(text_embeddings), "text_labels (taken from image_labels)")
+    else:
+        text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
+        check_every_row_matches(image_labels, text_labels, "image", "text")
+        check_every_row_matches(text_labels, image_labels, "text", "image")
+    device = image_embeddings.device
+    image_labels, text_labels = (labels.to(device, non_blocking=True) for labels in (image_labels, text_labels))
+    dtype = computing_dtype(image_embeddings, text_embeddings)
+    images, texts = image_embeddings.to(dtype), text_embeddings.to(dtype)
+    with torch.autocast(device.type, enabled=False):
+        if ratio_epsilon == 0 and len(images) * len(texts) > tile_side(device) ** 2:
+            return CMPMTerms(*tiled_divergences(images, texts, image_labels, text_labels, epsilon, matmul_precision))
+        matches = image_labels[:, None] == text_labels
+        return CMPMTerms(
+            image_to_text=_matching_divergence(images @ unit_vectors(texts).T, matches, epsilon, ratio_epsilon),
+            text_to_image=_matching_divergence(texts @ unit_vectors(images).T, matches.T, epsilon, ratio_epsilon),
+        )
+
+
+def _matching_divergence(projections: Tensor, matches: Tensor, epsilon: float, ratio_epsilon: float) -> Tensor:
+    """Mean over rows of sum_j p log(p / (q + epsilon)): p = softmax(projections) [n, m], q uniform over the matches.
+
+    q takes two values in a row, so no [n, m] logarithm of it is needed: p is measured against the value at a match, and
+    the share of p that went astray is charged the difference of the two.
+    """
+    log_p = F.log_softmax(projections, dim=1)
+    p = log_p.exp()
+    log_q_at_match = (1 / matches.sum(dim=1).to(p.dtype) + epsilon).log()
+    if ratio_epsilon:
+        log_q = torch.where(matches, log_q_at_match[:, None], math.log(epsilon))
+        log_ratio = torch.logaddexp(log_p - log_q, log_p.new_tensor(ratio_epsilon).log())
+        return (p * log_ratio).sum(dim=1).mean()
+    against_match = (p * (log_p - log_q_at_match[:, None])).sum(dim=1)
+    astray = p.masked_fill(matches, 0).sum(dim=1)
+    return (against_match + astray * (log_q_at_match - math.log(epsilon))).mean()

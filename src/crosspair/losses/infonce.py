@@ -1,0 +1,66 @@
+"""InfoNCE: a text must be told from all others of the batch by its image, and the other way round."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crosspair.losses.inputs import matching_inputs, unit_vectors
+from crosspair.losses.scale import LearnedScale
+
+
+class InfoNCETerms(NamedTuple):
+    """The two directions of the contrastive loss, scalars in nats."""
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+class InfoNCELoss(nn.Module):
+    """InfoNCE as CLIP has it (Radford et al., ICML 2021, figure 3): the sum of `infonce_terms`, which CLIP halves.
+
+    temperature: where the learned temperature starts; it never falls below 0.01. learned: False keeps it.
+    """
+
+    def __init__(self, temperature: float = 0.07, *, learned: bool = True) -> None:
+        super().__init__()
+        self.scale = LearnedScale(1 / temperature, largest=100.0, learned=learned)
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        image_labels: Tensor,
+        text_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar loss in nats; arguments and errors as in `infonce_terms`."""
+        terms = infonce_terms(image_embeddings, text_embeddings, image_labels, text_labels, self.scale())
+        return terms.image_to_text + terms.text_to_image
+
+
+def infonce_terms(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor | None = None,
+    scale: Tensor | float = 1 / 0.07,
+) -> InfoNCETerms:
+    """Cross entropy of a softmax over cosines against the matches, in both directions.
+
+    p_ij = softmax_j(scale * cos(x_i, z_j)) over all texts j of the batch; the image to text term is
+    -mean_i mean_j log p_ij over the images i and the texts j that match i (targets uniform over the matches, L_out of
+    Khosla et al., NeurIPS 2020); the other direction swaps x and z. With one match each these are CLIP's terms.
+
+    image_embeddings [n, d], text_embeddings [m, d], image_labels [n], text_labels [m], errors: as in `cmpm_terms`.
+    scale, above 0: the inverse of the temperature, a number or a scalar tensor.
+    """
+    images, texts, matches = matching_inputs(image_embeddings, text_embeddings, image_labels, text_labels)
+    with torch.autocast(images.device.type, enabled=False):
+        logits = scale * (unit_vectors(images) @ unit_vectors(texts).T)
+        return InfoNCETerms(_cross_entropy(logits, matches), _cross_entropy(logits.T, matches.T))
+
+
+def _cross_entropy(logits: Tensor, matches: Tensor) -> Tensor:
+    targets = matches.to(logits.dtype)
+    return F.cross_entropy(logits, targets / targets.sum(dim=1, keepdim=True))

@@ -1,0 +1,81 @@
+"""What a dual encoder is made of. The same dataclasses stand in recipes and in a saved model's config.json."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ImageEncoderConfig:
+    """The image encoder, its starting weights and the size of its input."""
+
+    name: str = "tf_efficientnet_lite0"
+    """A timm model, or slim_mobilenet_v1, slim_resnet_v1_50, slim_resnet_v1_101, slim_resnet_v1_152; several with +
+    between them give their features side by side."""
+    weights: str = "hub"
+    """hub (timm's pretrained weights), package (tf_efficientnet_lite0, _lite1 and _lite2), none, or the path of a
+    .safetensors file; slim encoders also take TF-slim's ImageNet checkpoint (resnet_v1_152.ckpt,
+    mobilenet_v1_1.0_224.ckpt), a V1 file or a V2 prefix."""
+    size: list[int] | None = None
+    """Height and width of the input in pixels; null takes the model's own."""
+    resample: Literal["antialias", "tensorflow1"] = "antialias"
+    """How pictures are resized; tensorflow1 is the original's bilinear grid."""
+    keep_head: bool = False
+    """Keep the pretrained model's last layer: CLIP's and SigLIP's projection into their joint space."""
+    pooled_stages: int = 0
+    """So many of a timm model's last stages add the means of their maps to its features; 0 takes the features alone."""
+    feature_dropout: float = 0.0
+    """Share of pooled features dropped in training; the original's MobileNet drops 0.001."""
+
+
+@dataclass
+class TextEncoderConfig:
+    """The text encoder: the published BiLSTM, or a transformer by name."""
+
+    name: str = "bilstm"
+    """bilstm (word embedding, bidirectional LSTM, maximum over time), or a model of the transformers library, by its
+    hub name or directory."""
+    weights: str = "hub"
+    """Of a transformer: hub, package (sentence-transformers/all-MiniLM-L6-v2), none, or a directory with its files."""
+    pooling: Literal["mean", "cls", "eos", "model"] = "mean"
+    """Of a transformer's states; model: as the model itself does (CLIP and SigLIP, into their joint space)."""
+    word_dim: int = 512
+    """Of the BiLSTM's word embedding."""
+    hidden_dim: int = 512
+    """Units of the LSTM in each direction."""
+    dropout: float = 0.3
+    """On word embeddings and on the LSTM's outputs, in training; a transformer keeps its own."""
+    max_words: int = 100
+    """Captions are cut after this many words (a transformer's: tokens)."""
+    min_count: int = 3
+    """Words seen less often in the training captions count as unknown to the BiLSTM."""
+    pool_padding: bool = False
+    """Let padding take part in the BiLSTM's maximum, as the original does."""
+    special_tokens: Literal["none", "start", "both"] = "none"
+    """Put <start> before a caption (what the original reads), or <start> before and <end> behind it; BiLSTM only."""
+
+
+@dataclass
+class ProjectionConfig:
+    """From an encoder's features to the joint space."""
+
+    dim: int = 512
+    layers: Literal[0, 1, 2] = 1
+    """1: linear and batch norm, as published; 2: a hidden layer before them; 0: features are embeddings (CLIP's)."""
+    heads: int = 1
+    """Projections side by side with dim / heads dimensions each, which losses see one by one: an ensemble."""
+    hidden_dim: int = 1024
+    """Width of the hidden layer."""
+    dropout: float = 0.0
+    """On the hidden layer, in training."""
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
+    """Weight of the newest batch in the running statistics; TensorFlow's decay is 1 - momentum."""
+
+
+@dataclass
+class ModelConfig:
+    """Image encoder, text encoder and the projections that bring both into one space."""
+
+    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)

@@ -1,0 +1,105 @@
+"""The projection of an encoder's features into the joint space: linear and batch norm (paper, section 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crosspair.errors import UserError
+from crosspair.models.config import ProjectionConfig
+
+
+class Projection(nn.Module):
+    """Features [n, in_features] to embeddings [n, out_features]. The batch norm's offset stands in for a bias.
+
+    hidden_features: width of a hidden layer in front (batch norm, GELU, dropout); 0 leaves it out, as published.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden_features: int = 0,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.hidden: nn.Sequential | None = None
+        if hidden_features:
+            self.hidden = nn.Sequential(
+                nn.Linear(in_features, hidden_features, bias=False),
+                nn.BatchNorm1d(hidden_features, eps=eps, momentum=momentum),
+                nn.GELU(),
+                nn.Dropout(dropout),
+            )
+        self.linear = nn.Linear(hidden_features or in_features, out_features, bias=False)
+        self.norm = nn.BatchNorm1d(out_features, eps=eps, momentum=momentum)
+        nn.init.xavier_uniform_(self.linear.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Embeddings and losses stay in the weights' precision, also where the encoders run in bf16.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.linear.weight.dtype)
+            if self.hidden is not None:
+                features = self.hidden(features)
+            embeddings: Tensor = self.norm(self.linear(features))
+        return embeddings
+
+
+class ProjectionHeads(nn.Module):
+    """Projections side by side, to be trained by a loss each: features [n, in_features] -> [n, sum of their widths].
+
+    Each head's embedding has unit length, so a cosine of the whole is the mean of the heads' cosines: an ensemble.
+    """
+
+    def __init__(self, heads: list[Projection]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.cat([F.normalize(head(features), dim=1) for head in self.heads], dim=1)
+
+
+class Unprojected(nn.Module):
+    """Features that are embeddings already, such as those of an encoder with its own head: brought to full precision.
+
+    Raises UserError when they don't have the dimension of the joint space.
+    """
+
+    def __init__(self, in_features: int, out_features: int, encoder: str) -> None:
+        super().__init__()
+        if in_features != out_features:
+            raise UserError(
+                f"the {encoder} encoder gives {in_features} dimensions and model.projection.dim is {out_features}; "
+                "expected the same with model.projection.layers 0, set them equal or the layers to 1"
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features if features.dtype == torch.float64 else features.float()
+
+
+def create_projection(
+    features: int, config: ProjectionConfig, encoder: str
+) -> Projection | ProjectionHeads | Unprojected:
+    """From an encoder's number of features to `config.dim` dimensions. Raises UserError, naming the encoder's side."""
+    if config.heads < 1 or config.dim % config.heads or (config.heads > 1 and config.layers == 0):
+        raise UserError(
+            f"found model.projection.heads {config.heads} with dim {config.dim} and layers {config.layers}; expected "
+            "at least 1 head, a multiple of heads as dim, and one head where layers is 0"
+        )
+    if config.layers == 0:
+        return Unprojected(features, config.dim, encoder)
+    heads = [
+        Projection(
+            features,
+            config.dim // config.heads,
+            hidden_features=config.hidden_dim if config.layers == 2 else 0,
+            dropout=config.dropout,
+            eps=config.norm_eps,
+            momentum=config.norm_momentum,
+        )
+        for _ in range(config.heads)
+    ]
+    return ProjectionHeads(heads) if len(heads) > 1 else heads[0]

@@ -1,0 +1,60 @@
+"""The files of the page, and a page about the API made from its OpenAPI description; nothing from elsewhere."""
+
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+def page_files() -> dict[str, tuple[bytes, str]]:
+    """What is at each address of the page: bytes and media type."""
+    folder = resources.files("crosspair.serve") / "page"
+    return {address: ((folder / name).read_bytes(), kind) for address, (name, kind) in _FILES.items()}
+
+
+def documentation(openapi: dict[str, Any]) -> str:
+    """HTML about every route: what it takes and what it answers."""
+    template = (resources.files("crosspair.serve") / "page" / "docs.html").read_text(encoding="utf-8")
+    routes = [
+        _route(method.upper(), path, operation)
+        for path, operations in openapi["paths"].items()
+        for method, operation in operations.items()
+    ]
+    return Template(template).substitute(
+        title=escape(openapi["info"]["title"]),
+        description=escape(openapi["info"]["description"]),
+        version=escape(openapi["info"]["version"]),
+        routes="\n".join(routes),
+    )
+
+
+def _route(method: str, path: str, operation: dict[str, Any]) -> str:
+    rows = [_parameter(parameter) for parameter in operation.get("parameters", [])]
+    if body := operation.get("requestBody"):
+        rows.append(f"<dt>body</dt><dd>{escape(body['description'])}</dd>")
+    answers = [
+        f"<dt>{escape(status)}</dt><dd>{escape(response['description'])}</dd>"
+        for status, response in sorted(operation["responses"].items())
+        if status != "200"
+    ]
+    parts = [f"<h2><code>{method} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>"]
+    parts += [f"<dl>{''.join(rows)}</dl>"] if rows else []
+    parts += [f"<details><summary>Problems</summary><dl>{''.join(answers)}</dl></details>"] if answers else []
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _parameter(parameter: dict[str, Any]) -> str:
+    schema = parameter["schema"]
+    facts = [parameter.get("description", "")]
+    facts += [f"one of {', '.join(schema['enum'])}"] if "enum" in schema else []
+    if "minimum" in schema:
+        facts.append(f"{schema['minimum']} to {schema['maximum']}")
+    facts.append("needed" if parameter["required"] else f"default {schema['default']}")
+    return f"<dt>{escape(parameter['name'])}</dt><dd>{escape('; '.join(filter(None, facts)))}</dd>"

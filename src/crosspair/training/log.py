@@ -1,0 +1,112 @@
+"""What a run tells: metrics.jsonl and TensorBoard for later, a progress bar for now."""
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from crosspair.errors import UserError
+from crosspair.storage.files import full_disk_is_an_error, write_text
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All rows of a run. A last line that a kill cut short is left out; any other that is no row is a UserError."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        if line.endswith("\n"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"line {number} of {path} is damaged ({line[:40]!r}); remove that line") from error
+    return rows
+
+
+class RunLog:
+    """Appends rows to RUN/metrics.jsonl and to TensorBoard.
+
+    step: how many steps the run has done, validated: whether the validation after them is done as well, if there is
+    one. Rows that it had written beyond that, before an interruption, are dropped.
+    """
+
+    def __init__(self, run: Path, step: int = 0, *, validated: bool = True) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [row for row in read_metrics(run) if _written_by(row, step, validated)] if step else []
+        self._path = run / METRICS
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A row of plain values with at least "kind" and "step"."""
+        with full_disk_is_an_error(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        prefix = row["kind"] + ("/" + row["weights"] if "weights" in row else "")
+        for name, value in _scalars(row):
+            self._board.add_scalar(f"{prefix}/{name}", value, row["step"])
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _written_by(row: dict[str, Any], step: int, validated: bool) -> bool:
+    """Whether a row was written when `step` steps were done: the row of training step n comes while n + 1 is done."""
+    reached: int = row["step"]
+    before = row["kind"] == "train" or (row["kind"] == "val" and not validated)
+    return reached < step if before else reached <= step
+
+
+def plain(values: dict[str, float]) -> dict[str, float | None]:
+    """Values as JSON can hold them: what is no number is null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def speed_and_memory(pairs_per_second: float, device: torch.device) -> dict[str, float]:
+    """What a training row says of the machine."""
+    return {"pairs_per_second": round(pairs_per_second, 1), "memory_mb": round(memory_mb(device), 1)}
+
+
+def memory_mb(device: torch.device) -> float:
+    """Largest memory use so far, in megabytes: of the device, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _scalars(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in {"step", "stage"}:
+            yield prefix + name, value
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep libraries' notices that a user can do nothing about off the screen."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        yield

@@ -1,0 +1,50 @@
+"""What a recipe leaves to the machine: which precision its device is fastest in, what becomes of freed memory."""
+
+import ctypes
+import sys
+from dataclasses import replace
+
+import torch
+
+from crosspair.training.recipe import Recipe
+
+# Of glibc's malloc.h: blocks that may be the system's own, and from how much free memory on some is given back.
+_M_MMAP_MAX = -4
+_M_TRIM_THRESHOLD = -1
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with what `auto` stands for here, so that recipe.yaml tells what was run.
+
+    `precision: auto` is bf16-mixed where the device multiplies in bfloat16 itself (benchmarks/machine.py measures what
+    it brings), and 32-true elsewhere.
+    """
+    if recipe.precision != "auto":
+        return recipe
+    return replace(recipe, precision="bf16-mixed" if _multiplies_in_bf16(recipe.device) else "32-true")
+
+
+def _multiplies_in_bf16(device: str) -> bool:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, for the next step, until it ends.
+
+    glibc gives every block above 32 MB back to the system at once, which must clear its pages again for the next step:
+    with pictures that can take longer than the arithmetic (benchmarks/memory.py). In return the process stays as large
+    as it has ever been, which is larger by a fifth, as blocks fit less well. Another C library is left as it is.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)

@@ -1,0 +1,94 @@
+"""A run's directory: what it was trained on, whether it is finished, whether it can go on, and its model's card."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crosspair.data.streams.stream import StreamData
+from crosspair.errors import UserError
+from crosspair.training.log import read_metrics
+from crosspair.training.recipe import Recipe
+from crosspair.training.recipe_files import differences, load_recipe
+
+if TYPE_CHECKING:
+    from crosspair.data.dataset import Data
+
+
+def finished(run: Path) -> bool:
+    """Whether training went through all its stages."""
+    return any(row["kind"] == "end" for row in read_metrics(run)[-1:])
+
+
+def model_directory(name: str) -> str:
+    """The model of a finished RUN, or the directory or hub name of a model as it is.
+
+    Raises UserError when the run is half-trained.
+    """
+    run = Path(name)
+    if not (run / "recipe.yaml").is_file():
+        return name
+    if finished(run):
+        return str(run / "model")
+    rows = [row for row in read_metrics(run) if row["kind"] == "val"]
+    reached = f"stage {rows[-1]['stage']}, epoch {rows[-1]['epoch']}" if rows else "before its first epoch's end"
+    best = f", or name {run / 'model'} for the best so far" if rows else ""
+    raise UserError(f"{run} is half-trained ({reached}); finish it with crosspair train ... --resume{best}")
+
+
+def describe_source(data: "Data | StreamData") -> dict[str, Any]:
+    """What a run reads, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
+    checksums = {name: data.split(name).checksum for name in ("train", "val")}
+    source: dict[str, Any] = {"data": str(data.path.resolve()), "fingerprints": checksums}
+    if isinstance(data, StreamData):
+        train = data.split("train")
+        source |= {"stream": data.name, "images": len(train), "skipped": len(train.skipped)}
+    return source
+
+
+def check_same_run(recipe: Recipe, data: "Data | StreamData", run: Path) -> None:
+    """Resuming under another recipe or on other data would give a run that nothing describes."""
+    path = run / "recipe.yaml"
+    if not path.exists():
+        raise UserError(f"{run} holds no training run to resume; expected its recipe.yaml, start without --resume")
+    others = differences(load_recipe(str(path)), recipe)  # a field that is newer than the run has its default in both
+    if others:
+        raise UserError(
+            f"{path} differs from the recipe given in {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; "
+            "resume with the same recipe and overrides, or start another run"
+        )
+    rows = read_metrics(run)
+    if rows and rows[0]["fingerprints"] != describe_source(data)["fingerprints"]:
+        found = data.name if isinstance(data, StreamData) else data.path
+        before = rows[0].get("stream", rows[0]["data"])
+        raise UserError(f"{run} was trained on other data than {found}; resume with --data {before}")
+    if finished(run):
+        raise UserError(f"{run} is finished already; start another run with another --output")
+
+
+RESPONSIBLE_USE = """\
+## Responsible use
+
+- A score ranks pictures and sentences; it identifies nobody, and a first hit is shown also when nothing fits.
+- Not for finding or profiling people without their consent, nor for decisions about them.
+- Data and pretrained weights have licences and biases of their own: see docs/responsible-use.md of crosspair.
+"""
+
+
+def model_card(recipe: Recipe, row: dict[str, Any]) -> str:
+    """Markdown for the hub: the recipe, what it started from, its best validation row, and what it is not for."""
+
+    def line(direction: str) -> str:
+        scores = row[direction.replace(" ", "_")]
+        values = " | ".join(f"{scores[name]:.1f}" for name in ("R@1", "R@5", "R@10", "mAP"))
+        return f"| {direction} | {values} |\n"
+
+    image, text = recipe.model.image, recipe.model.text
+    started = "from scratch" if text.name == "bilstm" else f"weights {text.weights}"
+    return (
+        "---\nlibrary_name: crosspair\ntags: [image-text-matching]\n---\n\n"
+        f"# Image-text matcher, recipe {recipe.name}\n\n"
+        f"Image encoder {image.name} (weights {image.weights}), text encoder {text.name} ({started}).\n"
+        f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights; protocol plain,\n"
+        "that is among all pictures and texts of the split.\n\n"
+        "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image") + "\n"
+        'Use: `crosspair.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n\n' + RESPONSIBLE_USE
+    )

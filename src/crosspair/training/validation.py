@@ -1,0 +1,47 @@
+"""How good the raw and the averaged weights are on val."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crosspair.encode.split import embed_split
+from crosspair.evaluation.metrics import evaluate_retrieval
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.training.ema import WeightEMA
+
+if TYPE_CHECKING:
+    from crosspair.data.dataset import Split
+
+
+def validation_rows(
+    model: DualEncoder,
+    split: "Split",
+    features: np.ndarray | None,
+    ema: WeightEMA | None,
+    autocast: Callable[[], AbstractContextManager[object]],
+    text_features: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Recall, mAP and ranks of both kinds of weights (one without averages), as metrics.jsonl has them.
+
+    features, text_features: of the split's pictures and captions, if at hand. autocast: entered around the encoders.
+    """
+    rows = []
+    for weights in ("raw", "averaged") if ema is not None else ("raw",):
+        with weights_held(ema, weights), autocast():
+            seen = embed_split(model, split, features=features, text_features=text_features)
+        result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels)
+        rows.append({"weights": weights, **result.to_dict()})
+    return rows
+
+
+def weights_held(ema: WeightEMA | None, weights: str) -> AbstractContextManager[None]:
+    """Inside the block the model holds its `raw` or `averaged` weights."""
+    return ema.applied() if ema is not None and weights == "averaged" else nullcontext()
+
+
+def in_a_line(row: dict[str, Any], best: float) -> str:
+    """A row of validation and the best rsum so far, for the screen."""
+    recall = f"R@1 {row['image_to_text']['R@1']:.1f} image to text, {row['text_to_image']['R@1']:.1f} text to image"
+    return f"val {recall}, rsum {row['rsum']:.1f} (best {best:.1f})"

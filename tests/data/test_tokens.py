@@ -1,0 +1,65 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crosspair.data.tokens import PADDING, UNKNOWN, Vocabulary, pad, tokenize
+from crosspair.errors import UserError
+
+
+def test_words_are_lower_case_without_punctuation():
+    assert tokenize('A man , in a "Blue" shirt .') == ["a", "man", "in", "a", "blue", "shirt"]
+
+
+@pytest.mark.parametrize("caption", ["a dog's lead", "a dog 's lead", "a dog\u2019s lead"])
+def test_a_possessive_reads_the_same_however_it_was_written(caption: str):
+    assert tokenize(caption) == ["a", "dog", "'s", "lead"]
+
+
+def test_words_below_the_count_are_unknown():
+    vocabulary = Vocabulary.from_captions(["dog dog dog cat cat"], min_count=3)
+    assert vocabulary.words == ["dog"]
+    assert vocabulary.encode("dog cat") == [2, UNKNOWN]
+
+
+def test_no_word_has_the_number_of_padding():
+    vocabulary = Vocabulary.from_captions(["a b c"], min_count=1)
+    assert PADDING not in vocabulary.encode("a b c d")
+    assert max(vocabulary.encode("a b c")) == len(vocabulary) - 1
+
+
+def test_captions_are_cut_at_the_limit():
+    vocabulary = Vocabulary(["a"])
+    assert vocabulary.encode("a a a a", max_words=2) == [2, 2]
+
+
+def test_a_caption_without_words_is_one_unknown_word():
+    assert Vocabulary(["a"]).encode("...") == [UNKNOWN]
+
+
+def test_markers_are_words_around_the_caption():
+    vocabulary = Vocabulary.from_captions(["dog"], min_count=1, special_tokens="both")
+    assert vocabulary.words == ["<start>", "<end>", "dog"]
+    assert vocabulary.encode("dog dog", max_words=1, special_tokens="both") == [2, 4, 3]
+    assert vocabulary.encode("dog dog", max_words=1, special_tokens="start") == [2, 4]
+
+
+@given(st.lists(st.text(), max_size=20))
+def test_a_saved_vocabulary_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory, captions: list[str]):
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.txt"
+    vocabulary = Vocabulary.from_captions(captions, min_count=1)
+    vocabulary.save(path)
+    assert Vocabulary.load(path).words == vocabulary.words
+
+
+def test_a_vocabulary_with_a_word_twice_is_refused(tmp_path):
+    (tmp_path / "vocabulary.txt").write_text("dog\ndog\n")
+    with pytest.raises(UserError, match="twice"):
+        Vocabulary.load(tmp_path / "vocabulary.txt")
+
+
+def test_padding_stands_behind_the_words():
+    tokens, lengths = pad([[5, 6, 7], [8]])
+    assert tokens.tolist() == [[5, 6, 7], [8, PADDING, PADDING]]
+    assert lengths.tolist() == [3, 1]
+    assert tokens.dtype == lengths.dtype == torch.int64
