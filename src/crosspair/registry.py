@@ -212,3 +212,21 @@ def _in(package: str, *names: str) -> dict[str, str]:
 
 
 LOSSES: Registry[Any] = Registry("loss", "losses", _in("losses", "cmpm", "cmpc", "infonce", "sdm", "triplet", "siglip"))
+IMAGE_ENCODERS: Registry[Any] = Registry("image encoder", "image_encoders", {})
+TEXT_ENCODERS: Registry[Any] = Registry("text encoder", "text_encoders", {})
+READERS: Registry[Any] = Registry("data format", "readers", {})
+PROTOCOLS: Registry[Any] = Registry("protocol", "protocols", {})
+SAMPLERS: Registry[Any] = Registry("sampler", "samplers", {})
+OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers", {})
+SCHEDULES: Registry[Any] = Registry("schedule", "schedules", {})
+ENGINES: Registry[Any] = Registry("search engine", "engines", {})
+
+register_loss = LOSSES.register
+register_image_encoder = IMAGE_ENCODERS.register
+register_text_encoder = TEXT_ENCODERS.register
+register_reader = READERS.register
+register_protocol = PROTOCOLS.register
+register_sampler = SAMPLERS.register
+register_optimizer = OPTIMIZERS.register
+register_schedule = SCHEDULES.register
+register_engine = ENGINES.register
