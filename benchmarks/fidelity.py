@@ -23,7 +23,7 @@ BASE = [
 VARIANTS: dict[str, list[str]] = {
     "corrected": [],
     "padding in the maximum": ["--model.text.pool_padding", "true"],
-    "moving frozen batch norm": ["--stage1.move_batch_norm", "true"],
+    "moving frozen batch norm": ["--stage1.freeze_bn_stats", "false"],
     "averages of the image side": ["--averages.parts", "image"],
     "averages before the update": ["--averages.before_update", "true"],
     "decay of convolutions alone": ["--optimizer.decay", "convolutions"],

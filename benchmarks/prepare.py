@@ -159,9 +159,7 @@ def measure_speed(count: int, images: Path | None) -> None:
     ratio = original_bytes / few_bytes
     print(f"{'once per caption, our codec, one process':<40}{slow:>10.0f}{ratio:>16.2f}{fast / slow:>8.1f} times")
     print(f"{'the original, measured apart':<40}{50:>10}{6.4:>16}{fast / 50:>8.1f} times")
-    print(
-        f"crosspair's processor time: {1000 * processor:.2f} ms a picture, {2 / processor:.0f} a second on two cores"
-    )
+    print(f"crosspair's processor time: {1000 * processor:.2f} ms a picture, {2 / processor:.0f} a second on two cores")
     for name, (psnr, similarity) in likeness.items():
         how = "as stored" if name == "stored" else "brought to 256, not compressed"
         print(f"at {TRAINING_SIZE} pixels, {how}, against the source: {psnr:.1f} dB, SSIM {similarity:.4f}")

@@ -59,7 +59,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(encoder: str, split: Split, val: Split, images: int, captions: int, rounds: int) -> None:
-    per_pair = trainer(recipe(encoder, "--precision", "32-true", "--stage1.move_batch_norm", "true"), split, 1)
+    per_pair = trainer(recipe(encoder, "--precision", "32-true", "--stage1.freeze_bn_stats", "false"), split, 1)
     per_pair_steps = EPOCHS * captions // per_pair.stage.batch_size
     five_captions = ("--stage1.batch_size", "128", "--stage1.captions_per_image", "5")
     chunk = 32 if "resnet" in encoder else 128  # pictures to encode in a round, so that it takes some seconds

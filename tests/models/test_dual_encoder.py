@@ -226,9 +226,9 @@ class TestTheImageEncoder:
         assert not any(module.training for module in model.image_encoder.modules())
         assert not same(outside, model.image_projection.state_dict())
 
-    def test_moves_only_its_statistics_with_move_batch_norm(self, tiny_model):
+    def test_moves_only_its_statistics_without_freeze_bn_stats(self, tiny_model):
         model = tiny_model()
-        model.freeze_image_encoder(move_batch_norm=True)
+        model.freeze_image_encoder(freeze_bn_stats=False)
         weights = {name: value.clone() for name, value in model.image_encoder.named_parameters()}
         statistics = batch_norms(model.image_encoder)
         self.steps(model)
@@ -236,10 +236,10 @@ class TestTheImageEncoder:
         after = batch_norms(model.image_encoder)
         assert all(not torch.equal(value, after[name]) for name, value in statistics.items())
 
-    def test_trains_without_its_statistics_with_fixed_batch_norm(self, tiny_model):
+    def test_trains_without_its_statistics_with_freeze_bn_stats(self, tiny_model):
         model = tiny_model()
         model.freeze_image_encoder()
-        model.unfreeze_image_encoder(fixed_batch_norm=True)
+        model.unfreeze_image_encoder(freeze_bn_stats=True)
         weights = {name: value.clone() for name, value in model.image_encoder.named_parameters()}
         statistics = batch_norms(model.image_encoder)
         self.steps(model)

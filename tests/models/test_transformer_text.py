@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crosspair.data.subwords import SubwordTokenizer
-from crosspair.data.tokens import pad
+from crosspair.data.tokens import SubwordTokenizer, pad
 from crosspair.errors import UserError
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from crosspair.models.dual_encoder import DualEncoder, create_model

@@ -66,7 +66,7 @@ def test_parts_hold_every_picture_with_its_captions(batch):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("parts", [2, 5])
 def test_gradients_are_those_of_the_whole_batch(fabric, model, batch, dtype, tolerance, parts):
-    model.to(dtype).unfreeze_image_encoder(fixed_batch_norm=True)  # that of the projections is in training mode
+    model.to(dtype).unfreeze_image_encoder(freeze_bn_stats=True)  # that of the projections is in training mode
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

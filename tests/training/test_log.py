@@ -1,12 +1,13 @@
 import errno
 import json
+import sys
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crosspair.errors import UserError
-from crosspair.training.log import RunLog, memory_mb, read_metrics
+from crosspair.training.log import RunLog, check_tensorboard, memory_mb, read_metrics
 
 
 def train_row(step: int) -> dict:
@@ -109,3 +110,24 @@ def test_rows_are_json_of_one_line_each(tmp_path):
 
 def test_memory_is_in_megabytes_of_this_process():
     assert 50 < memory_mb(torch.device("cpu")) < 100_000
+
+
+class TestTensorBoard:
+    @pytest.fixture
+    def missing(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+    def test_is_left_out_without_a_word_where_it_is_not_installed(self, missing, tmp_path, capsys):
+        write(tmp_path, ROWS)
+        assert read_metrics(tmp_path) == ROWS
+        assert not (tmp_path / "tensorboard").exists()
+        assert capsys.readouterr() == ("", "")
+
+    def test_is_named_where_it_is_asked_for_and_not_installed(self, missing):
+        with pytest.raises(UserError, match=r"pip install 'crosspair\[tensorboard\]', or set tensorboard to auto"):
+            check_tensorboard("on")
+
+    def test_is_left_out_where_it_is_off(self, tmp_path):
+        with RunLog(tmp_path, tensorboard="off") as log:
+            log.write(train_row(0))
+        assert not (tmp_path / "tensorboard").exists()

@@ -204,7 +204,7 @@ class TestAFrozenStage:
         assert not torch.equal(first["image_projection.linear.weight"], second["image_projection.linear.weight"])
 
     def test_with_moving_batch_norm_changes_statistics_only(self, go, tmp_path):
-        moving = StageConfig(1, move_batch_norm=True, **FROZEN)
+        moving = StageConfig(1, freeze_bn_stats=False, **FROZEN)
         go("still", stage1=StageConfig(1, **FROZEN), stage2=StageConfig())
         go("moving", stage1=moving, stage2=StageConfig())
         still, moved = (load_file(newest(tmp_path / name) / "model.safetensors") for name in ("still", "moving"))

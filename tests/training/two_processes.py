@@ -119,7 +119,7 @@ def a_step(rank, mini_batch_size=0):
         if processes.size > 1:
             synchronise_batch_norm(model)
         stage = StageConfig(1, batch_size=7, captions_per_image=0, learning_rate=1e-3)
-        model.unfreeze_image_encoder(fixed_batch_norm=mini_batch_size > 0)
+        model.unfreeze_image_encoder(freeze_bn_stats=mini_batch_size > 0)
         optimizer = ScheduledAdam(model, losses, calm.optimizer, stage, 1)
         step = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
         step.mini_batch_size = mini_batch_size if processes.size > 1 else 0

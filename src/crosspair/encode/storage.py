@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 from torch import Tensor, nn
 
 import crosspair
-from crosspair.data.tokens import Vocabulary
+from crosspair.data.tokens import SubwordTokenizer, Vocabulary
 from crosspair.data.transforms import ImageInput
 from crosspair.errors import UserError
 from crosspair.models.adapters import merged_state
@@ -21,7 +21,6 @@ from crosspair.models.image_weights import check_state
 from crosspair.storage.files import whole_directory
 
 if TYPE_CHECKING:
-    from crosspair.data.subwords import SubwordTokenizer
     from crosspair.models.dual_encoder import DualEncoder
     from crosspair.models.transformer_text import TransformerTextEncoder
 
@@ -81,7 +80,7 @@ class SavedModel:
 
     path: Path
     config: ModelConfig
-    vocabulary: "Vocabulary | SubwordTokenizer"
+    vocabulary: Vocabulary | SubwordTokenizer
     image_input: ImageInput
     text_architecture: dict[str, Any] | None  # of a text encoder from `transformers`
     state: dict[str, Tensor]
@@ -112,7 +111,6 @@ def read_model(name: str, *, weights: bool = True) -> SavedModel:
     state = _read_weights(path) if weights else {}
     if architecture is None:
         return SavedModel(path, config, Vocabulary.load(directory / Vocabulary.FILE), image_input, None, state)
-    from crosspair.data.subwords import SubwordTokenizer
 
     tokenizer = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, architecture)
     return SavedModel(path, config, tokenizer, image_input, architecture, state)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crosspair.data.tokens import Vocabulary, pad
+from crosspair.data.tokens import SubwordTokenizer, Vocabulary, pad
 from crosspair.errors import UserError
 from crosspair.models.adapters import adapter_or_all
 from crosspair.models.config import ModelConfig
@@ -27,7 +27,6 @@ from crosspair.progress import progress_bar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from crosspair.data.subwords import SubwordTokenizer
     from crosspair.data.transforms import ImageInput
     from crosspair.encode.openvino_conversion import Encoders, Precision
     from crosspair.models.transformer_text import TransformerTextEncoder
@@ -48,7 +47,7 @@ class DualEncoder(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        vocabulary: "Vocabulary | SubwordTokenizer",
+        vocabulary: Vocabulary | SubwordTokenizer,
         image_input: "ImageInput | None" = None,
         text_encoder: "TransformerTextEncoder | None" = None,
     ) -> None:
@@ -101,23 +100,23 @@ class DualEncoder(nn.Module):
         pixels = torch.get_num_threads() * PIXELS_A_THREAD
         return max(1, min(64, pixels // (self.image_input.height * self.image_input.width)))
 
-    def freeze_image_encoder(self, *, move_batch_norm: bool = False) -> None:
-        """Keep the image encoder's weights, mode and batch-norm statistics as they are.
+    def freeze_image_encoder(self, *, freeze_bn_stats: bool = True) -> None:
+        """Keep the image encoder's weights, its evaluation mode and its batch-norm statistics.
 
-        move_batch_norm: leave it in training mode, so that batch norm uses and follows each batch (the original).
+        freeze_bn_stats: False leaves it in training mode, where batch norm uses and follows each batch (the original).
         """
         self.image_encoder.requires_grad_(False)
-        self._image_encoder_mode = None if move_batch_norm else False
+        self._image_encoder_mode = False if freeze_bn_stats else None
         self.train(self.training)
 
-    def unfreeze_image_encoder(self, *, fixed_batch_norm: bool = False) -> None:
+    def unfreeze_image_encoder(self, *, freeze_bn_stats: bool = False) -> None:
         """Train the image encoder (its adapters, where it has any).
 
-        fixed_batch_norm: its batch norm keeps evaluation mode and statistics.
+        freeze_bn_stats: it keeps evaluation mode and its batch-norm statistics.
         """
         for value in adapter_or_all(self.image_encoder):
             value.requires_grad_(True)
-        self._image_encoder_mode = False if fixed_batch_norm else None
+        self._image_encoder_mode = False if freeze_bn_stats else None
         self.train(self.training)
 
     def freeze_text_encoder(self, frozen: bool = True) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crosspair.data.subwords import SubwordTokenizer
+from crosspair.data.tokens import SubwordTokenizer
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
 

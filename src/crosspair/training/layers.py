@@ -47,9 +47,9 @@ def freeze_for_stage(model: DualEncoder, stage: StageConfig) -> None:
     """
     model.freeze_text_encoder(stage.freeze_text_encoder)
     if stage.freeze_image_encoder:
-        model.freeze_image_encoder(move_batch_norm=stage.move_batch_norm)
+        model.freeze_image_encoder(freeze_bn_stats=stage.bn_stats_frozen)
         return
-    model.unfreeze_image_encoder(fixed_batch_norm=stage.fixed_batch_norm)
+    model.unfreeze_image_encoder(freeze_bn_stats=stage.bn_stats_frozen)
     if stage.image_layers:
         freeze_below(model.image_encoder, stage.image_layers)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,26 +34,29 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Appends rows to RUN/metrics.jsonl and to TensorBoard.
+    """Appends rows to RUN/metrics.jsonl and, as a recipe's `tensorboard` says, to RUN/tensorboard.
 
     step: how many steps the run has done, validated: whether the validation after them is done as well, if there is
     one. Rows that it had written beyond that, before an interruption, are dropped.
     """
 
-    def __init__(self, run: Path, step: int = 0, *, validated: bool = True) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(
+        self, run: Path, step: int = 0, *, validated: bool = True, tensorboard: Literal["auto", "on", "off"] = "auto"
+    ) -> None:
         kept = [row for row in read_metrics(run) if _written_by(row, step, validated)] if step else []
         self._path = run / METRICS
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+        writer = _summary_writer(tensorboard)
+        self._board = writer(str(run / "tensorboard"), purge_step=step or None) if writer else None
 
     def write(self, row: dict[str, Any]) -> None:
         """A row of plain values with at least "kind" and "step"."""
         with full_disk_is_an_error(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+        if self._board is None:
+            return
         prefix = row["kind"] + ("/" + row["weights"] if "weights" in row else "")
         for name, value in _scalars(row):
             self._board.add_scalar(f"{prefix}/{name}", value, row["step"])
@@ -65,7 +68,29 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def check_tensorboard(setting: str) -> None:
+    """Raise UserError when TensorBoard is asked for (`on`) and not installed."""
+    _summary_writer(setting)
+
+
+def _summary_writer(setting: str) -> Any:
+    """TensorBoard's writer, or None where it is not wanted or (`auto`) not installed."""
+    if setting == "off":
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        if setting == "auto":
+            return None
+        raise UserError(
+            "tensorboard is on in the recipe, and the package is not installed; run: pip install "
+            "'crosspair[tensorboard]', or set tensorboard to auto"
+        ) from error
+    return SummaryWriter
 
 
 def _written_by(row: dict[str, Any], step: int, validated: bool) -> bool:

@@ -28,7 +28,7 @@ from crosspair.training.ema import WeightEMA
 from crosspair.training.finite import check_finite
 from crosspair.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
 from crosspair.training.layers import freeze_for_stage
-from crosspair.training.log import RunLog, plain, quiet_libraries, speed_and_memory
+from crosspair.training.log import RunLog, check_tensorboard, plain, quiet_libraries, speed_and_memory
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.machine import keep_memory, settled
 from crosspair.training.optimizer import ScheduledAdam
@@ -55,6 +55,7 @@ def train(
     """
     for split in ("train", "val"):
         data.split(split)
+    check_tensorboard(recipe.tensorboard)
     recipe = settled(counted_processes(recipe))
     with quiet_libraries():
         processes = launch(recipe)
@@ -147,7 +148,8 @@ class _Training:
         return self.best
 
     def _open_log(self) -> None:
-        self.log = RunLog(self.run, self.step, validated=self.position[2] == 0)
+        validated = self.position[2] == 0
+        self.log = RunLog(self.run, self.step, validated=validated, tensorboard=self.recipe.tensorboard)
 
     def _write(self, row: dict[str, Any]) -> None:
         self.processes.once(lambda: self.log.write(row) if self.log is not None else None)

@@ -63,13 +63,12 @@ class StageConfig:
     """One stage of training."""
 
     epochs: int = 0
-    """Passes over the training pictures; 0 leaves the stage out."""
+    """Passes over the training images; 0 leaves the stage out."""
     freeze_image_encoder: bool = False
-    """Keep the image encoder's weights, batch-norm statistics and mode; its features are then computed once."""
-    move_batch_norm: bool = False
-    """Let a frozen image encoder's batch norm use and follow each batch, as the original does (no features kept)."""
-    fixed_batch_norm: bool = False
-    """Keep the image encoder's batch norm in evaluation mode while its weights train."""
+    """Keep the image encoder's weights, and its dropout off; its features are then computed once."""
+    freeze_bn_stats: bool | None = None
+    """Keep the image encoder in evaluation mode, with its batch-norm statistics; null: exactly when it is frozen.
+    true: while its weights train. false: a frozen encoder's follow each batch, as the original's (no features kept)."""
     image_layers: int = 0
     """Layers of the image encoder that train, counted from its top; those below keep their weights. 0 trains all."""
     freeze_text_encoder: bool = False
@@ -99,6 +98,11 @@ class StageConfig:
     """Steps in which the learning rate rises from 0."""
     smallest_crop: float = 1.0
     """Training pictures are cropped to a random share of their area, from this to 1; 1 leaves them whole."""
+
+    @property
+    def bn_stats_frozen(self) -> bool:
+        """Whether the image encoder keeps its batch-norm statistics, and evaluation mode with them."""
+        return self.freeze_image_encoder if self.freeze_bn_stats is None else self.freeze_bn_stats
 
 
 @dataclass
@@ -192,6 +196,8 @@ class Recipe:
     """Disk for decoded pictures, kept between epochs and runs in the user's cache; 0 decodes in every epoch."""
     log_every: int = 10
     """Steps between two rows of metrics."""
+    tensorboard: Literal["auto", "on", "off"] = "auto"
+    """Write RUN/tensorboard beside metrics.jsonl; auto: where the package is installed."""
     checkpoint_minutes: float = 10.0
     """Time between two checkpoints inside an epoch; one is written after every epoch."""
     model: ModelConfig = field(default_factory=ModelConfig)

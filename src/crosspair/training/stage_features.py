@@ -65,7 +65,7 @@ def stage_features(
 
 
 def _images_stay(stage: StageConfig) -> bool:
-    return stage.freeze_image_encoder and not stage.move_batch_norm and stage.smallest_crop >= 1
+    return stage.freeze_image_encoder and stage.bn_stats_frozen and stage.smallest_crop >= 1
 
 
 def _captions_stay(model: DualEncoder, stage: StageConfig) -> bool:

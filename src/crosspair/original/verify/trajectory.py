@@ -143,7 +143,7 @@ class _Run:
         recipe = _recipe(self.mobilenet)
         self.model = self._model(recipe).to(dtype)
         if recording.frozen:
-            self.model.freeze_image_encoder(move_batch_norm=recipe.stage1.move_batch_norm)
+            self.model.freeze_image_encoder(freeze_bn_stats=recipe.stage1.bn_stats_frozen)
         self.losses = MatchingLosses(recipe.loss, _CLASSES, _DIM).to(dtype)
         assert self.losses.cmpc is not None
         with torch.no_grad():
@@ -226,7 +226,7 @@ def _recipe(mobilenet: bool) -> Recipe:
     recipe = load_recipe(
         "original/cuhk-pedes-mobilenet-cmpm-cmpc" if mobilenet else "original/flickr30k-resnet152-cmpm-cmpc"
     )
-    recipe.stage1.move_batch_norm = True  # MobileNet's recipe leaves the first stage out
+    recipe.stage1.freeze_bn_stats = False  # MobileNet's recipe leaves the first stage out
     recipe.stage2.learning_rate = 2e-4
     model = recipe.model
     # The tower is put in place of this one afterwards.
