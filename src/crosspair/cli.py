@@ -1,12 +1,18 @@
-"""The command line: one parser, one function per command. What a command does is done elsewhere."""
+"""The command line: its parser, and nothing of what the commands do (that is in crosspair.commands, a file each)."""
 
 import argparse
+import difflib
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import crosspair
 from crosspair.errors import UserError
+
+_MODULES = {"import": "importing"}  # of commands whose name can't be a module's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,14 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 when `verify` finds a difference, 2 for a user's mistake, 130 or 143 after a signal.
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.run is not _train:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.run is _train:
-        options.overrides = rest
+    options = parse(arguments)
     try:
-        code: int = options.run(options) or 0
+        command = import_module(f"crosspair.commands.{_MODULES.get(options.command, options.command)}")
+        code: int = command.run(options) or 0
     except UserError as error:
         print(f"crosspair: {error}", file=sys.stderr)
         return 2
@@ -39,301 +41,218 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line. What `train` does not know is in `overrides`: fields of the recipe.
+
+    Exits with code 2 and one sentence on stderr for what no command knows, with the nearest option there is.
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    if options.command == "train":
+        options.overrides = rest
+    elif rest:
+        options.parser.error(_unrecognized(rest, options.parser))
+    return options
+
+
+def _unrecognized(rest: list[str], parser: argparse.ArgumentParser) -> str:
+    unknown = [argument for argument in rest if argument.startswith("-")] or rest
+    name = unknown[0].partition("=")[0]
+    near = _nearest_option(name, parser) if name.startswith("--") else None
+    hint = f"; did you mean {near}?" if near else f"; {parser.prog} --help lists what there is"
+    return f"unrecognized {name}{hint}"
+
+
+def _nearest_option(name: str, parser: argparse.ArgumentParser) -> str | None:
+    """The option spelled nearest to `name`, or else the first whose help speaks of it."""
+    helps = {text: action.help or "" for action in parser._actions for text in action.option_strings}
+    longer = [text for text in helps if text.startswith((f"{name}-", name)) or name.startswith(f"{text}-")]
+    near = longer or difflib.get_close_matches(name, helps, 1)
+    if not near:
+        word = re.compile(rf"\b{re.escape(name.strip('-').removesuffix('s'))}s?\b")
+        near = [text for text, about in helps.items() if text != "--help" and word.search(about)]
+    return near[0] if near else None
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="crosspair", description="Train, evaluate and look at image-text matching models."
-    )
+    parser = _Parser(prog="crosspair", description="Train, evaluate, search and serve image-text matching models.")
     parser.add_argument("--version", action="version", version=f"crosspair {crosspair.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(command=name, parser=sub)
         return sub
 
-    demo = command("demo", _demo, "train, evaluate and report on built-in drawings")
-    demo.add_argument("--output", type=Path, default=Path("crosspair-demo"), metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--quick", action="store_true", help="fewer drawings and epochs: done in about a minute")
+    _add_demo(command("demo", "train, evaluate and report on built-in drawings"))
+    _add_prepare(command("prepare", "turn annotations and pictures into a DATA directory"))
+    _add_train(command("train", "train a recipe; any of its fields can follow, as --stage1.epochs 3"))
+    _add_evaluate(command("evaluate", "recall, mAP and ranks on a split, in both directions"))
+    _add_compare(command("compare", "runs side by side, with intervals, paired differences and their test"))
+    _add_report(command("report", "one self-contained HTML page about a run"))
+    _add_index(command("index", "encode pictures into a GALLERY, and later what has changed among them"))
+    _add_search(command("search", "the pictures of a GALLERY nearest to a sentence or a picture"))
+    _add_serve(command("serve", "a web page and an HTTP API to search a gallery"))
+    _add_export(command("export", "a model as files for ONNX Runtime, OpenVINO or the Hugging Face hub"))
+    _add_import(command("import", "turn the original's TensorFlow checkpoint into a model"))
+    _add_inspect(command("inspect", "what is in a DATA, RUN or GALLERY directory, in a screenful"))
+    command("recipes", "list the built-in recipes")
+    command("verify", "compare losses, encoders, metrics and training with the original's numbers")
+    return parser
 
-    prepare = command("prepare", _prepare, "turn annotations and pictures into a DATA directory")
-    prepare.add_argument(
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=Path("crosspair-demo"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer drawings and epochs: done in about a minute")
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "format",
         metavar="FORMAT",
         help="flickr8k, flickr30k, coco (Karpathy's JSON), cuhk-pedes, icfg-pedes, rstpreid, cub, flowers; your own "
         "pictures: table, folder, huggingface, webdataset; tfrecord (the original's)",
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="the captions: a file, a folder, shards or a hub name"
     )
-    prepare.add_argument("--images", type=Path, metavar="DIR", help="where the pictures lie, if not in the annotations")
-    prepare.add_argument("--output", type=Path, required=True, metavar="DATA")
-    prepare.add_argument(
-        "--size", type=int, default=256, help="shorter side in pixels (default 256), 0 keeps the bytes"
-    )
-    prepare.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a picture that can't be read")
-    prepare.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
-    prepare.add_argument(
+    parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures lie, if not in the annotations")
+    parser.add_argument("--output", type=Path, required=True, metavar="DATA")
+    parser.add_argument("--size", type=int, default=256, help="shorter side in pixels (default 256), 0 keeps the bytes")
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a picture that can't be read")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
+    parser.add_argument(
         "--split",
         metavar="TRAIN,VAL,TEST",
         help="for a source without splits: their shares, as 0.8,0.1,0.1; 0.9,0.1,0 for one that lacks val alone",
     )
-    prepare.add_argument("--seed", type=int, default=0, help="of the drawn splits (default 0)")
-    prepare.add_argument("--image-column", metavar="NAME", help="of a table or Hugging Face set (default: picture)")
-    prepare.add_argument("--caption-column", metavar="NAME", help="of a table or Hugging Face set (default: caption)")
-    prepare.add_argument("--merge-restval", action="store_true", help="coco: add its split restval to train")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn splits (default 0)")
+    parser.add_argument("--image-column", metavar="NAME", help="of a table or Hugging Face set (default: picture)")
+    parser.add_argument("--caption-column", metavar="NAME", help="of a table or Hugging Face set (default: caption)")
+    parser.add_argument("--merge-restval", action="store_true", help="coco: add its split restval to train")
 
-    train = command("train", _train, "train a recipe; any of its fields can follow, as --stage1.epochs 3")
-    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a built-in name (crosspair recipes) or a YAML file")
-    train.add_argument(
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a built-in name (crosspair recipes) or a YAML file"
+    )
+    parser.add_argument(
         "--data", metavar="DATA", help='a DATA directory, or with --val a stream: "http://host/train-{000..123}.tar"'
     )
-    train.add_argument("--val", type=Path, metavar="DATA", help="for a stream: the directory whose split val is used")
-    train.add_argument("--output", type=Path, metavar="RUN")
-    train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
-    train.add_argument("--fields", action="store_true", help="list the recipe's fields with their defaults, and stop")
+    parser.add_argument("--val", type=Path, metavar="DATA", help="for a stream: the directory whose split val is used")
+    parser.add_argument("--output", type=Path, metavar="RUN")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
+    parser.add_argument("--fields", action="store_true", help="list the recipe's fields with their defaults, and stop")
 
-    evaluate = command("evaluate", _evaluate, "recall, mAP and ranks on a split, in both directions")
-    evaluate.add_argument("model", nargs="?", metavar="RUN", help="a finished RUN, or a model's directory")
-    evaluate.add_argument("--data", type=Path, metavar="DATA")
-    evaluate.add_argument("--split", help="default: test")
-    evaluate.add_argument(
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="RUN", help="a finished RUN, or a model's directory")
+    parser.add_argument("--data", type=Path, metavar="DATA")
+    parser.add_argument("--split", help="default: test")
+    parser.add_argument(
         "--embeddings",
         type=Path,
         metavar="FILE",
         help="instead of RUN and DATA: an .npz file, or a directory of .npy files of any size (docs/evaluation.md)",
     )
-    parts = evaluate.add_mutually_exclusive_group()
+    parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
         "--shard", metavar="K/N", help="of --embeddings count only the K-th of N shares, into the part --output"
     )
     parts.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="of --embeddings: all N parts")
-    evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that ranks --embeddings")
-    evaluate.add_argument(
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that ranks --embeddings")
+    parser.add_argument(
         "--protocol", metavar="NAME", help="coco-1k-5fold, cuhk-pedes ... (docs/evaluation.md); default: by DATA"
     )
-    evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
-    evaluate.add_argument("--trec", type=Path, metavar="PREFIX", help="write rankings as TREC run and qrels files")
-    evaluate.add_argument(
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--trec", type=Path, metavar="PREFIX", help="write rankings as TREC run and qrels files")
+    parser.add_argument(
         "--csls", action="store_true", help="also the recalls with hubs held down, which takes all queries together"
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--metric-definition",
         choices=("exact", "original"),
         default="exact",
         help="original: print the original's mAP too, which counts one hit short",
     )
 
-    compare = command("compare", _compare, "runs side by side, with intervals, paired differences and their test")
-    compare.add_argument("names", nargs="+", metavar="RUN", help="a RUN, a model's directory, or a RESULT.json")
-    compare.add_argument("--data", type=Path, metavar="DATA", help="for RUNs not evaluated yet; default: their own")
-    compare.add_argument("--split", default="test", help="default: %(default)s")
-    compare.add_argument("--protocol", metavar="NAME", help="default: by DATA")
-    compare.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.md, PREFIX.csv and PREFIX.tex")
 
-    report = command("report", _report, "one self-contained HTML page about a run")
-    report.add_argument("run_directory", type=Path, metavar="RUN")
-    report.add_argument("--data", type=Path, metavar="DATA", help="default: the one RUN was trained on")
-    report.add_argument("--split", default="val", help="default: %(default)s")
-    report.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="RUN", help="a RUN, a model's directory, or a RESULT.json")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="for RUNs not evaluated yet; default: their own")
+    parser.add_argument("--split", default="test", help="default: %(default)s")
+    parser.add_argument("--protocol", metavar="NAME", help="default: by DATA")
+    parser.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.md, PREFIX.csv and PREFIX.tex")
 
-    importing = command("import", _import, "turn the original's TensorFlow checkpoint into a model")
-    importing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its prefix, such as model.ckpt-39")
-    importing.add_argument(
-        "--word-counts", type=Path, required=True, metavar="FILE", help="word_counts.txt beside its TFRecords"
-    )
-    importing.add_argument("--output", type=Path, required=True, metavar="MODEL")
 
-    command("verify", _verify, "compare losses, encoders, metrics and training with the original's numbers")
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", type=Path, metavar="RUN")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="default: the one RUN was trained on")
+    parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
 
-    index = command("index", _index, "encode pictures into a GALLERY, and later what has changed among them")
-    index.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
-    index.add_argument("images", type=Path, metavar="PICTURES", help="a folder, with the folders in it, or DATA")
-    index.add_argument("--output", type=Path, required=True, metavar="GALLERY")
-    index.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
-    index.add_argument("--workers", type=int, metavar="N", help="threads, or Ray's workers; default: one a core")
-    index.add_argument("--engine", choices=("faiss", "milvus"), help="what searches; default: the gallery's, or faiss")
-    index.add_argument("--distributed", choices=("ray",), help="encode on the cluster at RAY_ADDRESS")
-    index.add_argument("--address", metavar="FILE|URI", help="of Milvus: a .db file, or http://HOST:PORT of a cluster")
 
-    search = command("search", _search, "the pictures of a GALLERY nearest to a sentence or a picture")
-    search.add_argument("gallery", type=Path, metavar="GALLERY")
-    search.add_argument("query", metavar="QUERY", help="a sentence, or a picture's file")
-    search.add_argument("--top", type=int, default=10, metavar="N", help="how many (default %(default)s)")
-    search.add_argument("--json", action="store_true", help="print JSON instead of a table")
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
+    parser.add_argument("images", type=Path, metavar="PICTURES", help="a folder, with the folders in it, or DATA")
+    parser.add_argument("--output", type=Path, required=True, metavar="GALLERY")
+    parser.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads, or Ray's workers; default: one a core")
+    parser.add_argument("--engine", choices=("faiss", "milvus"), help="what searches; default: the gallery's, or faiss")
+    parser.add_argument("--distributed", choices=("ray",), help="encode on the cluster at RAY_ADDRESS")
+    parser.add_argument("--address", metavar="FILE|URI", help="of Milvus: a .db file, or http://HOST:PORT of a cluster")
 
-    serve = command("serve", _serve, "a web page and an HTTP API to search a gallery")
-    serve.add_argument("gallery", type=Path, metavar="GALLERY")
-    serve.add_argument(
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("gallery", type=Path, metavar="GALLERY")
+    parser.add_argument("query", metavar="QUERY", help="a sentence, or a picture's file")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("gallery", type=Path, metavar="GALLERY")
+    parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: this machine alone); others need a token"
     )
-    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes any that is free")
-    serve.add_argument(
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes any that is free")
+    parser.add_argument(
         "--token", help="who has it may search; default: CROSSPAIR_TOKEN, or made up where one is needed"
     )
 
-    export = command("export", _export, "a model as files for ONNX Runtime, OpenVINO or the Hugging Face hub")
-    export.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
-    export.add_argument("--format", choices=("onnx", "openvino", "huggingface"), required=True)
-    export.add_argument("--output", type=Path, required=True, metavar="DIR")
-    export.add_argument(
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
+    parser.add_argument("--format", choices=("onnx", "openvino", "huggingface"), required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
         "--check",
         type=Path,
         metavar="PICTURES",
         help="a folder or DATA to compare with PyTorch on; default: the data of RUN, or drawn pictures",
     )
 
-    inspect = command("inspect", _inspect, "what is in a DATA, RUN or GALLERY directory, in a screenful")
-    inspect.add_argument("path", type=Path, metavar="DATA|RUN|GALLERY")
-    inspect.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="write random pictures of DATA with captions")
-    inspect.add_argument("--seed", type=int, default=0, help="which pictures the sheet shows (default 0)")
 
-    command("recipes", _recipes, "list the built-in recipes")
-    return parser
-
-
-def _demo(options: argparse.Namespace) -> None:
-    from crosspair.commands.demo import run_demo
-
-    run_demo(options.output, quick=options.quick)
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    from crosspair.data.prepare import prepare_format
-    from crosspair.data.readers.columns import Columns
-
-    print(
-        prepare_format(
-            options.format,
-            options.annotations,
-            options.images,
-            options.output,
-            size=options.size,
-            workers=options.workers,
-            on_error=options.on_error,
-            split=options.split,
-            seed=options.seed,
-            columns=Columns(options.image_column, options.caption_column),
-            merge_restval=options.merge_restval,
-        )
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its prefix, such as model.ckpt-39")
+    parser.add_argument(
+        "--word-counts", type=Path, required=True, metavar="FILE", help="word_counts.txt beside its TFRecords"
     )
+    parser.add_argument("--output", type=Path, required=True, metavar="MODEL")
 
 
-def _train(options: argparse.Namespace) -> int | None:
-    from crosspair.training.recipe_files import field_help
-
-    if options.fields:
-        print(field_help())
-        return None
-    missing = [name for name in ("recipe", "data", "output") if getattr(options, name) is None]
-    if missing:
-        raise UserError(f"missing {' and '.join(missing)}; expected crosspair train RECIPE --data DATA --output RUN")
-    from crosspair.commands.common import train_command
-
-    return train_command(options.recipe, options.overrides, options.data, options.val, options.output, options.resume)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    if options.embeddings is None and (options.model is None or options.data is None):
-        raise UserError("expected crosspair evaluate RUN --data DATA, or crosspair evaluate --embeddings FILE")
-    if options.embeddings is not None and (options.model or options.data or options.split):
-        raise UserError("--embeddings takes the place of RUN, --data and --split; give one or the others")
-    if options.embeddings is None and (options.shard or options.merge):
-        raise UserError("--shard and --merge are for --embeddings; evaluate RUN as a whole")
-    if options.shard and options.output is None:
-        raise UserError("--shard needs a file to count into; expected --output PART.npz")
-    if (options.shard or options.merge) and options.trec:
-        raise UserError("--trec needs all scores, which no part keeps; leave it out, or --shard and --merge")
-    if (options.shard or options.merge) and options.csls:
-        raise UserError("--csls takes all queries together; leave it out, or --shard and --merge")
-    from crosspair.commands import evaluate
-
-    path, output, protocol = options.embeddings, options.output, options.protocol
-    definition, trec, device, csls = options.metric_definition, options.trec, options.device, options.csls
-    if options.shard:
-        text = evaluate.evaluate_shard_command(path, options.shard, output, protocol, device)
-    elif options.merge:
-        text = evaluate.merge_command(path, options.merge, output, definition, protocol)
-    elif path is not None:
-        text = evaluate.evaluate_embeddings_command(path, output, definition, protocol, trec, device, csls)
-    else:
-        split = options.split or "test"
-        text = evaluate.evaluate_model_command(
-            options.model, options.data, split, output, definition, protocol, trec, csls
-        )
-    print(text)
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from crosspair.commands.compare import compare_command
-
-    print(compare_command(options.names, options.data, options.split, options.protocol, options.output))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from crosspair.commands.common import report_command
-
-    print(report_command(options.run_directory, options.data, options.split, options.output))
-
-
-def _import(options: argparse.Namespace) -> None:
-    from crosspair.commands.common import import_command
-
-    print(import_command(options.checkpoint, options.word_counts, options.output))
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from crosspair.commands.common import verify_command
-
-    table, passed = verify_command()
-    print(table)
-    return 0 if passed else 1
-
-
-def _index(options: argparse.Namespace) -> None:
-    from crosspair.commands.common import index_command
-
-    print(
-        index_command(
-            options.model,
-            options.images,
-            options.output,
-            splits=options.split,
-            workers=options.workers,
-            engine=options.engine,
-            address=options.address,
-            distributed=options.distributed,
-        )
-    )
-
-
-def _search(options: argparse.Namespace) -> None:
-    from crosspair.commands.common import search_command
-
-    print(search_command(options.gallery, options.query, options.top, as_json=options.json))
-
-
-def _serve(options: argparse.Namespace) -> None:
-    from crosspair.commands.common import serve_command
-
-    serve_command(options.gallery, options.host, options.port, options.token)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from crosspair.commands.export import export_command
-
-    print(export_command(options.model, options.format, options.output, options.check))
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    from crosspair.commands.common import inspect_command
-
-    print(inspect_command(options.path, options.sheet, options.seed))
-
-
-def _recipes(options: argparse.Namespace) -> None:
-    from crosspair.training.recipe_files import describe_recipes
-
-    print(describe_recipes())
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="DATA|RUN|GALLERY")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="write random pictures of DATA with captions")
+    parser.add_argument("--seed", type=int, default=0, help="which pictures the sheet shows (default 0)")
 
 
 if __name__ == "__main__":

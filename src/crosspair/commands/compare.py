@@ -1,5 +1,6 @@
-"""The command compare: results that are stored, or evaluated where they aren't, in one table."""
+"""crosspair compare: results that are stored, or evaluated where they are not, in one table."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from crosspair.commands.evaluate import measure_model, model_checksum, own_path
@@ -9,18 +10,13 @@ from crosspair.evaluation.comparison_tables import to_text, write_tables
 from crosspair.evaluation.results import StoredResult, read_result
 
 
-def compare_command(
-    names: list[str], data: Path | None, split_name: str, protocol_name: str | None, output: Path | None
-) -> str:
-    """Compare runs, models and stored results; the tables, and as Markdown, CSV and LaTeX under the prefix `output`.
-
-    names: each a RUN, a model's directory or a RESULT.json. data: for what isn't evaluated yet; None takes a RUN's own.
-    """
-    comparison = compare([_result(name, data, split_name, protocol_name) for name in names])
-    text = to_text(comparison)
-    if output is not None:
-        text += "\nwritten: " + ", ".join(map(str, write_tables(output, comparison)))
-    return text
+def run(options: Namespace) -> None:
+    """Print the tables of runs, models and stored results; --output also writes them as Markdown, CSV and LaTeX."""
+    results = [_result(name, options.data, options.split, options.protocol) for name in options.names]
+    comparison = compare(results)
+    print(to_text(comparison))
+    if options.output is not None:
+        print("written: " + ", ".join(map(str, write_tables(options.output, comparison))))
 
 
 def _result(name: str, data: Path | None, split_name: str, protocol_name: str | None) -> StoredResult:

@@ -1,13 +1,14 @@
-"""The whole path on built-in data: prepare, train, evaluate, look, search. What `crosspair demo` runs."""
+"""crosspair demo: prepare, train, evaluate, report and index on built-in drawings."""
 
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from crosspair.commands.common import write_run_report
+from crosspair.commands.report import write_run_report
 from crosspair.data.dataset import Data, open_data
 from crosspair.data.openmoji import openmoji_records
 from crosspair.data.prepare import prepare
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from crosspair.data.dataset import Split
 
 QUERIES = 4  # examples in words
+
+
+def run(options: Namespace) -> None:
+    """Go through all steps into --output, or on from what an earlier demo left there."""
+    run_demo(options.output, quick=options.quick)
 
 
 def run_demo(output: Path, *, quick: bool) -> None:

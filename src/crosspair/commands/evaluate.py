@@ -1,7 +1,8 @@
-"""The command evaluate: a model on a split, or anyone's embeddings from a file, by a protocol."""
+"""crosspair evaluate: a model on a split of DATA, or embeddings from files, ranked by a protocol."""
 
 import hashlib
 import os
+from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,30 +74,93 @@ class Measured:
         return f"{size}\n{self.evaluation.to_table()}\n{intervals.to_table(self.evaluation)}"
 
 
-def evaluate_model_command(
-    name: str,
-    data: Path,
-    split_name: str,
-    output: Path | None,
-    definition: MetricDefinition = "exact",
-    protocol_name: str | None = None,
-    trec: Path | None = None,
-    csls: bool = False,
-) -> str:
-    """Evaluate a model on a split of DATA; the table with intervals.
+def run(options: Namespace) -> None:
+    """Evaluate what was given, a model or embeddings or a part of their ranking, and print the table."""
+    if options.embeddings is None:
+        text = _evaluate_model(options)
+    elif options.model or options.data or options.split:
+        raise UserError("--embeddings takes the place of RUN, --data and --split; give one or the others")
+    elif options.shard:
+        text = _count_shard(options)
+    elif options.merge:
+        text = _merge_parts(options)
+    else:
+        text = _evaluate_embeddings(options)
+    print(text)
 
-    output: of the result (see `results`), besides the one that a RUN keeps. protocol_name: None chooses by DATA.
-    trec: prefix of exported rankings. csls: add the recalls with hubs held down (see `csls`).
-    """
-    if output is not None:
-        refuse_directory(output)  # before everything is encoded
-    if csls and protocol_name:
-        check_csls(find_protocol(protocol_name))
-    measured = measure_model(name, data, split_name, definition, protocol_name)
-    if csls:
+
+def _evaluate_model(options: Namespace) -> str:
+    """The table of a model on a split of DATA; its result goes to --output and into a RUN."""
+    if options.model is None or options.data is None:
+        raise UserError("expected crosspair evaluate RUN --data DATA, or crosspair evaluate --embeddings FILE")
+    if options.shard or options.merge:
+        raise UserError("--shard and --merge are for --embeddings; evaluate RUN as a whole")
+    if options.output is not None:
+        refuse_directory(options.output)  # before everything is encoded
+    if options.csls and options.protocol:
+        check_csls(find_protocol(options.protocol))
+    split_name = options.split or "test"
+    measured = measure_model(options.model, options.data, split_name, options.metric_definition, options.protocol)
+    if options.csls:
         measured = measured.with_csls()
-    intervals = measured.store([path for path in (output, own_path(name, split_name, protocol_name)) if path])
-    return f"{split_name}: {measured.describe(intervals)}{measured.export(trec)}"
+    own = own_path(options.model, split_name, options.protocol)
+    intervals = measured.store([path for path in (options.output, own) if path])
+    return f"{split_name}: {measured.describe(intervals)}{measured.export(options.trec)}"
+
+
+def _evaluate_embeddings(options: Namespace) -> str:
+    """The table of a file or a directory of embeddings and labels."""
+    protocol = _named_protocol(options)
+    _refuse_to_replace(options.embeddings, options.output)
+    embeddings = read_embeddings(options.embeddings)
+    definition, device = options.metric_definition, options.device
+    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, device=device, progress=True)
+    measured = _measured(evaluation, embeddings, {"embeddings": str(options.embeddings)})
+    if options.csls:
+        measured = measured.with_csls(device)
+    intervals = measured.store([options.output] if options.output else [])
+    return f"{options.embeddings}: {measured.describe(intervals)}{measured.export(options.trec)}"
+
+
+def _count_shard(options: Namespace) -> str:
+    """Count one shard of the ranking of embeddings into a part, or go on with it."""
+    if options.output is None:
+        raise UserError("--shard needs a file to count into; expected --output PART.npz")
+    _refuse_what_parts_lack(options)
+    shard = parse_shard(options.shard)
+    protocol = _named_protocol(options)
+    refuse_directory(options.output)
+    task, counting = _single_task(protocol, read_embeddings(options.embeddings), options.device)
+    count_shard(counting, shard, options.output, _shard_facts(protocol, task))
+    return (
+        f"{options.output}: shard {shard[0]} of {shard[1]}, complete\n"
+        f"when all are there: crosspair evaluate --embeddings {options.embeddings} --merge PART PART ..."
+    )
+
+
+def _merge_parts(options: Namespace) -> str:
+    """The table that all shards of a ranking amount to."""
+    _refuse_what_parts_lack(options)
+    protocol = _named_protocol(options)
+    _refuse_to_replace(options.embeddings, options.output)
+    embeddings = read_embeddings(options.embeddings)
+    task, counting = _single_task(protocol, embeddings, "cpu")
+    merge_parts(counting, options.merge, _shard_facts(protocol, task))
+    evaluation = evaluation_of(protocol, [task], [ranks_of(counting)], metric_definition=options.metric_definition)
+    measured = _measured(evaluation, embeddings, {"embeddings": str(options.embeddings)})
+    intervals = measured.store([options.output] if options.output else [])
+    return f"{options.embeddings}, {len(options.merge)} parts: {measured.describe(intervals)}"
+
+
+def _refuse_what_parts_lack(options: Namespace) -> None:
+    if options.trec:
+        raise UserError("--trec needs all scores, which no part keeps; leave it out, or --shard and --merge")
+    if options.csls:
+        raise UserError("--csls takes all queries together; leave it out, or --shard and --merge")
+
+
+def _named_protocol(options: Namespace) -> Protocol:
+    return find_protocol(options.protocol) if options.protocol else PLAIN
 
 
 def measure_model(
@@ -127,61 +191,6 @@ def measure_model(
     }
     evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, progress=True)
     return _measured(evaluation, embeddings, facts)
-
-
-def evaluate_embeddings_command(
-    path: Path,
-    output: Path | None,
-    definition: MetricDefinition = "exact",
-    protocol_name: str | None = None,
-    trec: Path | None = None,
-    device: str = "cpu",
-    csls: bool = False,
-) -> str:
-    """Evaluate a file or a directory of embeddings and labels; `plain` unless a protocol is named."""
-    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
-    _refuse_to_replace(path, output)
-    embeddings = read_embeddings(path)
-    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, device=device, progress=True)
-    measured = _measured(evaluation, embeddings, {"embeddings": str(path)})
-    if csls:
-        measured = measured.with_csls(device)
-    intervals = measured.store([output] if output else [])
-    return f"{path}: {measured.describe(intervals)}{measured.export(trec)}"
-
-
-def evaluate_shard_command(
-    path: Path, shard_text: str, output: Path, protocol_name: str | None = None, device: str = "cpu"
-) -> str:
-    """Count one shard of the ranking of anyone's embeddings into the part `output`, or go on with it."""
-    shard = parse_shard(shard_text)
-    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
-    refuse_directory(output)
-    task, counting = _single_task(protocol, read_embeddings(path), device)
-    count_shard(counting, shard, output, _shard_facts(protocol, task))
-    return (
-        f"{output}: shard {shard[0]} of {shard[1]}, complete\n"
-        f"when all are there: crosspair evaluate --embeddings {path} --merge PART PART ..."
-    )
-
-
-def merge_command(
-    path: Path,
-    parts: list[Path],
-    output: Path | None,
-    definition: MetricDefinition = "exact",
-    protocol_name: str | None = None,
-) -> str:
-    """The evaluation that all shards of a ranking amount to."""
-    protocol = find_protocol(protocol_name) if protocol_name else PLAIN
-    _refuse_to_replace(path, output)
-    embeddings = read_embeddings(path)
-    task, counting = _single_task(protocol, embeddings, "cpu")
-    merge_parts(counting, parts, _shard_facts(protocol, task))
-    evaluation = evaluation_of(protocol, [task], [ranks_of(counting)], metric_definition=definition)
-    measured = _measured(evaluation, embeddings, {"embeddings": str(path)})
-    intervals = measured.store([output] if output else [])
-    return f"{path}, {len(parts)} parts: {measured.describe(intervals)}"
 
 
 def _single_task(protocol: Protocol, embeddings: Embeddings, device: str) -> tuple[Task, Counting]:

@@ -1,5 +1,6 @@
-"""The command export: a model as files for other runtimes, checked on pictures and captions."""
+"""crosspair export: a model as files for other backends, checked on pictures and captions."""
 
+from argparse import Namespace
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -31,6 +32,11 @@ _WORDS = [
     "coats",
     "play",
 ]
+
+
+def run(options: Namespace) -> None:
+    """Export a model and print how near it is to PyTorch."""
+    print(export_command(options.model, options.format, options.output, options.check))
 
 
 def export_command(name: str, kind: str, output: Path, check: Path | None) -> str:

@@ -1,0 +1,25 @@
+"""crosspair prepare: annotations and pictures of any known format into a DATA directory."""
+
+from argparse import Namespace
+
+from crosspair.data.prepare import prepare_format
+from crosspair.data.readers.columns import Columns
+
+
+def run(options: Namespace) -> None:
+    """Prepare the data and print the summary."""
+    print(
+        prepare_format(
+            options.format,
+            options.annotations,
+            options.images,
+            options.output,
+            size=options.size,
+            workers=options.workers,
+            on_error=options.on_error,
+            split=options.split,
+            seed=options.seed,
+            columns=Columns(options.image_column, options.caption_column),
+            merge_restval=options.merge_restval,
+        )
+    )

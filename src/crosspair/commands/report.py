@@ -1,0 +1,60 @@
+"""crosspair report: one self-contained HTML page about a run."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from crosspair.commands.evaluate import embed
+from crosspair.data.dataset import Data, open_data
+from crosspair.errors import UserError
+from crosspair.evaluation.protocols import Evaluation, choose_protocol, evaluate_protocol
+from crosspair.models.dual_encoder import DualEncoder
+from crosspair.report.page import write_report
+from crosspair.training.log import read_metrics
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.run import model_directory
+
+
+def run(options: Namespace) -> None:
+    """Write a run's report and print where it is."""
+    path = options.output or options.run_directory / "report.html"
+    report_run(options.run_directory, options.data, options.split, path)
+    print(f"report: {path}")
+
+
+def report_run(run: Path, data: Path | None, split_name: str, path: Path) -> None:
+    """Evaluate the model of a finished RUN on a split of DATA, by default RUN's own, and write its report."""
+    directory = model_directory(str(run))
+    history = read_metrics(run)
+    if not history:
+        raise UserError(
+            f"{run} has no metrics.jsonl; expected a training run as `crosspair train --output RUN` writes it"
+        )
+    opened = open_data(data or Path(history[0]["data"]))
+    opened.split(split_name)  # before the model is loaded
+    write_run_report(path, run, DualEncoder.from_pretrained(directory), opened, split_name)
+
+
+def write_run_report(path: Path, run: Path, model: DualEncoder, data: Data, split_name: str) -> Evaluation:
+    """Evaluate `model` on a split by the protocol of its data, write the report of its run; the evaluation."""
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    split = data.split(split_name)
+    protocol = choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
+    embeddings = embed(model, split)
+    evaluation = evaluate_protocol(protocol, embeddings)
+    facts = {
+        "Recipe": f"{recipe.name}: {recipe.summary}",
+        "Split": f"{split_name}, {len(embeddings.images):,} pictures with {len(embeddings.texts):,} captions",
+        "Image encoder": recipe.model.image.name,
+        "Losses": ", ".join(f"{name} {weight:g}" for name, weight in recipe.loss.weights.items()),
+    }
+    write_report(
+        path,
+        title=f"{recipe.name} on {split_name}",
+        facts=facts,
+        embeddings=embeddings,
+        evaluation=evaluation,
+        captions=[caption for of_image in split.captions for caption in of_image],
+        thumbnail=split.image,
+        history=read_metrics(run),
+    )
+    return evaluation

@@ -1,0 +1,17 @@
+"""crosspair search: the pictures of a GALLERY nearest to a sentence or a picture."""
+
+from argparse import Namespace
+
+from crosspair.errors import UserError
+from crosspair.gallery.describe import found_json, found_table
+from crosspair.gallery.gallery import Gallery
+from crosspair.gallery.query import encode_query
+
+
+def run(options: Namespace) -> None:
+    """Print what is found, as a table or as JSON."""
+    if options.top < 1:
+        raise UserError(f"found --top {options.top}; expected at least 1")
+    gallery = Gallery.open(options.gallery)
+    found = gallery.search(encode_query(gallery.model(), options.query), options.top)
+    print(found_json(gallery, found) if options.json else found_table(gallery, found))

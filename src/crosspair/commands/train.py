@@ -1,0 +1,73 @@
+"""crosspair train: a recipe on a DATA directory or a stream, into a RUN with its model and report."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crosspair.errors import UserError
+from crosspair.training.recipe_files import field_help, load_recipe
+
+if TYPE_CHECKING:
+    from crosspair.data.dataset import Data
+    from crosspair.data.streams.stream import StreamData
+    from crosspair.training.recipe import Recipe
+
+
+def run(options: Namespace) -> int:
+    """Train, write the report and print the best validation; or list the recipe's fields."""
+    if options.fields:
+        print(field_help())
+        return 0
+    missing = [name for name in ("recipe", "data", "output") if getattr(options, name) is None]
+    if missing:
+        raise UserError(f"missing {' and '.join(missing)}; expected crosspair train RECIPE --data DATA --output RUN")
+    recipe = load_recipe(options.recipe, options.overrides)
+    return _train(recipe, options.data, options.val, options.output, resume=options.resume)
+
+
+def _train(recipe: "Recipe", source: str, val: Path | None, run: Path, *, resume: bool) -> int:
+    """Train a recipe; the exit code. Of several processes the first one speaks for all."""
+    from crosspair.training.distributed import is_first_process
+    from crosspair.training.interruption import Interrupted
+    from crosspair.training.loop import train
+
+    try:
+        data = _open(source, val, recipe)
+        best = train(recipe, data, run, resume=resume)
+    except Interrupted as stop:
+        if is_first_process():
+            print(f"crosspair: {stop}; the same command with --resume goes on from here", file=sys.stderr)
+        return 128 + stop.number
+    except UserError:
+        if is_first_process():
+            raise
+        return 2
+    if not is_first_process():
+        return 0
+    from crosspair.commands.report import report_run
+
+    report_run(run, data.path, "val", run / "report.html")
+    where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
+    print(f"best on val: rsum {best['rsum']:.1f} ({where})")
+    print(f"model: {run / 'model'}\nreport: {run / 'report.html'}")
+    return 0
+
+
+def _open(source: str, val: Path | None, recipe: "Recipe") -> "Data | StreamData":
+    """A DATA directory, or a stream, which takes its split val from the DATA directory `val`."""
+    from crosspair.data.dataset import open_data
+    from crosspair.data.layout import MANIFEST
+
+    prepared = (Path(source) / MANIFEST).is_file()
+    if val is None:
+        if not prepared and any(sign in source for sign in ("://", "{", ".tar")):
+            raise UserError(f"{source} is a stream; name a DATA directory whose split val to use with --val")
+        return open_data(source)
+    if prepared:
+        raise UserError(f"--val goes with a stream, and {source} is a DATA directory; leave --val out")
+    from crosspair.data.streams.stream import StreamData, open_stream
+
+    held_out = open_data(val)
+    held_out.split("val")  # before the stream is read
+    return StreamData(source, open_stream(source, on_error=recipe.stream.on_error), held_out)

@@ -1,0 +1,12 @@
+"""crosspair verify: losses, encoders, metrics and training against the original's numbers."""
+
+from argparse import Namespace
+
+from crosspair.original.verify.run import verify
+
+
+def run(options: Namespace) -> int:
+    """Print the table of all checks; 0 when all have passed, else 1."""
+    report = verify(progress=True)
+    print(report.to_table())
+    return 0 if report.passed else 1
