@@ -6,13 +6,13 @@ The public names load on first use, so that `import crosspair` and `crosspair --
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from crosspair.version import __version__
+
 if TYPE_CHECKING:
     from crosspair.errors import UserError
     from crosspair.evaluation.metrics import RetrievalResult, evaluate_retrieval
     from crosspair.losses import CMPCLoss, CMPMLoss
     from crosspair.models.dual_encoder import DualEncoder
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "CMPCLoss": "crosspair.losses",

@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-import crosspair
 from crosspair.errors import UserError
+from crosspair.version import __version__
 
 _MODULES = {"import": "importing"}  # of commands whose name can't be a module's
 
@@ -82,7 +82,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="crosspair", description="Train, evaluate, search and serve image-text matching models.")
-    parser.add_argument("--version", action="version", version=f"crosspair {crosspair.__version__}")
+    parser.add_argument("--version", action="version", version=f"crosspair {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:

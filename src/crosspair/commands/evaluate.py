@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import crosspair
 from crosspair.errors import UserError
 from crosspair.evaluation.counting import Counting
 from crosspair.evaluation.csls import check_csls, evaluate_csls
@@ -34,6 +33,7 @@ from crosspair.evaluation.shards import count_shard, merge_parts, parse_shard
 from crosspair.evaluation.trec import write_trec
 from crosspair.evaluation.uncertainty import Intervals, bootstrap
 from crosspair.storage.files import refuse_directory
+from crosspair.version import __version__
 
 if TYPE_CHECKING:
     from crosspair.data.dataset import Split
@@ -275,4 +275,4 @@ def _measured(evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, A
         "captions": len(embeddings.texts),
         "labels_checksum": labels_checksum(embeddings.image_labels, embeddings.text_labels),
     }
-    return Measured(evaluation, embeddings, {"crosspair": crosspair.__version__, **facts, **more})
+    return Measured(evaluation, embeddings, {"crosspair": __version__, **facts, **more})

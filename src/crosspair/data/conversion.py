@@ -19,7 +19,6 @@ from pathlib import Path
 import PIL
 import torch
 
-import crosspair
 from crosspair.data.duplicates import digest
 from crosspair.data.images import (
     ImageError,
@@ -32,6 +31,7 @@ from crosspair.data.images import (
 from crosspair.data.records import Record
 from crosspair.errors import UserError
 from crosspair.storage.files import leads_out
+from crosspair.version import __version__
 
 # At 224 pixels the loss of this quality (42.4 dB) is below that of resizing twice instead of once (41.7 dB).
 QUALITY = 92
@@ -51,7 +51,7 @@ class Converted:
 
 
 # Whatever changes the bytes that come out: pictures of two kinds of converter are not mixed in one data set.
-CONVERTER = f"JPEG {QUALITY}, crosspair {crosspair.__version__}, torch {torch.__version__}, Pillow {PIL.__version__}"
+CONVERTER = f"JPEG {QUALITY}, crosspair {__version__}, torch {torch.__version__}, Pillow {PIL.__version__}"
 
 
 def convert_image(image: Path | bytes, size: int, folder: Path | None = None) -> Converted:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-import crosspair
 from crosspair.data.journal import Place
 from crosspair.data.layout import (
     ARROW_FILE,
@@ -26,6 +25,7 @@ from crosspair.data.layout import (
     split_order,
 )
 from crosspair.data.records import Record
+from crosspair.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -97,7 +97,7 @@ class DataWriter:
         names = split_order(list(self._splits))
         splits = {name: self._splits[name].finish(name) for name in names}
         (self.directory / DATASET_DICT).write_text(json.dumps({"splits": names}))
-        manifest = Manifest(source, size, splits, skipped, duplicates, crosspair.__version__)
+        manifest = Manifest(source, size, splits, skipped, duplicates, __version__)
         (self.directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 

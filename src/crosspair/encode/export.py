@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import crosspair
 from crosspair.encode.openvino_conversion import (
     Encoders,
     Precision,
@@ -37,6 +36,7 @@ from crosspair.encode.towers import PixelTower, TextTower
 from crosspair.errors import UserError
 from crosspair.models.dual_encoder import DualEncoder
 from crosspair.storage.files import refuse_occupied, whole_directory
+from crosspair.version import __version__
 
 Format = Literal["onnx", "openvino", "huggingface"]
 LEAST_COSINE: dict[Precision, float] = {"f32": 0.9999, "bf16": 0.999}  # to PyTorch's embeddings in float32
@@ -94,7 +94,7 @@ def export_model(name: str, kind: Format, output: Path, sample: Sample) -> Agree
         checked: dict[str, Any] = {"on": sample.source}
         checked.update((precision, _plain(found)) for precision, found in agreements.items())
         description = {
-            "crosspair": crosspair.__version__,
+            "crosspair": __version__,
             "format": kind,
             **describe_preprocessing(model),
             "checked": checked,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from torch import Tensor, nn
 
-import crosspair
 from crosspair.data.tokens import SubwordTokenizer, Vocabulary
 from crosspair.data.transforms import ImageInput
 from crosspair.errors import UserError
@@ -19,6 +18,7 @@ from crosspair.models.adapters import merged_state
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from crosspair.models.image_weights import check_state
 from crosspair.storage.files import whole_directory
+from crosspair.version import __version__
 
 if TYPE_CHECKING:
     from crosspair.models.dual_encoder import DualEncoder
@@ -53,7 +53,7 @@ def write_settings(model: "DualEncoder", directory: Path) -> None:
     """All of a model but its weights and its card."""
     config = {
         "format": FORMAT,
-        "crosspair": crosspair.__version__,
+        "crosspair": __version__,
         "model": asdict(model.config),
         "image_input": asdict(model.image_input),
     }

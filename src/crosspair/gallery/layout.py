@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import crosspair
 from crosspair.errors import UserError
 from crosspair.storage.files import full_disk_is_an_error, write_through
+from crosspair.version import __version__
 
 FORMAT = 1
 MANIFEST = "gallery.json"
@@ -91,7 +91,7 @@ class Manifest:
     skipped: list[Skipped] = field(default_factory=list)
     other_files: dict[str, int] = field(default_factory=dict)  # by suffix: files of the folder that are no pictures
     files: dict[str, FileFacts] = field(default_factory=dict)
-    crosspair: str = crosspair.__version__  # that wrote it
+    crosspair: str = __version__  # that wrote it
     format: int = FORMAT
 
 

@@ -17,7 +17,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-import crosspair
 from crosspair.data.records import printable
 from crosspair.errors import UserError
 from crosspair.gallery.gallery import Gallery
@@ -27,6 +26,7 @@ from crosspair.serve.batching import Batcher, Busy
 from crosspair.serve.monitoring import Monitor, Monitoring
 from crosspair.serve.pages import documentation, page_files
 from crosspair.serve.uploads import MAX_SECONDS, Uploads
+from crosspair.version import __version__
 
 TOP = 40
 MAX_TOP = 500
@@ -129,7 +129,7 @@ def create_app(
     app = FastAPI(
         title="crosspair gallery",
         description="Search pictures by a sentence or a picture.",
-        version=crosspair.__version__,
+        version=__version__,
         docs_url=None,  # it would load its parts from another site
         redoc_url=None,
         redirect_slashes=False,
