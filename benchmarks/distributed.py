@@ -43,7 +43,7 @@ def batch_of(images: int, captions: int, num_features: int, rank: int, processes
     image_rows = torch.arange(len(rows)).repeat_interleave(captions)
     lengths = torch.full((len(rows) * captions,), LENGTH)
     text_labels = labels[own].repeat_interleave(captions)
-    return Batch(tokens[texts], lengths, labels[own], text_labels, text_labels, image_rows, features=features[own])
+    return Batch(tokens[texts], lengths, labels[own], text_labels, image_rows, features=features[own])
 
 
 def counted(name: str, counts: dict[str, int]) -> None:

@@ -66,7 +66,7 @@ def random_batch(images: int) -> Batch:
     tokens = torch.randint(2, WORDS, (len(rows), 16))
     tokens[torch.arange(16) >= lengths[:, None]] = 0
     pixels = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8)
-    return Batch(tokens, lengths, torch.arange(images), rows, rows, rows, images=pixels)
+    return Batch(tokens, lengths, torch.arange(images), rows, rows, images=pixels)
 
 
 def start(*arguments: int) -> Connection:

@@ -173,7 +173,7 @@ def fit(training: Training, train: Features, val: Features, seed: int) -> dict[s
         images = image_side(train.images[rows, view])
         texts = text_side(train.captions[torch.from_numpy(np.concatenate(chosen))])
         unread = torch.zeros(len(of), 1, dtype=torch.int64)
-        batch = Batch(unread, unread[:, 0], rows, rows[of], rows[of], of)
+        batch = Batch(unread, unread[:, 0], rows, rows[of], of)
         loss, _ = losses(images, texts, batch)
         adam.zero_grad()
         loss.backward()

@@ -50,9 +50,8 @@ class Batch:
 
     tokens: Tensor  # int64 [m, t]
     lengths: Tensor  # int64 [m]
-    image_labels: Tensor  # int64 [b]
+    image_labels: Tensor  # int64 [b], the label's number among the training labels
     text_labels: Tensor  # int64 [m]
-    classes: Tensor  # int64 [m], the label's number among the training labels
     image_rows: Tensor  # int64 [m], which of the b pictures a caption belongs to
     images: Tensor | None = None  # [b, 3, height, width], values 0..255
     features: Tensor | None = None  # float32 [b, num_features]
@@ -165,18 +164,17 @@ class BatchSource:
         self.tokens = [[tokenize(caption) for caption in captions] for captions in split.captions]
         self.caption_counts = [len(captions) for captions in self.tokens]
         self._first_captions = np.cumsum([0, *self.caption_counts])
-        labels, classes = np.unique(split.labels, return_inverse=True)
-        self.num_classes = len(labels)
-        self._labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
-        self._classes = torch.from_numpy(classes.astype(np.int64))
+        found, numbers = np.unique(split.labels, return_inverse=True)
+        self.num_classes = len(found)
+        self._labels = torch.from_numpy(numbers.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
-    def identities(self) -> list[int]:
+    def labels(self) -> list[int]:
         """The label's number among the training labels, of each picture."""
-        return self._classes.tolist()
+        return self._labels.tolist()
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         """The batch of a plan (named so that a DataLoader with the plans as its sampler can call it)."""
@@ -197,7 +195,7 @@ class BatchSource:
             firsts = self._first_captions[plan.images]
             read = np.concatenate([first + chosen for first, chosen in zip(firsts, plan.captions, strict=True)])
             images["text_features"] = torch.from_numpy(self.text_features[read])
-        return Batch(tokens, lengths, labels, labels[image_rows], self._classes[rows][image_rows], image_rows, **images)
+        return Batch(tokens, lengths, labels, labels[image_rows], image_rows, **images)
 
     def batches(self, plans: Sequence[BatchPlan], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
         """The batches of `plans` in their order; pictures are decoded by `workers` processes (0: here)."""

@@ -70,7 +70,7 @@ def epoch_plan(
         covers=stage.epoch_covers,
         hflip=recipe.hflip,
         seed=seed,
-        identities=source.identities if stage.sampler == "identities" else None,
+        identities=source.labels if stage.sampler == "identities" else None,
         images_per_label=stage.images_per_label,
     )
 

@@ -124,7 +124,7 @@ class MatchingLosses(nn.Module):
         if name == "siglip":
             return siglip_terms(*table, scales["siglip_scale"], scales["siglip_bias"])._asdict()
         assert self.cmpc is not None
-        pairs = (images[batch.image_rows], texts, batch.classes)
+        pairs = (images[batch.image_rows], texts, batch.text_labels)
         sampled, weight = config.cmpc_classes, self.cmpc.weight.chunk(self.heads)[head]
         return cmpc_terms(*pairs, weight, config.label_smoothing, sampled_classes=sampled)._asdict()
 

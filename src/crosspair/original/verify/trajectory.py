@@ -187,7 +187,6 @@ class _Run:
             lengths=torch.from_numpy(batches["lengths"][number]),
             image_labels=labels,
             text_labels=labels,
-            classes=labels,
             image_rows=torch.arange(len(labels)),
             images=torch.from_numpy(batches["images_uint8"][number]).permute(0, 3, 1, 2),
         )
