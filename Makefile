@@ -56,7 +56,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 docs: $(VENV)/.dev
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-* build dist site src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
