@@ -47,8 +47,10 @@ class Entry(Generic[Thing]):
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring."""
-        return (getattr(self.thing, "__doc__", None) or "").strip().partition("\n")[0]
+        """Its attribute `summary`, or else the first line of its docstring."""
+        summary = getattr(self.thing, "summary", None)
+        text = summary if isinstance(summary, str) else getattr(self.thing, "__doc__", None) or ""
+        return text.strip().partition("\n")[0]
 
 
 class Registry(Generic[Thing]):
@@ -72,6 +74,9 @@ class Registry(Generic[Thing]):
         Raises UserError when the name is taken by something that was defined elsewhere.
         """
 
+        # An object's own module is that of its class; what registers it is the module that calls.
+        module = str(sys._getframe(1).f_globals.get("__name__"))
+
         def add(thing: Registered) -> Registered:
             known = self._entries.get(name)
             if known is not None and _home(known.thing) != _home(thing):
@@ -79,9 +84,11 @@ class Registry(Generic[Thing]):
                     f"the {self.kind} '{name}' is registered twice, by {_home(known.thing)} and {_home(thing)}; "
                     "rename one of them"
                 )
-            if name in self._built_in and getattr(thing, "__module__", None) != self._built_in[name]:
+            if name in self._built_in and module != self._built_in[name]:
                 raise UserError(f"'{name}' is a built-in {self.kind}; give your own another name")
-            self._entries[name] = Entry(name, thing, _loading[-1] if _loading else None)  # type: ignore[arg-type]
+            # A plugin's imports may be the first to load the module of something built in, which isn't the plugin's.
+            plugin = _loading[-1] if _loading and name not in self._built_in else None
+            self._entries[name] = Entry(name, thing, plugin)  # type: ignore[arg-type]
             return thing
 
         return add
@@ -215,11 +222,20 @@ LOSSES: Registry[Any] = Registry("loss", "losses", _in("losses", "cmpm", "cmpc",
 IMAGE_ENCODERS: Registry[Any] = Registry("image encoder", "image_encoders", {})
 TEXT_ENCODERS: Registry[Any] = Registry("text encoder", "text_encoders", {})
 READERS: Registry[Any] = Registry("data format", "readers", {})
-PROTOCOLS: Registry[Any] = Registry("protocol", "protocols", {})
+_PUBLISHED = ("flickr30k-1k", "coco-5k", "coco-1k-5fold", "cuhk-pedes", "icfg-pedes", "rstpreid", "cub", "flowers")
+PROTOCOLS: Registry[Any] = Registry(
+    "protocol",
+    "protocols",
+    {
+        "plain": "crosspair.evaluation.protocols",
+        **dict.fromkeys(_PUBLISHED, "crosspair.evaluation.published"),
+        "eccv-caption": "crosspair.evaluation.eccv",
+    },
+)
 SAMPLERS: Registry[Any] = Registry("sampler", "samplers", {})
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers", {})
 SCHEDULES: Registry[Any] = Registry("schedule", "schedules", {})
-ENGINES: Registry[Any] = Registry("search engine", "engines", {})
+ENGINES: Registry[Any] = Registry("search engine", "engines", _in("gallery.engines", "exact", "hnsw", "milvus"))
 
 register_loss = LOSSES.register
 register_image_encoder = IMAGE_ENCODERS.register

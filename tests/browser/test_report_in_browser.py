@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, evaluate_protocol
+from crosspair.evaluation.protocols import PLAIN
 from crosspair.report.page import write_report
 
 IMAGES = 60
@@ -47,7 +47,7 @@ def address(tmp_path_factory) -> str:
         title="a run on val",
         facts={"Recipe": "made up"},
         embeddings=data,
-        evaluation=evaluate_protocol(PLAIN, data),
+        evaluation=PLAIN.evaluate(data),
         captions=captions,
         thumbnail=image,
         history=history,

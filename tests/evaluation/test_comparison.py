@@ -12,7 +12,7 @@ from crosspair import UserError
 from crosspair.evaluation.comparison import compare
 from crosspair.evaluation.comparison_tables import describe_groups, to_csv, to_latex, to_markdown, to_text, write_tables
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, evaluate_protocol
+from crosspair.evaluation.protocols import PLAIN, find_protocol
 from crosspair.evaluation.results import StoredResult
 from crosspair.evaluation.uncertainty import RSUM
 
@@ -24,7 +24,7 @@ def stored(name, noise=1.0, seed=0, recipe=None, protocol=PLAIN, **facts):
     rows = np.repeat(np.arange(40), 3)
     images = np.random.default_rng(99).normal(size=(40, 5))
     texts = images[rows] + noise * random.normal(size=(120, 5))
-    evaluation = evaluate_protocol(protocol, Embeddings.checked(images, texts, labels, labels[rows], rows))
+    evaluation = protocol.evaluate(Embeddings.checked(images, texts, labels, labels[rows], rows))
     known = {"model": f"{name}/model", "split": "test", "protocol": protocol.name, "metric": "cosine"}
     of_recipe = {"recipe": recipe.split("@")[0], "seed": seed, "recipe_checksum": recipe} if recipe else {}
     known |= {"checksum": "data", "labels_checksum": "labels", **of_recipe, **facts}
@@ -66,7 +66,7 @@ def test_differences_are_those_to_the_first_group(comparison):
 
 
 def test_the_metrics_are_those_the_protocol_reports():
-    runs = [stored("a", protocol=PROTOCOLS["rstpreid"]), stored("b", 2, protocol=PROTOCOLS["rstpreid"])]
+    runs = [stored("a", protocol=find_protocol("rstpreid")), stored("b", 2, protocol=find_protocol("rstpreid"))]
     found = compare(runs, resamples=50)
     assert [metric for _, metric in found.names] == ["R@1", "R@5", "R@10", "mAP", "mINP"]
     assert compare([stored("a"), stored("b")], resamples=50).names[-1] == RSUM

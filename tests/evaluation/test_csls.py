@@ -9,7 +9,8 @@ from crosspair.cli import main
 from crosspair.errors import UserError
 from crosspair.evaluation.csls import csls_vectors, evaluate_csls
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, evaluate_protocol
+from crosspair.evaluation.protocols import PLAIN, find_protocol
+from crosspair.evaluation.published import FixedSplit
 
 
 def noisy_pairs(num_images=40, texts_each=3, dimension=12, seed=0):
@@ -82,12 +83,12 @@ def test_a_hub_is_held_down():
     hub = np.append(np.ones(20), 0)
     texts = np.concatenate([images + np.append(np.zeros(20), 1.3), hub[None]])
     embeddings = Embeddings.checked(images, texts, np.arange(20), np.append(np.arange(20), 0))
-    assert evaluate_protocol(PLAIN, embeddings).result.image_to_text.recall(1) == 5  # the one that the hub describes
+    assert PLAIN.evaluate(embeddings).result.image_to_text.recall(1) == 5  # the one that the hub describes
     assert evaluate_csls(PLAIN, embeddings).image_to_text.recall(1) == 100
 
 
 def test_each_fold_is_ranked_by_its_own_queries():
-    protocol = Protocol("halves", "two folds", "here", num_images=60, folds=2)
+    protocol = FixedSplit("halves", "two folds", "here", num_images=60, folds=2)
     images, texts, labels, text_labels = noisy_pairs(num_images=60)
     pooled = evaluate_csls(protocol, Embeddings.checked(images, texts, labels, text_labels))
     recalls = []
@@ -101,7 +102,7 @@ def test_each_fold_is_ranked_by_its_own_queries():
 def test_a_protocol_of_lists_is_refused():
     images, texts, labels, text_labels = noisy_pairs()
     with pytest.raises(UserError, match="eccv-caption judges by its own lists; evaluate it without --csls"):
-        evaluate_csls(PROTOCOLS["eccv-caption"], Embeddings.checked(images, texts, labels, text_labels))
+        evaluate_csls(find_protocol("eccv-caption"), Embeddings.checked(images, texts, labels, text_labels))
 
 
 def test_such_a_protocol_is_refused_before_anything_is_read(capsys):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from crosspair.evaluation.embeddings import read_embeddings
-from crosspair.evaluation.protocols import PROTOCOLS
+from crosspair.registry import PROTOCOLS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -85,5 +85,5 @@ def test_each_snippet_writes_a_file_that_can_be_read(others, memory_split, monke
 
 
 def test_every_protocol_is_described():
-    for name in PROTOCOLS:
+    for name in PROTOCOLS.names():
         assert f"`{name}`" in PAGE

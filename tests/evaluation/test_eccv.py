@@ -10,11 +10,11 @@ from crosspair import UserError
 from crosspair.evaluation import eccv
 from crosspair.evaluation.eccv import data_directory
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PROTOCOLS, arrange, evaluate_protocol
+from crosspair.evaluation.protocols import arrange, find_protocol
 from crosspair.evaluation.results import read_result, write_result
 from crosspair.evaluation.uncertainty import bootstrap
 
-PROTOCOL = PROTOCOLS["eccv-caption"]
+PROTOCOL = find_protocol("eccv-caption")
 
 
 def of_coco(seed=0, **changes):
@@ -38,7 +38,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def found(data):
-    return evaluate_protocol(PROTOCOL, data)
+    return PROTOCOL.evaluate(data)
 
 
 def best(queries, gallery, ids, folds, gallery_folds):
@@ -119,9 +119,9 @@ def test_what_it_needs_is_named_where_it_is_missing(data, monkeypatch):
         ({"image_ids": np.arange(5000)}, r"5,000 images of COCO's test split by their ids, \d,\d+ are missing"),
     ):
         with pytest.raises(UserError, match=sentence):
-            evaluate_protocol(PROTOCOL, of_coco(**changes))
+            PROTOCOL.evaluate(of_coco(**changes))
     with pytest.raises(UserError, match="take coco-5k for that"):
         arrange(PROTOCOL, data)
     monkeypatch.setattr(eccv.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install eccv-caption"):
-        evaluate_protocol(PROTOCOL, data)
+        PROTOCOL.evaluate(data)

@@ -7,9 +7,11 @@ import pytest
 
 from crosspair import UserError, evaluate_retrieval
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, choose_protocol, evaluate_protocol, find_protocol
+from crosspair.evaluation.protocols import PLAIN, choose_protocol, find_protocol
+from crosspair.evaluation.published import FixedSplit
+from crosspair.registry import PROTOCOLS
 
-FOLDS = Protocol("small-5fold", "", "", num_images=40, captions=3, folds=5)  # coco-1k-5fold in small
+FOLDS = FixedSplit("small-5fold", "", "", num_images=40, captions=3, folds=5)  # coco-1k-5fold in small
 
 
 def correlated(labels, texts_each, dimension=8, noise=1.5, seed=0):
@@ -52,8 +54,9 @@ def test_the_protocol_is_chosen_from_the_source_and_the_split(source, split, num
 
 def test_every_protocol_is_found_by_its_name_and_has_a_reference_and_metrics_there_are():
     small = correlated(np.arange(6) // 2, 2)
-    for name, protocol in PROTOCOLS.items():
-        assert find_protocol(name) is protocol
+    for name in PROTOCOLS.names():
+        protocol = find_protocol(name)
+        assert protocol.name == name
         assert protocol.reference
         assert protocol.summary
         result = evaluate_retrieval(small.images, small.texts, small.image_labels, small.text_labels, (1, 5, 10))
@@ -63,7 +66,7 @@ def test_every_protocol_is_found_by_its_name_and_has_a_reference_and_metrics_the
 
 def test_plain_is_evaluate_retrieval():
     data = correlated(np.arange(30), 2)
-    found = evaluate_protocol(PLAIN, data)
+    found = PLAIN.evaluate(data)
     expected = evaluate_retrieval(data.images, data.texts, data.image_labels, data.text_labels)
     assert found.to_dict() == {"protocol": "plain", **expected.to_dict()}
     assert found.image_clusters.tolist() == list(range(30))
@@ -72,7 +75,7 @@ def test_plain_is_evaluate_retrieval():
 
 def test_the_five_folds_are_consecutive_blocks_and_are_averaged():
     data = correlated(np.random.default_rng(1).permutation(40), 3)
-    found = evaluate_protocol(FOLDS, data)
+    found = FOLDS.evaluate(data)
     assert len(found.folds) == 5
     for number, fold in enumerate(found.folds):
         images, texts = slice(8 * number, 8 * number + 8), slice(24 * number, 24 * number + 24)
@@ -89,9 +92,9 @@ def test_the_five_folds_are_consecutive_blocks_and_are_averaged():
 
 
 def test_coco_has_five_folds_of_a_thousand_pictures():
-    protocol = PROTOCOLS["coco-1k-5fold"]
+    protocol = find_protocol("coco-1k-5fold")
     data = correlated(np.arange(5000), 5, dimension=2)
-    found = evaluate_protocol(protocol, data)
+    found = protocol.evaluate(data)
     assert [fold.text_to_image.ranks.gallery_size for fold in found.folds] == [1000] * 5
     assert [fold.image_to_text.ranks.gallery_size for fold in found.folds] == [5000] * 5
     assert "coco-1k-5fold" in found.to_table()
@@ -100,10 +103,10 @@ def test_coco_has_five_folds_of_a_thousand_pictures():
 
 def test_only_the_first_captions_of_a_picture_count():
     """The sixth caption of COCO's few pictures with more is left out, wherever it stands in the file."""
-    protocol = Protocol("first-two", "", "", num_images=3, captions=2)
+    protocol = FixedSplit("first-two", "", "", num_images=3, captions=2)
     images, labels = np.eye(3), np.arange(3)
     texts, text_labels = np.eye(3)[[0, 1, 2, 0, 1, 2, 1]], np.array([0, 1, 2, 0, 1, 2, 0])
-    found = evaluate_protocol(protocol, Embeddings.checked(images, texts, labels, text_labels)).result
+    found = protocol.evaluate(Embeddings.checked(images, texts, labels, text_labels)).result
     assert found.image_to_text.ranks.gallery_size == 6
     assert found.text_to_image.value("R@1") == 100
 
@@ -111,7 +114,7 @@ def test_only_the_first_captions_of_a_picture_count():
 @pytest.mark.parametrize("name", ["cuhk-pedes", "icfg-pedes", "rstpreid"])
 def test_every_picture_of_a_person_is_right(name):
     data = correlated([0, 0, 0, 1, 1, 2, 2, 2, 2, 3], 2)
-    found = evaluate_protocol(PROTOCOLS[name], data)
+    found = find_protocol(name).evaluate(data)
     scores = unit(data.texts) @ unit(data.images).T
     matches = np.array([data.image_labels[np.argsort(-row)] for row in scores]) == data.text_labels[:, None]
     last = [np.flatnonzero(row)[-1] + 1 for row in matches]
@@ -126,7 +129,7 @@ def test_every_picture_of_a_person_is_right(name):
 def test_a_class_is_the_mean_of_its_sentences(name):
     labels = np.repeat([3, 0, 7], [80, 60, 70])
     data = correlated(labels, 2, noise=3)
-    found = evaluate_protocol(PROTOCOLS[name], data)
+    found = find_protocol(name).evaluate(data)
     means = np.array([data.texts[data.text_labels == label].mean(0) for label in (0, 3, 7)])
     scores = unit(data.images) @ unit(means).T
     accuracy = (np.array([0, 3, 7])[scores.argmax(1)] == labels).mean() * 100
@@ -140,7 +143,7 @@ def test_a_class_is_the_mean_of_its_sentences(name):
 
 def test_where_the_pictures_of_texts_are_unknown_the_labels_are_the_clusters():
     data = correlated([0, 0, 1, 2], 2)
-    found = evaluate_protocol(PLAIN, Embeddings.checked(data.images, data.texts, data.image_labels, data.text_labels))
+    found = PLAIN.evaluate(Embeddings.checked(data.images, data.texts, data.image_labels, data.text_labels))
     assert found.image_clusters.tolist() == [0, 0, 1, 2]
     assert found.text_clusters.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
 
@@ -155,10 +158,10 @@ def test_where_the_pictures_of_texts_are_unknown_the_labels_are_the_clusters():
 )
 def test_what_does_not_fit_a_protocol_is_one_sentence(labels, texts_each, sentence):
     with pytest.raises(UserError, match=sentence) as error:
-        evaluate_protocol(FOLDS, correlated(labels, texts_each))
+        FOLDS.evaluate(correlated(labels, texts_each))
     assert "--protocol plain" in str(error.value)
 
 
 def test_an_unknown_protocol_brings_those_there_are():
-    with pytest.raises(UserError, match="no protocol 'coco'; expected one of plain, flickr30k-1k, coco-5k"):
+    with pytest.raises(UserError, match="no protocol 'coco' .*; expected one of coco-1k-5fold, coco-5k, cub"):
         find_protocol("coco")

@@ -7,7 +7,8 @@ import pytest
 
 from crosspair import UserError
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, evaluate_protocol
+from crosspair.evaluation.protocols import PLAIN, find_protocol
+from crosspair.evaluation.published import FixedSplit
 from crosspair.evaluation.results import labels_checksum, ranks_path, read_result, write_result
 from crosspair.evaluation.uncertainty import bootstrap
 
@@ -17,7 +18,7 @@ def evaluated(protocol=PLAIN):
     labels, rows = np.arange(30) // 3, np.repeat(np.arange(30), 2)
     images = random.normal(size=(30, 4))
     texts = images[rows] + random.normal(size=(60, 4))
-    return evaluate_protocol(protocol, Embeddings.checked(images, texts, labels, labels[rows], rows))
+    return protocol.evaluate(Embeddings.checked(images, texts, labels, labels[rows], rows))
 
 
 @pytest.fixture
@@ -30,12 +31,12 @@ def stored(tmp_path):
 
 @pytest.mark.parametrize("name", ["plain", "icfg-pedes", "cub"])
 def test_a_stored_result_has_the_values_of_every_query(tmp_path, name):
-    found = evaluated(PROTOCOLS[name])
+    found = evaluated(find_protocol(name))
     intervals = bootstrap(found, 50)
     write_result(tmp_path / "result.json", found, intervals, {"model": "runs/one"})
     read = read_result(tmp_path / "result.json")
     assert read.evaluation.to_dict() == found.to_dict()
-    assert read.evaluation.protocol == PROTOCOLS[name]
+    assert read.evaluation.protocol == find_protocol(name)
     assert bootstrap(read.evaluation, 50) == intervals
     assert read.facts["model"] == "runs/one"
     assert read.facts["intervals"]["image_to_text"] == intervals.to_dict()["image_to_text"]
@@ -43,10 +44,8 @@ def test_a_stored_result_has_the_values_of_every_query(tmp_path, name):
 
 
 def test_folds_are_pooled_and_stand_in_the_json(tmp_path):
-    from crosspair.evaluation.protocols import Protocol
-
-    small = Protocol("plain", "", "", num_images=10, captions=1, folds=2)
-    found = evaluate_protocol(small, Embeddings.checked(np.eye(10), np.eye(10), np.arange(10), np.arange(10)))
+    small = FixedSplit("plain", "", "", num_images=10, captions=1, folds=2)
+    found = small.evaluate(Embeddings.checked(np.eye(10), np.eye(10), np.arange(10), np.arange(10)))
     write_result(tmp_path / "result.json", found, bootstrap(found, 50), {})
     assert len(read_result(tmp_path / "result.json").facts["folds"]) == 2
 

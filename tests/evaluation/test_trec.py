@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, Protocol, arrange, evaluate_protocol
+from crosspair.evaluation.protocols import PLAIN, Protocol, arrange
+from crosspair.evaluation.published import FixedSplit
 from crosspair.evaluation.trec import _strictly_descending, write_trec
 
 DIRECTIONS = ("image_to_text", "text_to_image")
-EXTRA = Protocol("all", "", "", extra=("mINP", "nDCG", "AP@5", "AP@50"))
+EXTRA = Protocol("all", text_to_image=("mINP", "nDCG", "AP@5", "AP@50"))
 
 
 def small(labels, texts_each=2, levels=None, seed=0):
@@ -46,7 +47,7 @@ def read(prefix, direction):
 @pytest.mark.parametrize("levels", [None, 1])
 def test_the_places_of_positives_are_ours(tmp_path, metric, levels):
     data = small(np.arange(30) // 2, levels=levels)
-    found = evaluate_protocol(EXTRA, data, metric).result
+    found = EXTRA.evaluate(data, metric).result
     write_trec(tmp_path / "x", arrange(EXTRA, data), metric)
     for direction, names in zip(DIRECTIONS, (data.image_names, data.text_names), strict=True):
         run, right = read(tmp_path / "x", direction)
@@ -75,7 +76,7 @@ def test_each_fold_ranks_its_own_pictures_and_names_have_no_white_space(tmp_path
     labels = np.arange(4)
     names = ("a b", "a%20b", "c", "d")
     data = Embeddings.checked(np.eye(4), np.eye(4), labels, labels, None, names, ("t 0", "t1", "t2", "t3"))
-    folds = Protocol("two", "", "", num_images=4, captions=1, folds=2)
+    folds = FixedSplit("two", "", "", num_images=4, captions=1, folds=2)
     write_trec(tmp_path / "folder" / "x", arrange(folds, data))
     run, right = read(tmp_path / "folder" / "x", "image_to_text")
     assert {query: {item for _, _, item in items} for query, items in run.items()} == {
@@ -104,7 +105,7 @@ def test_ir_measures_agrees(tmp_path):
 
     names = {Success @ 1: "R@1", Success @ 10: "R@10", P @ 5: "AP@5", P @ 50: "AP@50", AP: "mAP", nDCG: "nDCG"}
     for data in (small(np.arange(60) // 3), small(np.arange(80), 1, levels=1)):
-        found = evaluate_protocol(EXTRA, data).result
+        found = EXTRA.evaluate(data).result
         write_trec(tmp_path / "x", arrange(EXTRA, data))
         for direction in DIRECTIONS:
             qrels, run = (str(tmp_path / f"x.{direction}.{suffix}") for suffix in ("qrels", "run"))
@@ -133,7 +134,7 @@ def test_ranx_agrees(tmp_path):
     names = {"hit_rate@1": "R@1", "hit_rate@10": "R@10", "precision@5": "AP@5", "map": "mAP", "ndcg": "nDCG"}
     cases = []
     for case, data in enumerate((small(np.arange(60) // 3), small(np.arange(80), 1, levels=1))):
-        found = evaluate_protocol(EXTRA, data).result
+        found = EXTRA.evaluate(data).result
         write_trec(tmp_path / f"{case}", arrange(EXTRA, data))
         cases += [(tmp_path / f"{case}.{direction}", getattr(found, direction)) for direction in DIRECTIONS]
     # Compiling ranx's functions takes a minute, running them as plain Python a moment.

@@ -8,7 +8,7 @@ import pytest
 
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
-from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, Evaluation, evaluate_protocol
+from crosspair.evaluation.protocols import Evaluation, PLAIN, find_protocol
 from crosspair.evaluation.ranking import PositiveRanks
 from crosspair.evaluation.uncertainty import (
     RSUM,
@@ -31,11 +31,11 @@ def evaluated(num_images=60, texts_each=5, noise=1.2, seed=0, shared=0.0, protoc
     common = random.normal(size=(num_images, 6))[rows]
     own = random.normal(size=(len(rows), 6))
     texts = images[rows] + noise * (shared * common + (1 - shared) * own)
-    return evaluate_protocol(protocol, Embeddings.checked(images, texts, labels, labels[rows], rows))
+    return protocol.evaluate(Embeddings.checked(images, texts, labels, labels[rows], rows))
 
 
 def test_every_metric_has_an_interval_around_its_value():
-    found = evaluated(labels=np.arange(60) // 2, protocol=PROTOCOLS["rstpreid"])
+    found = evaluated(labels=np.arange(60) // 2, protocol=find_protocol("rstpreid"))
     intervals = bootstrap(found, resamples=400)
     values = found.to_dict()
     written = intervals.to_dict()
@@ -175,7 +175,7 @@ def test_groups_are_compared_by_their_means_over_seeds():
 
 
 def test_the_table_shows_what_the_protocol_reports():
-    found = evaluated(labels=np.arange(60) // 2, protocol=PROTOCOLS["rstpreid"])
+    found = evaluated(labels=np.arange(60) // 2, protocol=find_protocol("rstpreid"))
     lines = bootstrap(found, 100).to_table(found).splitlines()
     assert "60 clusters of queries drawn 100 times" in lines[0]
     assert len(lines) == 2

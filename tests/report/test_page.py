@@ -13,7 +13,8 @@ from PIL import Image
 
 from crosspair import UserError
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, evaluate_protocol
+from crosspair.evaluation.protocols import PLAIN, find_protocol
+from crosspair.evaluation.published import FixedSplit
 from crosspair.report.page import write_report
 
 
@@ -78,7 +79,7 @@ def report(tmp_path):
             "title": "a run on val",
             "facts": {"Recipe": "small"},
             "embeddings": data,
-            "evaluation": evaluate_protocol(protocol, data, metric),
+            "evaluation": protocol.evaluate(data, metric),
             "captions": [f"caption {row} of picture {row // 2}" for row in range(len(data.texts))],
             "thumbnail": image,
             "history": [],
@@ -203,7 +204,7 @@ def test_the_same_input_gives_the_same_page(report):
 def test_failures_are_the_queries_whose_right_item_is_last(report):
     data = embeddings(noise=2.0)
     _, page = report(data)
-    first = evaluate_protocol(PLAIN, data).result.text_to_image.ranks.first
+    first = PLAIN.evaluate(data).result.text_to_image.ranks.first
     (section,) = [section for section in page.all("section") if section["id"] == "failures"]
     assert f"first right picture at rank {first.max()} of 40" in section["text"]
     assert section["text"].count("first right") == 16
@@ -222,7 +223,7 @@ def test_the_map_shows_a_sample_of_many_pictures_and_says_so(report, monkeypatch
 def test_a_point_of_the_map_tells_its_rank_and_what_was_found_instead(report):
     data = embeddings(noise=1.5)
     _, page = report(data)
-    first = evaluate_protocol(PLAIN, data).result.image_to_text.ranks.first
+    first = PLAIN.evaluate(data).result.image_to_text.ranks.first
     points = [e for e in page.all("path", "point") if "data-x" in e]
     for rank, point in zip(first, points, strict=True):
         assert f"at rank {rank} of 80" in point["data-note1"]
@@ -245,16 +246,16 @@ def test_recall_is_broken_down_where_lengths_and_counts_vary(report):
 
 
 def test_the_protocol_is_named_and_its_numbers_are_those_of_the_table(report):
-    folds = Protocol("four-folds", "four blocks", "a reference", num_images=40, captions=2, folds=4)
+    folds = FixedSplit("four-folds", "four blocks", "a reference", num_images=40, captions=2, folds=4)
     data = embeddings()
     _, page = report(data, folds)
     table = page.all("table")[0]["text"]
-    assert f"{evaluate_protocol(folds, data).result.rsum:.1f}" in table
+    assert f"{folds.evaluate(data).result.rsum:.1f}" in table
     assert "four-folds: four blocks" in page.all("dl", "facts")[0]["text"]
     cards = [card["text"] for card in page.all("article", "query")]
     assert all("of 40" in text or "of 80" in text for text in cards)  # examples look through everything
     classes = embeddings(labels=np.arange(40) // 4)
-    assert "10 classes and 40 pictures" in report(classes, PROTOCOLS["cub"])[1].all("section")[0]["text"]
+    assert "10 label means and 40 pictures" in report(classes, find_protocol("cub"))[1].all("section")[0]["text"]
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])

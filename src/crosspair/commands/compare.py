@@ -7,6 +7,7 @@ from crosspair.commands.evaluate import measure_model, model_checksum, own_path
 from crosspair.errors import UserError
 from crosspair.evaluation.comparison import compare
 from crosspair.evaluation.comparison_tables import to_text, write_tables
+from crosspair.evaluation.protocols import plugin_facts
 from crosspair.evaluation.results import StoredResult, read_result
 
 
@@ -39,11 +40,14 @@ def _result(name: str, data: Path | None, split_name: str, protocol_name: str | 
 
 
 def _is_current(stored: StoredResult, name: str, data: Path | None, split_name: str) -> bool:
-    """Whether a RUN's model and the data are still those it was evaluated with."""
+    """Whether a RUN's model, the data and the plugin of its protocol are still those it was evaluated with."""
     from crosspair.data.dataset import open_data
     from crosspair.training.run import model_directory
 
     if stored.facts.get("model_checksum") != model_checksum(model_directory(name)):
+        return False
+    own = plugin_facts(stored.evaluation.protocol)
+    if stored.facts.get("protocol_plugin") != own.get("protocol_plugin"):
         return False
     return data is None or stored.facts.get("checksum") == open_data(data).split(split_name).checksum
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from crosspair.errors import UserError
 from crosspair.evaluation.counting import Counting
-from crosspair.evaluation.csls import check_csls, evaluate_csls
-from crosspair.evaluation.eccv import check_lists, coco_image_ids
+from crosspair.evaluation.csls import evaluate_csls
+from crosspair.evaluation.eccv import coco_image_ids
 from crosspair.evaluation.embeddings import Embeddings, read_embeddings
 from crosspair.evaluation.metrics import MetricDefinition
 from crosspair.evaluation.protocols import (
@@ -21,11 +21,10 @@ from crosspair.evaluation.protocols import (
     Protocol,
     Task,
     arrange,
-    check_fits,
     choose_protocol,
-    evaluate_protocol,
     evaluation_of,
     find_protocol,
+    plugin_facts,
 )
 from crosspair.evaluation.ranking import prepare_counting, ranks_of
 from crosspair.evaluation.results import labels_checksum, ranks_path, write_result
@@ -97,8 +96,8 @@ def _evaluate_model(options: Namespace) -> str:
         raise UserError("--shard and --merge are for --embeddings; evaluate RUN as a whole")
     if options.output is not None:
         refuse_directory(options.output)  # before everything is encoded
-    if options.csls and options.protocol:
-        check_csls(find_protocol(options.protocol))
+    if options.protocol:
+        _check_tasks(options, find_protocol(options.protocol))
     split_name = options.split or "test"
     measured = measure_model(options.model, options.data, split_name, options.metric_definition, options.protocol)
     if options.csls:
@@ -111,10 +110,11 @@ def _evaluate_model(options: Namespace) -> str:
 def _evaluate_embeddings(options: Namespace) -> str:
     """The table of a file or a directory of embeddings and labels."""
     protocol = _named_protocol(options)
+    _check_tasks(options, protocol)
     _refuse_to_replace(options.embeddings, options.output)
     embeddings = read_embeddings(options.embeddings)
     definition, device = options.metric_definition, options.device
-    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, device=device, progress=True)
+    evaluation = protocol.evaluate(embeddings, metric_definition=definition, device=device, progress=True)
     measured = _measured(evaluation, embeddings, {"embeddings": str(options.embeddings)})
     if options.csls:
         measured = measured.with_csls(device)
@@ -163,6 +163,13 @@ def _named_protocol(options: Namespace) -> Protocol:
     return find_protocol(options.protocol) if options.protocol else PLAIN
 
 
+def _check_tasks(options: Namespace, protocol: Protocol) -> None:
+    """Before anything is encoded or ranked: whether the protocol has what the options rank or export."""
+    for option, given in (("--csls", options.csls), ("--trec", options.trec)):
+        if given:
+            protocol.check_tasks(option)
+
+
 def measure_model(
     name: str, data: Path, split_name: str, definition: MetricDefinition = "exact", protocol_name: str | None = None
 ) -> Measured:
@@ -177,9 +184,8 @@ def measure_model(
     split = opened.split(split_name)
     protocol = named or choose_protocol(str(opened.manifest.source.get("format", "")), split_name, len(split))
     counts = [len(captions) for captions in split.captions]
-    check_fits(protocol, split.labels, np.repeat(split.labels, counts))  # before everything is encoded
-    if protocol.listed:
-        check_lists(with_ids=split.caption_ids is not None)
+    text_labels = np.repeat(split.labels, counts)
+    protocol.check(split.labels, text_labels, with_ids=split.caption_ids is not None)  # before everything is encoded
     embeddings = embed(DualEncoder.from_pretrained(directory), split)
     facts = {
         "model": directory,
@@ -189,11 +195,12 @@ def measure_model(
         "split": split_name,
         "checksum": split.checksum,
     }
-    evaluation = evaluate_protocol(protocol, embeddings, metric_definition=definition, progress=True)
+    evaluation = protocol.evaluate(embeddings, metric_definition=definition, progress=True)
     return _measured(evaluation, embeddings, facts)
 
 
 def _single_task(protocol: Protocol, embeddings: Embeddings, device: str) -> tuple[Task, Counting]:
+    protocol.check_tasks("--shard")
     tasks = arrange(protocol, embeddings)
     if len(tasks) > 1:
         raise UserError(f"protocol {protocol.name} has {len(tasks)} folds, small ones; evaluate them without --shard")
@@ -274,5 +281,6 @@ def _measured(evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, A
         "images": len(embeddings.images),
         "captions": len(embeddings.texts),
         "labels_checksum": labels_checksum(embeddings.image_labels, embeddings.text_labels),
+        **plugin_facts(evaluation.protocol),
     }
     return Measured(evaluation, embeddings, {"crosspair": __version__, **facts, **more})

@@ -6,7 +6,7 @@ from pathlib import Path
 from crosspair.commands.evaluate import embed
 from crosspair.data.dataset import Data, open_data
 from crosspair.errors import UserError
-from crosspair.evaluation.protocols import Evaluation, choose_protocol, evaluate_protocol
+from crosspair.evaluation.protocols import Evaluation, choose_protocol
 from crosspair.models.dual_encoder import DualEncoder
 from crosspair.report.page import write_report
 from crosspair.training.log import read_metrics
@@ -40,7 +40,7 @@ def write_run_report(path: Path, run: Path, model: DualEncoder, data: Data, spli
     split = data.split(split_name)
     protocol = choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
     embeddings = embed(model, split)
-    evaluation = evaluate_protocol(protocol, embeddings)
+    evaluation = protocol.evaluate(embeddings)
     facts = {
         "Recipe": f"{recipe.name}: {recipe.summary}",
         "Split": f"{split_name}, {len(embeddings.images):,} pictures with {len(embeddings.texts):,} captions",

@@ -95,8 +95,13 @@ def _check_comparable(results: Sequence[StoredResult]) -> None:
                     f"{name_of(result)} was evaluated {what} {result.facts.get(key)}, {name_of(first)} {what} "
                     f"{first.facts.get(key)}; evaluate both alike"
                 )
-        prints = [each.facts["checksum"] for each in (first, result) if each.facts.get("checksum")]
-        if len(set(prints)) > 1 or result.facts.get("labels_checksum") != first.facts.get("labels_checksum"):
+        if result.facts.get("protocol_plugin") != first.facts.get("protocol_plugin"):
+            raise UserError(
+                f"{name_of(result)} and {name_of(first)} were evaluated by different versions of the protocol "
+                f"{first.facts.get('protocol')}; evaluate both with the plugin as it is now"
+            )
+        checksums = [each.facts["checksum"] for each in (first, result) if each.facts.get("checksum")]
+        if len(set(checksums)) > 1 or result.facts.get("labels_checksum") != first.facts.get("labels_checksum"):
             raise UserError(
                 f"{name_of(result)} was evaluated on other pictures or captions than {name_of(first)}; "
                 "evaluate both on the same split of the same DATA"

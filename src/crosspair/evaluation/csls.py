@@ -25,16 +25,10 @@ def evaluate_csls(
 
     device: as `rank_positives` takes it. Raises UserError for a protocol whose judgements are lists.
     """
-    check_csls(protocol)
+    protocol.check_tasks("--csls")
     tasks = arrange(protocol, embeddings)
     ranks = [_ranks(task.embeddings, device) for task in tasks]
     return evaluation_of(protocol, tasks, ranks, metric_definition=metric_definition).result
-
-
-def check_csls(protocol: Protocol) -> None:
-    """Raise UserError for a protocol whose judgements are lists."""
-    if protocol.listed:
-        raise UserError(f"protocol {protocol.name} judges by its own lists; evaluate it without --csls")
 
 
 def _ranks(data: Embeddings, device: str) -> tuple[PositiveRanks, PositiveRanks]:

@@ -1,7 +1,7 @@
-"""ECCV Caption: COCO's 5,000 test pictures with far more right answers than their own five captions.
+"""ECCV Caption: COCO's 5,000 test pictures with far more relevant captions than their own five.
 
 Chun et al., "ECCV Caption: Correcting False Negatives by Collecting Machine-and-Human-verified Image-Caption
-Associations for MS-COCO" (ECCV 2022). What is right is not given by labels, but by lists of COCO's ids, which come with
+Associations for MS-COCO" (ECCV 2022). Relevance is not given by labels, but by lists of COCO's ids, which come with
 the package eccv_caption; so do those of CrissCrossed Captions (Parekh et al., EACL 2021). The package counts from
 ranked lists; here the ranks are counted as everywhere, and ties count against the model.
 """
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from crosspair.errors import UserError
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult
-from crosspair.evaluation.protocols import PROTOCOLS, Evaluation, Protocol, evaluate_protocol
+from crosspair.evaluation.protocols import Evaluation, Protocol, Task, find_protocol
 from crosspair.evaluation.ranking import Metric, PositiveRanks, score_blocks
+from crosspair.registry import register_protocol
 
 _CAPTIONS_EACH = 5
 _ABSENT = -1
@@ -29,59 +30,86 @@ _NO_IDS = (
     "protocol eccv-caption needs COCO's ids of pictures and captions (image_ids, caption_ids), found none; "
     "prepare coco's DATA again with this crosspair, or add them to the file of embeddings"
 )
-_BOTH = {"image_to_text": "image_to_caption", "text_to_image": "caption_to_image"}
+_FILES = (("image_to_text", "image_to_caption"), ("text_to_image", "caption_to_image"))
 
 
 @dataclass(frozen=True)
 class Judgements:
-    """What is right in one direction.
+    """The relevant items of one direction.
 
-    queries [q]: rows, ascending. right: rows of the gallery for each query, -1 for what isn't in it: two captions in
+    queries [q]: rows, ascending. relevant: rows of the gallery for each query, -1 for what isn't in it: two captions in
     ECCV Caption's lists are not among the 25,000, and are never found.
     """
 
     queries: NDArray[np.int64]
-    right: tuple[NDArray[np.int64], ...]
+    relevant: tuple[NDArray[np.int64], ...]
 
 
-def evaluate_eccv(
-    protocol: Protocol, embeddings: Embeddings, metric: Metric = "cosine", definition: MetricDefinition = "exact"
-) -> Evaluation:
-    """ECCV Caption's metrics, with CxC's and COCO's recalls beside them.
+@dataclass(frozen=True)
+class EccvCaption(Protocol):
+    """ECCV Caption's metrics, with CxC's and COCO's recalls beside them."""
 
-    Raises UserError without the package, and unless COCO's ids of the 25,000 captions and 5,000 pictures are there.
-    """
-    directory = data_directory()
-    caption_ids = np.load(directory / "coco_test_ids.npy", allow_pickle=False).astype(np.int64)
-    image_of_caption = _read(directory / "original_caption_to_image.json")
-    image_ids = np.array([image_of_caption[caption][0] for caption in caption_ids[::_CAPTIONS_EACH].tolist()])
-    ordered = _in_order(embeddings, image_ids, caption_ids)
-    both = (image_ids, caption_ids)
-    main = {
-        direction: _judgements(directory / f"eccv_{name}.json", direction, both) for direction, name in _BOTH.items()
-    }
-    other = {
-        direction: _judgements(directory / f"cxc_{name}.json", direction, both) for direction, name in _BOTH.items()
-    }
-    coco = {
-        name: evaluate_protocol(PROTOCOLS[name], ordered, metric, definition).result
-        for name in ("coco-1k-5fold", "coco-5k")
-    }
-    return Evaluation(
-        protocol,
-        _result(ordered, main, metric, protocol.extra, definition),
-        (),
-        main["image_to_text"].queries,
-        main["text_to_image"].queries // _CAPTIONS_EACH,
-        {**coco, "cxc": _result(ordered, other, metric, (), definition)},
+    def check(self, image_labels: NDArray[np.int64], text_labels: NDArray[np.int64], *, with_ids: bool) -> None:
+        data_directory()
+        if not with_ids:
+            raise UserError(_NO_IDS)
+
+    def check_tasks(self, option: str) -> None:
+        raise UserError(
+            f"protocol {self.name} judges by its own lists; evaluate it without {option}, or take coco-5k for that"
+        )
+
+    def arrange(self, task: Task) -> Sequence[Task]:
+        self.check_tasks("tasks")
+        return []
+
+    def evaluate(
+        self,
+        embeddings: Embeddings,
+        metric: Metric = "cosine",
+        metric_definition: MetricDefinition = "exact",
+        *,
+        device: str = "cpu",
+        progress: bool = False,
+    ) -> Evaluation:
+        """Raises UserError without the package, and unless COCO's ids of the captions and images are there.
+
+        device and progress make no difference: the scores are computed on the CPU in seconds.
+        """
+        directory = data_directory()
+        caption_ids = np.load(directory / "coco_test_ids.npy", allow_pickle=False).astype(np.int64)
+        image_of_caption = _read(directory / "original_caption_to_image.json")
+        image_ids = np.array([image_of_caption[caption][0] for caption in caption_ids[::_CAPTIONS_EACH].tolist()])
+        ordered = _in_order(embeddings, image_ids, caption_ids)
+        both = (image_ids, caption_ids)
+        main, cxc = (
+            {direction: _judgements(directory / f"{lists}_{name}.json", direction, both) for direction, name in _FILES}
+            for lists in ("eccv", "cxc")
+        )
+        coco = {
+            name: find_protocol(name).evaluate(ordered, metric, metric_definition).result
+            for name in ("coco-1k-5fold", "coco-5k")
+        }
+        return Evaluation(
+            self,
+            _result(ordered, main, metric, self.extra, metric_definition),
+            (),
+            main["image_to_text"].queries,
+            main["text_to_image"].queries // _CAPTIONS_EACH,
+            {**coco, "cxc": _result(ordered, cxc, metric, (), metric_definition)},
+        )
+
+
+_METRICS = ("mAP@R", "R-Precision", "R@1")
+register_protocol("eccv-caption")(
+    EccvCaption(
+        "eccv-caption",
+        "COCO's 5,000 test pictures with all captions that people found relevant, CxC's and COCO's own beside",
+        "Chun et al., ECCV 2022; CxC: Parekh et al., EACL 2021",
+        _METRICS,
+        _METRICS,
     )
-
-
-def check_lists(with_ids: bool) -> None:
-    """Raise UserError when the package is missing, or COCO's ids are."""
-    data_directory()
-    if not with_ids:
-        raise UserError(_NO_IDS)
+)
 
 
 def coco_image_ids(names: Sequence[str]) -> NDArray[np.int64]:
@@ -109,9 +137,9 @@ def _judgements(path: Path, direction: str, ids: tuple[NDArray[np.int64], NDArra
     lists = _read(path)
     rows = _rows_of(queries, np.array(list(lists)))
     order = np.argsort(rows)
-    ends = np.cumsum([len(right) for right in lists.values()])
-    right = np.split(_rows_of(gallery, np.concatenate(list(lists.values()))), ends[:-1])
-    return Judgements(rows[order], tuple(right[place] for place in order))
+    ends = np.cumsum([len(listed) for listed in lists.values()])
+    relevant = np.split(_rows_of(gallery, np.concatenate(list(lists.values()))), ends[:-1])
+    return Judgements(rows[order], tuple(relevant[place] for place in order))
 
 
 def _in_order(embeddings: Embeddings, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64]) -> Embeddings:
@@ -160,12 +188,12 @@ def _result(
 
 
 def _ranks(blocks: Iterable[tuple[slice, NDArray[Any]]], judged: Judgements, gallery_size: int) -> PositiveRanks:
-    """Ranks of what is listed; what is in no gallery ranks behind it all."""
+    """Ranks of the listed items; those that are not in the gallery rank behind it all."""
     ranks = []
     for some, block in blocks:
-        for scores, right in zip(block, judged.right[some], strict=True):
-            there = right[right != _ABSENT]
+        for scores, relevant in zip(block, judged.relevant[some], strict=True):
+            there = relevant[relevant != _ABSENT]
             counts = (scores >= scores[there][:, None]).sum(1)
-            ranks.append(np.sort(np.append(counts, np.full(len(right) - len(there), gallery_size + 1))))
+            ranks.append(np.sort(np.append(counts, np.full(len(relevant) - len(there), gallery_size + 1))))
     offsets = np.concatenate([[0], np.cumsum([len(each) for each in ranks])])
     return PositiveRanks(np.concatenate(ranks), offsets, gallery_size)

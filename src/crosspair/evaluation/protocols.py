@@ -1,200 +1,193 @@
-"""What exactly is ranked for a published number: the protocols of the field by name.
+"""Protocols: what exactly is ranked for a number, and which metrics are reported with it.
 
-A protocol turns the pictures and texts of a split into one or several retrieval tasks, and says which metrics papers
-report. docs/evaluation.md describes each in full.
+A protocol turns the images and texts of a split into one or several retrieval tasks, or evaluates them in a way of its
+own. `published` registers those of the field, `eccv` the one that judges by lists; docs/evaluation.md describes each.
+A user's own is registered in the same way: a `Protocol`, a subclass of it, or a function from the Task of a whole split
+to the Task (or the list of Tasks) that is ranked.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crosspair.errors import UserError
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult
+from crosspair.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult, check_metric
 from crosspair.evaluation.ranking import Metric, PositiveRanks, rank_positives
+from crosspair.registry import PROTOCOLS, register_protocol
 
-_RECALLS = ("R@1", "R@5", "R@10")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a split is evaluated.
-
-    image_to_text, text_to_image: the metrics that papers report, by direction; others are computed all the same.
-    extra: further metrics of every result. formats: source formats of DATA that it is chosen for.
-    images: how many the test split must have. captions: how many of each picture's are used, the first ones.
-    folds: blocks of consecutive pictures, each evaluated on its own. by_class: a text is the mean of its class's.
-    listed: what is right are lists of COCO's ids, not equal labels; see `eccv`.
-    """
-
-    name: str
-    summary: str
-    reference: str
-    image_to_text: tuple[str, ...] = _RECALLS
-    text_to_image: tuple[str, ...] = _RECALLS
-    extra: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ()
-    num_images: int | None = None
-    captions: int | None = None
-    folds: int = 1
-    by_class: bool = False
-    listed: bool = False
-
-    @property
-    def main(self) -> tuple[tuple[str, str], ...]:
-        """The metrics that papers report, as (direction, name)."""
-        directions = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
-        return tuple((direction, name) for direction, names in directions.items() for name in names)
-
-
-_KARPATHY = "Karpathy and Fei-Fei, CVPR 2015"
-_LABELS = "all pictures of a text's person are right; text to image"
-_CLASSES = "a text query is the mean of its class's sentence embeddings; R@1 of classes, AP@50 of pictures"
-_ECCV = ("mAP@R", "R-Precision", "R@1")
-_REED = "Reed et al., CVPR 2016; Zhang and Lu, ECCV 2018"
-
-
-def _of_persons(name: str, reference: str) -> Protocol:
-    metrics = (*_RECALLS, "mAP", "mINP")
-    return Protocol(name, _LABELS, reference, (), metrics, extra=("mINP",), formats=(name,))
-
-
-def _of_classes(name: str) -> Protocol:
-    return Protocol(name, _CLASSES, _REED, ("R@1",), ("AP@50",), extra=("AP@50",), formats=(name,), by_class=True)
-
-
-PLAIN = Protocol("plain", "every picture and every text of the split", "equal labels match")
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        PLAIN,
-        Protocol(
-            "flickr30k-1k",
-            "the 1,000 test pictures with five captions each",
-            _KARPATHY,
-            formats=("flickr30k",),
-            num_images=1000,
-            captions=5,
-        ),
-        Protocol(
-            "coco-5k",
-            "the 5,000 test pictures with their first five captions",
-            _KARPATHY,
-            formats=("coco",),
-            num_images=5000,
-            captions=5,
-        ),
-        Protocol(
-            "coco-1k-5fold",
-            "five blocks of 1,000 test pictures in file order with their first five captions, averaged",
-            f"{_KARPATHY}; Faghri et al., BMVC 2018",
-            num_images=5000,
-            captions=5,
-            folds=5,
-        ),
-        _of_persons("cuhk-pedes", "Li et al., CVPR 2017"),
-        _of_persons("icfg-pedes", "Ding et al., arXiv:2107.12666"),
-        _of_persons("rstpreid", "Zhu et al., ACM MM 2021"),
-        _of_classes("cub"),
-        _of_classes("flowers"),
-        Protocol(
-            "eccv-caption",
-            "COCO's 5,000 test pictures with the right answers that people found, CxC's and COCO's own beside",
-            "Chun et al., ECCV 2022; CxC: Parekh et al., EACL 2021",
-            _ECCV,
-            _ECCV,
-            extra=("mAP@R", "R-Precision"),
-            listed=True,
-        ),
-    )
-}
-
-
-def find_protocol(name: str) -> Protocol:
-    """Raises UserError with the names there are."""
-    if name not in PROTOCOLS:
-        raise UserError(f"there is no protocol '{name}'; expected one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
-
-
-def choose_protocol(source_format: str, split: str, num_images: int) -> Protocol:
-    """The protocol that a split's numbers are usually reported with, `plain` where there is none.
-
-    source_format: of DATA's crosspair.json. A protocol of a fixed number of pictures is that of a test split of so
-    many.
-    """
-    for protocol in PROTOCOLS.values():
-        fits = protocol.num_images is None or (split == "test" and num_images == protocol.num_images)
-        if source_format in protocol.formats and fits:
-            return protocol
-    return PLAIN
-
-
-def check_fits(protocol: Protocol, image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]) -> None:
-    """Raise UserError unless the pictures and texts are as many as the protocol needs."""
-    if protocol.num_images is None:
-        return
-    if len(image_labels) != protocol.num_images:
-        raise UserError(
-            f"protocol {protocol.name} needs the {protocol.num_images:,} pictures of its test split, found "
-            f"{len(image_labels):,}; choose another split or --protocol plain"
-        )
-    if len(np.unique(image_labels)) != len(image_labels):
-        raise UserError(
-            f"protocol {protocol.name} needs a label of its own for each picture, found some that share theirs; "
-            "number the pictures, or choose --protocol plain"
-        )
-    captions = np.isin(text_labels, image_labels)
-    found = np.bincount(np.searchsorted(np.sort(image_labels), text_labels[captions]), minlength=len(image_labels))
-    fewest = int(found.argmin())
-    if protocol.captions is not None and found[fewest] < protocol.captions:
-        raise UserError(
-            f"protocol {protocol.name} needs {protocol.captions} captions of every picture, found {found[fewest]} of "
-            f"the one with label {np.sort(image_labels)[fewest]}; complete them or choose --protocol plain"
-        )
+RECALLS = ("R@1", "R@5", "R@10")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One gallery for each direction, and for each query the cluster that it is drawn with in a resampling.
+    """What is ranked at a time: images and texts, and for each the cluster that it is drawn with in a resampling.
 
-    image_clusters [n], text_clusters [m]: the picture a query belongs to, or its label where that is unknown.
+    image_clusters [n], text_clusters [m]: the image that a query belongs to, or its label where that is unknown.
     """
 
     embeddings: Embeddings
     image_clusters: NDArray[np.int64]
     text_clusters: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, embeddings: Embeddings) -> "Task":
+        """All images and texts of a split."""
+        if embeddings.text_images is None:
+            return cls(embeddings, embeddings.image_labels, embeddings.text_labels)
+        return cls(embeddings, np.arange(len(embeddings.images)), embeddings.text_images)
+
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Task":
-        """The pictures and texts of these rows."""
+        """The images and texts of these rows, in the given order."""
         return Task(self.embeddings.part(images, texts), self.image_clusters[images], self.text_clusters[texts])
 
 
-def arrange(protocol: Protocol, embeddings: Embeddings) -> list[Task]:
-    """The retrieval tasks of a protocol. Raises UserError when the pictures and texts don't fit it."""
-    if protocol.listed:
-        raise UserError(
-            f"protocol {protocol.name} has no single task that could be exported or divided; take coco-5k for that"
-        )
-    if protocol.by_class:
-        classes = embeddings.averaged_texts()
-        return [Task(classes, classes.image_labels, classes.text_labels)]
-    if embeddings.text_images is None:
-        task = Task(embeddings, embeddings.image_labels, embeddings.text_labels)
-    else:
-        task = Task(embeddings, np.arange(len(embeddings.images)), embeddings.text_images)
-    if protocol.num_images is None:
+@dataclass(frozen=True)
+class Protocol:
+    """How a split is evaluated; as it stands every image and every text is ranked, and equal labels match.
+
+    image_to_text, text_to_image: the reported metrics by direction; the usual ones are computed all the same.
+    formats: data formats whose splits are evaluated by it when no protocol is named.
+    Raises EvaluationInputError for a metric that there is not.
+    """
+
+    text_unit: ClassVar[str] = "texts"  # what stands on the texts' side
+    cluster_unit: ClassVar[str] = "images"  # what is drawn in a resampling
+
+    name: str
+    summary: str = ""
+    reference: str = ""
+    image_to_text: tuple[str, ...] = RECALLS
+    text_to_image: tuple[str, ...] = RECALLS
+    formats: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for _, metric in self.main:
+            check_metric(metric)
+
+    @property
+    def main(self) -> tuple[tuple[str, str], ...]:
+        """The reported metrics, as (direction, name)."""
+        directions = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
+        return tuple((direction, name) for direction, names in directions.items() for name in names)
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """What is computed beside the usual metrics, in both directions."""
+        return tuple(dict.fromkeys((*self.image_to_text, *self.text_to_image)))
+
+    @property
+    def ranks_whole_split(self) -> bool:
+        """Whether every image and every text is ranked as it is, in the order of the split."""
+        return type(self).arrange is Protocol.arrange and type(self).evaluate is Protocol.evaluate
+
+    def fits(self, split: str, num_images: int) -> bool:
+        """Whether it is taken for a split of one of its formats when no protocol is named."""
+        return True
+
+    def check(self, image_labels: NDArray[np.int64], text_labels: NDArray[np.int64], *, with_ids: bool) -> None:
+        """Raise UserError for a split that doesn't fit; it is called before anything is encoded.
+
+        with_ids: whether the split has COCO's ids.
+        """
+
+    def check_tasks(self, option: str) -> None:
+        """Raise UserError where nothing can be arranged for `option`, as relevance doesn't follow from labels."""
+
+    def arrange(self, task: Task) -> Sequence[Task]:
+        """The tasks that a whole split is ranked in; several are folds. Raises UserError when it doesn't fit."""
         return [task]
-    check_fits(protocol, embeddings.image_labels, embeddings.text_labels)
-    if protocol.captions is not None:
-        kept = np.flatnonzero(_number_of_its_label(embeddings.text_labels) < protocol.captions)
-        task = task.part(np.arange(len(embeddings.images)), kept)
-    labels, text_labels = task.embeddings.image_labels, task.embeddings.text_labels
-    blocks = np.array_split(np.arange(len(labels)), protocol.folds)
-    return [task.part(block, np.flatnonzero(np.isin(text_labels, labels[block]))) for block in blocks]
+
+    def evaluate(
+        self,
+        embeddings: Embeddings,
+        metric: Metric = "cosine",
+        metric_definition: MetricDefinition = "exact",
+        *,
+        device: str = "cpu",
+        progress: bool = False,
+    ) -> "Evaluation":
+        """Evaluate embeddings. Raises UserError when they don't fit or can't be evaluated.
+
+        device, progress: as `rank_positives` takes them.
+        """
+        tasks = arrange(self, embeddings)
+        ranks = [
+            rank_positives(
+                task.embeddings.images,
+                task.embeddings.texts,
+                task.embeddings.image_labels,
+                task.embeddings.text_labels,
+                metric,
+                device=device,
+                progress=progress,
+            )
+            for task in tasks
+        ]
+        return evaluation_of(self, tasks, ranks, metric, metric_definition)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionProtocol(Protocol):
+    """A protocol that was registered as a function from the Task of a whole split to what is ranked."""
+
+    function: Callable[[Task], Task | Sequence[Task]]
+
+    def arrange(self, task: Task) -> Sequence[Task]:
+        found = self.function(task)
+        tasks = [found] if isinstance(found, Task) else found
+        if not isinstance(tasks, Sequence) or not tasks or not all(isinstance(each, Task) for each in tasks):
+            raise UserError(
+                f"the protocol {self.name} returns {type(found).__name__}; expected a Task or a list of them, "
+                "as task.part(images, texts) gives"
+            )
+        return tasks
+
+
+PLAIN = register_protocol("plain")(
+    Protocol("plain", "every image and every text of the split", "equal labels match")
+)
+
+
+def find_protocol(name: str) -> Protocol:
+    """The registered protocol. Raises UserError with the names there are."""
+    thing = PROTOCOLS.get(name)
+    if isinstance(thing, Protocol):
+        return thing if thing.name == name else replace(thing, name=name)
+    summary = PROTOCOLS.entry(name).summary
+    if isinstance(thing, type) and issubclass(thing, Protocol):
+        return thing(name, summary)
+    if callable(thing):
+        return FunctionProtocol(name, summary, function=thing)
+    raise UserError(
+        f"the protocol '{name}' is registered as {type(thing).__name__}; expected a function, or a Protocol "
+        "(crosspair.evaluation.protocols)"
+    )
+
+
+def choose_protocol(source_format: str, split: str, num_images: int) -> Protocol:
+    """The protocol that a split's numbers are usually reported with, `plain` where there is none.
+
+    source_format: of DATA's crosspair.json.
+    """
+    for protocol in map(find_protocol, PROTOCOLS.names()):
+        if source_format in protocol.formats and protocol.fits(split, num_images):
+            return protocol
+    return PLAIN
+
+
+def plugin_facts(protocol: Protocol) -> dict[str, Any]:
+    """What a result says of the plugin that a user's own protocol comes from, {} of a built-in one."""
+    plugin = PROTOCOLS.entry(protocol.name).plugin if protocol.name in PROTOCOLS else None
+    return {"protocol_plugin": {"name": plugin.name, "checksum": plugin.checksum}} if plugin else {}
+
+
+def arrange(protocol: Protocol, embeddings: Embeddings) -> Sequence[Task]:
+    """The retrieval tasks of a protocol. Raises UserError when the images and texts don't fit it."""
+    return protocol.arrange(Task.of(embeddings))
 
 
 @dataclass(frozen=True)
@@ -222,7 +215,8 @@ class Evaluation:
     def to_table(self) -> str:
         """Lines of text: the metrics, the protocol, and the reported metrics of each fold."""
         protocol = self.protocol
-        lines = [self.result.to_table(), f"protocol {protocol.name}: {protocol.summary} ({protocol.reference})"]
+        reference = f" ({protocol.reference})" if protocol.reference else ""
+        lines = [self.result.to_table(), f"protocol {protocol.name}: {protocol.summary}{reference}"]
         if self.folds:
             names = "  ".join(f"{name:>6}" for _, name in protocol.main)
             lines.append(f"{'by fold':8}  {names}  (image to text, then text to image)")
@@ -234,39 +228,6 @@ class Evaluation:
             values = ("/".join(f"{each.recall(k):.1f}" for k in each.ks) for each in directions)
             lines.append(f"{name:13}  R@1/5/10 {'  '.join(values)}  (image to text, text to image)")
         return "\n".join(lines)
-
-
-def evaluate_protocol(
-    protocol: Protocol,
-    embeddings: Embeddings,
-    metric: Metric = "cosine",
-    metric_definition: MetricDefinition = "exact",
-    *,
-    device: str = "cpu",
-    progress: bool = False,
-) -> Evaluation:
-    """Evaluate embeddings by a protocol. Raises UserError when they don't fit it or can't be evaluated.
-
-    device, progress: as `rank_positives` takes them.
-    """
-    if protocol.listed:
-        from crosspair.evaluation.eccv import evaluate_eccv
-
-        return evaluate_eccv(protocol, embeddings, metric, metric_definition)
-    tasks = arrange(protocol, embeddings)
-    ranks = [
-        rank_positives(
-            task.embeddings.images,
-            task.embeddings.texts,
-            task.embeddings.image_labels,
-            task.embeddings.text_labels,
-            metric,
-            device=device,
-            progress=progress,
-        )
-        for task in tasks
-    ]
-    return evaluation_of(protocol, tasks, ranks, metric, metric_definition)
 
 
 def evaluation_of(
@@ -305,12 +266,3 @@ def _pooled(folds: Sequence[DirectionResult]) -> DirectionResult:
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([each.positives for each in ranks]))])
     pooled = PositiveRanks(np.concatenate([each.ranks for each in ranks]), offsets, ranks[0].gallery_size)
     return DirectionResult(pooled, one.ks, one.metric_definition, one.extra)
-
-
-def _number_of_its_label(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many rows before each have the same label [rows]."""
-    order = np.argsort(labels, kind="stable")
-    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    number = np.empty(len(labels), dtype=np.int64)
-    number[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    return number

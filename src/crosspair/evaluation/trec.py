@@ -1,4 +1,4 @@
-"""Rankings and what is right in TREC's formats, for trec_eval, ir_measures, ranx and whatever else reads them.
+"""Rankings and relevance judgements in TREC's formats, for trec_eval, ir_measures, ranx and whatever else reads them.
 
     PREFIX.image_to_text.run    query Q0 item place score crosspair
     PREFIX.image_to_text.qrels  query 0 item 1
@@ -22,7 +22,7 @@ DEPTH = 1000  # items of a ranking, as is usual at TREC
 
 
 def write_trec(prefix: Path, tasks: Sequence[Task], metric: Metric = "cosine", depth: int = DEPTH) -> list[Path]:
-    """Write the first `depth` items of every query, and all that are right; the paths of the four files.
+    """Write the first `depth` items of every query, and all that are relevant; the paths of the four files.
 
     The tools break ties in their own ways. So negatives of a tie go first, and its scores are lowered by the last bit
     of a float32, one after the other, until no two are equal.
@@ -45,19 +45,19 @@ def _write_task(
     (labels, queries), (gallery_labels, items) = sides[::-1] if of_texts else sides
     for some, scores in score_blocks(data.images, data.texts, metric, of_texts=of_texts):
         for row, row_scores in zip(range(some.start, some.stop), scores, strict=True):
-            right = gallery_labels == labels[row]
-            rankings.write(_ranking(queries[row], items, row_scores, right, depth).encode())
-            judgements.write("".join(f"{queries[row]} 0 {items[item]} 1\n" for item in np.flatnonzero(right)).encode())
+            relevant = gallery_labels == labels[row]
+            rankings.write(_ranking(queries[row], items, row_scores, relevant, depth).encode())
+            judgements.write("".join(f"{queries[row]} 0 {items[item]} 1\n" for item in np.flatnonzero(relevant)).encode())
 
 
 def _ranking(
-    query: str, items: Sequence[str], scores: NDArray[np.floating], right: NDArray[np.bool_], depth: int
+    query: str, items: Sequence[str], scores: NDArray[np.floating], relevant: NDArray[np.bool_], depth: int
 ) -> str:
     """A query's lines of a run."""
     reached = np.arange(len(scores))
     if depth < len(scores):
         reached = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
-    order = reached[np.lexsort((right[reached], -scores[reached]))][:depth]
+    order = reached[np.lexsort((relevant[reached], -scores[reached]))][:depth]
     values = _strictly_descending(scores[order])
     return "".join(
         f"{query} Q0 {items[item]} {place} {value:.9g} crosspair\n"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.inputs import EvaluationInputError
 from crosspair.evaluation.metrics import RetrievalResult
-from crosspair.evaluation.protocols import PLAIN, Evaluation, evaluate_protocol
+from crosspair.evaluation.protocols import PLAIN, Evaluation
 from crosspair.evaluation.uncertainty import bootstrap
 from crosspair.report import figures
 from crosspair.report.cards import RIGHT, grouped_cards, hub_images, hub_texts, image_card, text_card
@@ -271,12 +271,9 @@ def _training(history: list[dict[str, Any]]) -> _Section | None:
 
 def _of_all(evaluation: Evaluation, embeddings: Embeddings) -> RetrievalResult:
     """The ranks of every text among all pictures and of every picture among all texts."""
-    result = evaluation.result
-    sizes = result.text_to_image.ranks.gallery_size, result.image_to_text.ranks.gallery_size
-    queries = len(result.image_to_text.ranks.first), len(result.text_to_image.ranks.first)
-    if sizes == queries == (len(embeddings.images), len(embeddings.texts)) and not evaluation.protocol.by_class:
-        return result
-    return evaluate_protocol(PLAIN, embeddings, result.metric).result
+    if evaluation.protocol.ranks_whole_split:
+        return evaluation.result
+    return PLAIN.evaluate(embeddings, evaluation.result.metric).result
 
 
 def _comparable(embeddings: NDArray[Any], result: RetrievalResult) -> NDArray[Any]:

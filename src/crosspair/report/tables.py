@@ -25,13 +25,12 @@ def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
         for name in result.image_to_text.names
     )
     images, texts = result.text_to_image.ranks.gallery_size, result.image_to_text.ranks.gallery_size
-    what = "classes" if protocol.by_class else "texts"
     folds = f" in each of {len(evaluation.folds)} folds" if evaluation.folds else ""
+    reference = f" ({protocol.reference})" if protocol.reference else ""
     note = (
-        f"Protocol {protocol.name} ({protocol.reference}). All in per cent but the ranks, which are of the first right "
-        f"item among {texts:,} {what} and {images:,} pictures{folds}. In brackets {LEVEL} % intervals: how far a "
-        f"number could move with another draw of the {intervals.clusters:,} "
-        f"{'classes' if protocol.by_class else 'images'}."
+        f"Protocol {protocol.name}{reference}. All in per cent but the ranks, which are of the first relevant item "
+        f"among {texts:,} {protocol.text_unit} and {images:,} pictures{folds}. In brackets {LEVEL} % intervals: how "
+        f"far a number could move with another draw of the {intervals.clusters:,} {protocol.cluster_unit}."
     )
     return (
         '<div class="card"><table><caption>Retrieval</caption><thead><tr><th scope="col"><span class="hidden">'
