@@ -197,6 +197,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", type=Path, metavar="RUN")
     parser.add_argument("--data", type=Path, metavar="DATA", help="default: the one RUN was trained on")
     parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument("--protocol", metavar="NAME", help="default: by DATA")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
 
 

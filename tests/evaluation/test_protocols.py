@@ -1,15 +1,20 @@
 """Each protocol against its definition written out, its choice from DATA, and what doesn't fit it."""
 
+import io
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from crosspair import UserError, evaluate_retrieval
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.protocols import PLAIN, choose_protocol, find_protocol
+from crosspair.evaluation.protocols import PLAIN, Protocol, choose_protocol, find_protocol, plugin_facts
 from crosspair.evaluation.published import FixedSplit
-from crosspair.registry import PROTOCOLS
+from crosspair.registry import PROTOCOLS, load_plugin
 
 FOLDS = FixedSplit("small-5fold", "", "", num_images=40, captions=3, folds=5)  # coco-1k-5fold in small
 
@@ -163,5 +168,132 @@ def test_what_does_not_fit_a_protocol_is_one_sentence(labels, texts_each, senten
 
 
 def test_an_unknown_protocol_brings_those_there_are():
-    with pytest.raises(UserError, match="no protocol 'coco' .*; expected one of coco-1k-5fold, coco-5k, cub"):
+    with pytest.raises(UserError, match=r"no protocol 'coco' .*; expected one of coco-1k-5fold, coco-5k, cub"):
         find_protocol("coco")
+
+
+OWN = '''
+import numpy as np
+import crosspair.registry as crosspair
+from crosspair.evaluation.protocols import Protocol
+
+@crosspair.register_protocol("first-caption")
+def first_caption(task):
+    """Every image with its first caption alone."""
+    _, first = np.unique(task.text_clusters, return_index=True)
+    return task.part(np.arange(len(task.embeddings.images)), first)
+
+crosspair.register_protocol("twenty")(Protocol("twenty", image_to_text=("R@20",), text_to_image=("nDCG",)))
+
+@crosspair.register_protocol("halves")
+class Halves(Protocol):
+    """Two halves, each ranked by itself."""
+
+    def arrange(self, task):
+        rows = np.arange(len(task.embeddings.images))
+        return [task.part(half, np.flatnonzero(np.isin(task.text_clusters, half))) for half in np.array_split(rows, 2)]
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Protocols registered by a file of the user's, in this process until the test ends."""
+    monkeypatch.setattr(PROTOCOLS, "_entries", dict(PROTOCOLS._entries))
+    plugin = tmp_path / "my_protocol.py"
+    plugin.write_text(OWN)
+    return load_plugin(str(plugin))
+
+
+def test_a_users_function_says_what_is_ranked(own):
+    data = correlated(np.arange(6), 3)
+    found = find_protocol("first-caption").evaluate(data)
+    expected = evaluate_retrieval(data.images, data.texts[::3], data.image_labels, data.text_labels[::3])
+    assert found.result.to_dict() == expected.to_dict()
+    assert found.text_clusters.tolist() == list(range(6))
+    assert "protocol first-caption: Every image with its first caption alone.\n" in found.to_table() + "\n"
+    assert plugin_facts(found.protocol) == {"protocol_plugin": {"name": own.name, "checksum": own.checksum}}
+    assert plugin_facts(PLAIN) == {}
+
+
+def test_a_users_protocol_reports_other_metrics_or_is_a_class(own):
+    data = correlated(np.arange(40), 2)
+    values = find_protocol("twenty").evaluate(data).to_dict()
+    assert {"R@20", "nDCG"} <= values["image_to_text"].keys() & values["text_to_image"].keys()
+    halves = find_protocol("halves").evaluate(data)
+    assert halves.to_dict()["protocol"] == "halves"
+    assert [fold.text_to_image.ranks.gallery_size for fold in halves.folds] == [20, 20]
+
+
+def test_the_report_names_a_users_protocol_and_ranks_all_for_its_charts(own, tmp_path):
+    from crosspair.report.page import write_report
+
+    data = correlated(np.arange(6), 2)
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    found = find_protocol("first-caption").evaluate(data)
+    options = {"captions": ["words"] * 12, "thumbnail": lambda row: image.getvalue(), "history": []}
+    write_report(tmp_path / "report.html", title="x", facts={}, embeddings=data, evaluation=found, **options)
+    page = (tmp_path / "report.html").read_text()
+    assert "first-caption: Every image with its first caption alone." in page
+    assert "of the first relevant item among 6 texts and 6 pictures" in page
+
+
+@pytest.mark.parametrize(
+    ("thing", "sentence"),
+    [
+        (lambda task: task.embeddings, "the protocol mine returns Embeddings; expected a Task or a list of them"),
+        (lambda task: [], "the protocol mine returns list; expected a Task"),
+        (7, "the protocol 'mine' is registered as int; expected a function, or a Protocol"),
+    ],
+)
+def test_what_is_no_protocol_is_one_sentence(monkeypatch, thing, sentence):
+    monkeypatch.setattr(PROTOCOLS, "_entries", dict(PROTOCOLS._entries))
+    PROTOCOLS.register("mine")(thing)
+    with pytest.raises(UserError, match=sentence):
+        find_protocol("mine").evaluate(correlated(np.arange(3), 1))
+
+
+def test_a_metric_that_there_is_not_is_said_at_once():
+    with pytest.raises(UserError, match="there is no metric 'R@0'"):
+        Protocol("mine", image_to_text=("R@0",))
+
+
+def test_a_built_in_name_is_taken(monkeypatch):
+    monkeypatch.setattr(PROTOCOLS, "_entries", {})
+    with pytest.raises(UserError, match="'coco-5k' is a built-in protocol; give your own another name"):
+        PROTOCOLS.register("coco-5k")(Protocol("coco-5k"))
+
+
+def test_the_command_evaluates_and_compares_by_a_users_protocol(tmp_path):
+    """From outside: processes that know of the protocol by its plugin alone."""
+    plugin, environment = tmp_path / "my_protocol.py", dict(os.environ)
+    plugin.write_text(OWN)
+    files = []
+    for seed in (0, 1):
+        data = correlated(np.arange(30), 3, noise=1 + seed)
+        arrays = {"image_labels": data.image_labels, "text_labels": data.text_labels, "text_images": data.text_images}
+        file = tmp_path / f"embeddings{seed}.npz"
+        np.savez(file, image_embeddings=data.images, text_embeddings=data.texts, **arrays)
+        files.append(file)
+
+    def crosspair(*arguments):
+        command = [sys.executable, "-m", "crosspair", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+
+    unknown = crosspair("evaluate", "--embeddings", files[0], "--protocol", "first-caption")
+    assert unknown.returncode == 2
+    assert "there is no protocol 'first-caption'" in unknown.stderr
+    environment["CROSSPAIR_PLUGINS"] = str(plugin)
+    results = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, result in zip(files, results, strict=True):
+        done = crosspair("evaluate", "--embeddings", file, "--protocol", "first-caption", "--output", result)
+        assert done.returncode == 0, done.stderr
+    assert "protocol first-caption: Every image with its first caption alone." in done.stdout
+    assert json.loads(results[0].read_text())["protocol_plugin"]["name"] == "my_protocol.py"
+    compared = crosspair("compare", *results)
+    assert "protocol first-caption" in compared.stdout, compared.stderr
+    plugin.write_text(OWN + "\n# changed\n")
+    crosspair("evaluate", "--embeddings", files[1], "--protocol", "first-caption", "--output", results[1])
+    refused = crosspair("compare", *results)
+    assert refused.returncode == 2
+    assert "different versions of the protocol first-caption" in refused.stderr

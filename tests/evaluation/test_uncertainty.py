@@ -8,7 +8,7 @@ import pytest
 
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
-from crosspair.evaluation.protocols import Evaluation, PLAIN, find_protocol
+from crosspair.evaluation.protocols import PLAIN, Evaluation, find_protocol
 from crosspair.evaluation.ranking import PositiveRanks
 from crosspair.evaluation.uncertainty import (
     RSUM,

@@ -6,7 +6,7 @@ from pathlib import Path
 from crosspair.commands.evaluate import embed
 from crosspair.data.dataset import Data, open_data
 from crosspair.errors import UserError
-from crosspair.evaluation.protocols import Evaluation, choose_protocol
+from crosspair.evaluation.protocols import Evaluation, Protocol, choose_protocol, find_protocol
 from crosspair.models.dual_encoder import DualEncoder
 from crosspair.report.page import write_report
 from crosspair.training.log import read_metrics
@@ -17,12 +17,13 @@ from crosspair.training.run import model_directory
 def run(options: Namespace) -> None:
     """Write a run's report and print where it is."""
     path = options.output or options.run_directory / "report.html"
-    report_run(options.run_directory, options.data, options.split, path)
+    report_run(options.run_directory, options.data, options.split, path, options.protocol)
     print(f"report: {path}")
 
 
-def report_run(run: Path, data: Path | None, split_name: str, path: Path) -> None:
+def report_run(run: Path, data: Path | None, split_name: str, path: Path, protocol_name: str | None = None) -> None:
     """Evaluate the model of a finished RUN on a split of DATA, by default RUN's own, and write its report."""
+    protocol = find_protocol(protocol_name) if protocol_name else None
     directory = model_directory(str(run))
     history = read_metrics(run)
     if not history:
@@ -31,14 +32,19 @@ def report_run(run: Path, data: Path | None, split_name: str, path: Path) -> Non
         )
     opened = open_data(data or Path(history[0]["data"]))
     opened.split(split_name)  # before the model is loaded
-    write_run_report(path, run, DualEncoder.from_pretrained(directory), opened, split_name)
+    write_run_report(path, run, DualEncoder.from_pretrained(directory), opened, split_name, protocol)
 
 
-def write_run_report(path: Path, run: Path, model: DualEncoder, data: Data, split_name: str) -> Evaluation:
-    """Evaluate `model` on a split by the protocol of its data, write the report of its run; the evaluation."""
+def write_run_report(
+    path: Path, run: Path, model: DualEncoder, data: Data, split_name: str, protocol: Protocol | None = None
+) -> Evaluation:
+    """Evaluate `model` on a split, by default by the protocol of its data, and write its run's report; the evaluation.
+
+    Raises UserError when the split doesn't fit the protocol.
+    """
     recipe = load_recipe(str(run / "recipe.yaml"))
     split = data.split(split_name)
-    protocol = choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
+    protocol = protocol or choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
     embeddings = embed(model, split)
     evaluation = protocol.evaluate(embeddings)
     facts = {

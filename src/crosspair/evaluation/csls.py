@@ -8,7 +8,6 @@ stand apart from those of plain retrieval.
 import numpy as np
 from numpy.typing import NDArray
 
-from crosspair.errors import UserError
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult
 from crosspair.evaluation.protocols import Protocol, arrange, evaluation_of

@@ -147,9 +147,7 @@ class FunctionProtocol(Protocol):
         return tasks
 
 
-PLAIN = register_protocol("plain")(
-    Protocol("plain", "every image and every text of the split", "equal labels match")
-)
+PLAIN = register_protocol("plain")(Protocol("plain", "every image and every text of the split", "equal labels match"))
 
 
 def find_protocol(name: str) -> Protocol:

@@ -47,7 +47,9 @@ def _write_task(
         for row, row_scores in zip(range(some.start, some.stop), scores, strict=True):
             relevant = gallery_labels == labels[row]
             rankings.write(_ranking(queries[row], items, row_scores, relevant, depth).encode())
-            judgements.write("".join(f"{queries[row]} 0 {items[item]} 1\n" for item in np.flatnonzero(relevant)).encode())
+            judgements.write(
+                "".join(f"{queries[row]} 0 {items[item]} 1\n" for item in np.flatnonzero(relevant)).encode()
+            )
 
 
 def _ranking(
