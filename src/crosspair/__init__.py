@@ -9,28 +9,34 @@ from typing import TYPE_CHECKING, Any
 from crosspair.version import __version__
 
 if TYPE_CHECKING:
+    from crosspair.data.records import Record
     from crosspair.errors import UserError
     from crosspair.evaluation.metrics import RetrievalResult, evaluate_retrieval
     from crosspair.losses import CMPCLoss, CMPMLoss
     from crosspair.models.dual_encoder import DualEncoder
+    from crosspair.registry import register_reader
 
 _HOMES = {
     "CMPCLoss": "crosspair.losses",
     "CMPMLoss": "crosspair.losses",
     "DualEncoder": "crosspair.models.dual_encoder",
+    "Record": "crosspair.data.records",
     "RetrievalResult": "crosspair.evaluation.metrics",
     "UserError": "crosspair.errors",
     "evaluate_retrieval": "crosspair.evaluation.metrics",
+    "register_reader": "crosspair.registry",
 }
 
 __all__ = [
     "CMPCLoss",
     "CMPMLoss",
     "DualEncoder",
+    "Record",
     "RetrievalResult",
     "UserError",
     "__version__",
     "evaluate_retrieval",
+    "register_reader",
 ]
 
 

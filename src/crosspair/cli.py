@@ -42,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of a command line. What `train` does not know is in `overrides`: fields of the recipe.
+    """The options of a command line. What `train` and `prepare` do not know is in `overrides`: fields of the recipe, or
+    options of the data format.
 
     Exits with code 2 and one sentence on stderr for what no command knows, with the nearest option there is.
     """
     options, rest = _parser().parse_known_args(arguments)
-    if options.command == "train":
+    if options.command in ("train", "prepare"):
         options.overrides = rest
     elif rest:
         options.parser.error(_unrecognized(rest, options.parser))
@@ -135,9 +136,10 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="for a source without splits: their shares, as 0.8,0.1,0.1; 0.9,0.1,0 for one that lacks val alone",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the drawn splits (default 0)")
-    parser.add_argument("--image-column", metavar="NAME", help="of a table or Hugging Face set (default: picture)")
-    parser.add_argument("--caption-column", metavar="NAME", help="of a table or Hugging Face set (default: caption)")
-    parser.add_argument("--merge-restval", action="store_true", help="coco: add its split restval to train")
+    parser.epilog = (
+        "A format's own options can follow: --image-column NAME and --caption-column NAME of table and huggingface, "
+        "--merge-restval of coco (adds its split restval to train)."
+    )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -221,7 +221,14 @@ def _in(package: str, *names: str) -> dict[str, str]:
 LOSSES: Registry[Any] = Registry("loss", "losses", _in("losses", "cmpm", "cmpc", "infonce", "sdm", "triplet", "siglip"))
 IMAGE_ENCODERS: Registry[Any] = Registry("image encoder", "image_encoders", {})
 TEXT_ENCODERS: Registry[Any] = Registry("text encoder", "text_encoders", {})
-READERS: Registry[Any] = Registry("data format", "readers", {})
+READERS: Registry[Any] = Registry(
+    "data format",
+    "readers",
+    dict.fromkeys(("flickr8k", "flickr30k", "coco"), "crosspair.data.readers.karpathy")
+    | dict.fromkeys(("cuhk-pedes", "icfg-pedes", "rstpreid"), "crosspair.data.readers.pedes")
+    | dict.fromkeys(("cub", "flowers"), "crosspair.data.readers.fine_grained")
+    | _in("data.readers", "table", "folder", "huggingface", "webdataset", "tfrecord"),
+)
 _PUBLISHED = ("flickr30k-1k", "coco-5k", "coco-1k-5fold", "cuhk-pedes", "icfg-pedes", "rstpreid", "cub", "flowers")
 PROTOCOLS: Registry[Any] = Registry(
     "protocol",

@@ -6,6 +6,7 @@ same seed makes the same sources; CROSSPAIR_FUZZ=100 makes a hundred times as ma
 
 import copy
 import csv
+import inspect
 import io
 import json
 import os
@@ -27,10 +28,10 @@ from crosspair.data import fill
 from crosspair.data.conversion import Converted, convert_image, read_source
 from crosspair.data.duplicates import digest
 from crosspair.data.images import ImageError
-from crosspair.data.readers import READERS
 from crosspair.data.records import Record
 from crosspair.errors import UserError
 from crosspair.formats.crc32c import masked_crc32c
+from crosspair.registry import READERS
 
 SCALE = int(os.environ.get("CROSSPAIR_FUZZ", "1"))
 ORACLE = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr"
@@ -388,7 +389,7 @@ def test_a_damaged_source_is_read_whole_or_refused_with_a_sentence(name, tmp_pat
         Damage(f"{name} {number}").source(source, folder)
         (folder / "images").mkdir(exist_ok=True)
         try:
-            read_and_store(READERS[read], source, folder, tmp_path / "work", store=read_whole % STORED == 0)
+            read_and_store(read, source, folder, tmp_path / "work", store=read_whole % STORED == 0)
             read_whole += 1
         except UserError as error:
             sentences.append(str(error))
@@ -399,9 +400,11 @@ def test_a_damaged_source_is_read_whole_or_refused_with_a_sentence(name, tmp_pat
     assert not [sentence for sentence in sentences if "\n" in sentence or len(sentence) > 2000]
 
 
-def read_and_store(reader: Any, source: Source, folder: Path, work: Path, store: bool) -> None:
+def read_and_store(reader: str, source: Source, folder: Path, work: Path, store: bool) -> None:
     annotations = folder / source.annotations
-    records = list(reader(annotations, folder / "images"))
+    taken = inspect.signature(READERS.get(reader)).parameters
+    paths = {"annotations": annotations, "images": folder / "images"}
+    records = list(READERS.get(reader)(**{name: path for name, path in paths.items() if name in taken}))
     counted = source.counted(annotations)
     assert source.what(records) == counted, f"{source.what(records)} of {counted}"
     assert not any(isinstance(record.image, Path) and ".." in record.image.parts for record in records)

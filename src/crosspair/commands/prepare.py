@@ -1,9 +1,9 @@
-"""crosspair prepare: annotations and pictures of any known format into a DATA directory."""
+"""crosspair prepare: annotations and pictures of any data format into a DATA directory."""
 
 from argparse import Namespace
 
 from crosspair.data.prepare import prepare_format
-from crosspair.data.readers.columns import Columns
+from crosspair.data.reader import Reader
 
 
 def run(options: Namespace) -> None:
@@ -19,7 +19,6 @@ def run(options: Namespace) -> None:
             on_error=options.on_error,
             split=options.split,
             seed=options.seed,
-            columns=Columns(options.image_column, options.caption_column),
-            merge_restval=options.merge_restval,
+            options=Reader(options.format).parse(options.overrides),
         )
     )

@@ -12,7 +12,7 @@ from crosspair.data.conversion import CONVERTER, Converted, convert_images
 from crosspair.data.duplicates import DuplicateFinder, SeenNames
 from crosspair.data.journal import Chunk, Journal, stamp
 from crosspair.data.layout import Manifest, Skipped
-from crosspair.data.records import Record, caption_problem, check_label, is_unicode, printable
+from crosspair.data.records import Record, caption_problem, check_record, is_unicode, printable
 from crosspair.data.writer import DataWriter
 from crosspair.errors import UserError
 from crosspair.progress import progress_bar
@@ -150,12 +150,12 @@ def _consistent(records: Iterable[Record]) -> Iterator[Record]:
     """The records, as long as no two share their name and what names and numbers them can be stored."""
     names = SeenNames()
     for record in records:
+        check_record(record)
         name = printable(record.image_id)
         if not names.add(record.image_id):
             raise UserError(f"{name} comes twice; expected every picture once, with all its captions")
         if not is_unicode(record.image_id):
             raise UserError(f"the picture {name} has a name that is not Unicode; rename it")
-        check_label(record)
         if not re.fullmatch(r"\w{1,60}", record.split):
             raise UserError(f"{name} is in split {record.split[:80]!r}; expected a name of letters, digits and _")
         yield record

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,7 @@ from typing import Any
 from crosspair.data.fill import DATA, JOURNAL, OnError, fill
 from crosspair.data.journal import converted_images
 from crosspair.data.layout import Duplicate, Skipped, SplitFacts, describe_duplicates, describe_skipped
-from crosspair.data.published import differences
-from crosspair.data.readers import ANNOTATIONS_INSIDE, IMAGES_INSIDE, reader
-from crosspair.data.readers.columns import Columns
+from crosspair.data.reader import Reader
 from crosspair.data.records import Record
 from crosspair.data.splitting import Shares, with_splits
 from crosspair.errors import UserError
@@ -53,31 +51,24 @@ def prepare_format(
     on_error: OnError = "stop",
     split: str | None = None,
     seed: int = 0,
-    columns: Columns | None = None,
-    merge_restval: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Prepare a data set in one of the known annotation formats; the closing summary. Raises UserError.
+    """Prepare a data set in a registered format; the closing summary. Raises UserError.
 
-    images: where the pictures lie; None for a format that holds them in its annotations, as `annotations` for one
-    whose pictures hold those. split: the shares of train, val and test ("0.8,0.1,0.1") that `seed` draws by label, for
-    a source without splits. merge_restval: COCO's restval becomes train. Counts that differ from the published ones are
-    a warning on stderr.
+    images: where the images lie, for a format that doesn't hold them in its annotations. split: the shares of train,
+    val and test ("0.8,0.1,0.1") that `seed` draws by label, for a source without splits. options: the reader's own, as
+    {"merge_restval": True} for coco. Counts that differ from the published ones are a warning on stderr.
     """
-    read = reader(name, columns, merge_restval)
+    reader, options = Reader(name), options or {}
+    read = reader.bind(annotations, images, options)
     shares = None if split is None else Shares.parse(split)
-    if images is None and name not in IMAGES_INSIDE:
-        raise UserError(f"the annotations of {name} hold no pictures; give --images DIR, the folder they lie in")
-    if annotations is None and name not in ANNOTATIONS_INSIDE:
-        raise UserError(f"{name} needs its annotations; name them with --annotations")
     places = {"annotations": annotations, "images": images}
     source: dict[str, Any] = {"format": name, **{key: str(path) for key, path in places.items() if path is not None}}
-    if merge_restval:
-        source["merge_restval"] = True
+    source |= options
     if split is not None:
         source |= {"split": split, "seed": seed}
-    given = [path for path in (annotations, images) if path is not None]
     summary = _prepare(
-        lambda: with_splits(lambda: read(given[0], given[-1]), shares, seed),
+        lambda: with_splits(read, shares, seed),
         output,
         source,
         size=size,
@@ -85,7 +76,7 @@ def prepare_format(
         on_error=on_error,
         folder=images,
     )
-    for line in differences(name, summary.splits, merge_restval):
+    for line in reader.differences(summary.splits, options):
         print(f"crosspair: warning: {line}", file=sys.stderr)
     return describe(summary)
 

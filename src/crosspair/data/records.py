@@ -47,11 +47,30 @@ def caption_problem(record: Record) -> str | None:
     return None
 
 
-def check_label(record: Record) -> None:
-    """Raises UserError when the label of a record can't be stored."""
+def check_record(record: Record) -> None:
+    """Raises UserError for what is no record, for a field of another type, and for a label that can't be stored.
+
+    Readers can be users' own. A caption alone instead of several would be taken for captions of one letter each.
+    """
+    if not isinstance(record, Record):
+        raise UserError(f"the reader gave {type(record).__name__}; expected a crosspair.Record for each image")
+    for name, kinds in _KINDS.items():
+        value = getattr(record, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise UserError(f"the reader gave a record whose {name} is {type(value).__name__}; expected {expected}")
     if not -(2**63) <= record.label < 2**63:
         found = str(record.label) if abs(record.label) < 10**30 else "of very many digits"
         raise UserError(f"{printable(record.image_id)} has label {found}; expected a number of at most 64 bits")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "image_id": (str,),
+    "image": (Path, bytes),
+    "label": (int,),
+    "captions": (tuple, list),
+    "split": (str,),
+}
 
 
 def is_unicode(text: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosspair.data.records import Record, check_label, printable
+from crosspair.data.records import Record, check_record, printable
 from crosspair.errors import UserError
 
 Integers = NDArray[np.integer[Any]]
@@ -66,12 +66,12 @@ def _labels_to_draw(records: Iterable[Record], shares: Shares) -> tuple[Integers
     """The label of every picture whose split is drawn, and how many pictures there are with those of a given test."""
     labels, count = array("q"), 0
     for record in records:
+        check_record(record)
         if record.split and (shares.test or record.split not in ("train", "test")):
             raise UserError(
                 f"the source has splits of its own ({record.split} is one); leave --split out, or if it has train and "
                 "test alone, draw val from train with --split 0.9,0.1,0"
             )
-        check_label(record)
         count += 1
         if record.split != "test":
             labels.append(record.label)
@@ -130,6 +130,7 @@ def draw_splits(labels: Integers, images: Integers, shares: Shares, seed: int) -
 
 def _with_own_splits(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
+        check_record(record)
         if not record.split:
             raise UserError("the source has no splits; add --split 0.8,0.1,0.1 (train, val, test) to draw them")
         yield record

@@ -14,7 +14,7 @@ def write(folder: Path, files: dict[str, str]) -> list[Record]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return list(read_folder(folder, folder))
+    return list(read_folder(folder))
 
 
 def test_each_line_beside_a_picture_is_a_caption(tmp_path):

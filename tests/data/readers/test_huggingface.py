@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from crosspair.data.readers.columns import Columns
 from crosspair.data.readers.huggingface import read_huggingface
 from crosspair.errors import UserError
 
@@ -21,7 +20,7 @@ def rows(encode, pixels, count: int = 2, **columns) -> Dataset:
 
 
 def read(path: Path, **columns: str):
-    return list(read_huggingface(path, path, Columns(**columns)))
+    return list(read_huggingface(path, path, **columns))
 
 
 def test_splits_saved_to_disk_keep_their_names(tmp_path, encode, pixels):
@@ -49,7 +48,7 @@ def test_a_parquet_file_is_read(tmp_path, encode, pixels, monkeypatch):
 def test_columns_can_be_named(tmp_path, encode, pixels):
     data = rows(encode, pixels).rename_columns({"image": "foto", "captions": "saetze"})
     data.save_to_disk(tmp_path / "saved")
-    assert len(read(tmp_path / "saved", image="foto", caption="saetze")) == 2
+    assert len(read(tmp_path / "saved", image_column="foto", caption_column="saetze")) == 2
     with pytest.raises(UserError, match=r"no column 'image' \(found foto, saetze\); name it with --image-column"):
         read(tmp_path / "saved")
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crosspair.data.readers import READERS
 from crosspair.data.readers.karpathy import read_karpathy
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from crosspair.registry import READERS
 
 IMAGE = {
     "imgid": 7,
@@ -87,7 +87,7 @@ def test_splits_stay_as_given(tmp_path, split):
 
 
 def test_the_three_names_of_the_schema_are_known():
-    assert {"flickr8k", "flickr30k", "coco"} <= set(READERS)
+    assert {"flickr8k", "flickr30k", "coco"} <= set(READERS.names())
 
 
 @in_one_folder

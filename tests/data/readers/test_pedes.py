@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crosspair.data.readers import READERS
 from crosspair.errors import UserError
+from crosspair.registry import READERS
 
 CUHK = {
     "split": "train",
@@ -32,7 +32,7 @@ RSTP = {"id": 0, "img_path": "0000_c14_0031.jpg", "captions": ["A boy runs.", "A
 def read(folder: Path, name: str, content: Any, file: str = "annotations.json"):
     path = folder / file
     path.write_text(json.dumps(content))
-    return list(READERS[name](path, folder))
+    return list(READERS.get(name)(path, folder))
 
 
 def test_identities_of_cuhk_pedes_count_from_0(tmp_path):
@@ -71,7 +71,7 @@ def test_rstpreid_has_no_tokens(tmp_path):
 )
 def test_the_folder_of_the_release_is_enough(tmp_path, name, file, entry):
     (tmp_path / file).write_text(json.dumps([entry]))
-    assert len(list(READERS[name](tmp_path, tmp_path))) == 1
+    assert len(list(READERS.get(name)(tmp_path, tmp_path))) == 1
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_another_shape_is_refused(tmp_path, content):
 
 def test_a_folder_without_the_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"is a folder; expected ICFG-PEDES.json or ICFG_PEDES.json"):
-        READERS["icfg-pedes"](tmp_path, tmp_path)
+        READERS.get("icfg-pedes")(tmp_path, tmp_path)
 
 
 VALUES = st.recursive(

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from crosspair.cli import main
 from crosspair.data.dataset import open_data
-from crosspair.data.readers.columns import Columns
 from crosspair.data.readers.table import read_table
 from crosspair.errors import UserError
 
@@ -45,7 +44,7 @@ def read(path: Path, rows: list[dict[str, Any]] | str, **columns: str):
         path.write_text(rows, encoding="utf-8")
     else:
         write(path, rows)
-    return list(read_table(path, path.parent, Columns(**columns)))
+    return list(read_table(path, path.parent, **columns))
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
@@ -83,7 +82,7 @@ def test_whole_numbers_that_parquet_holds_as_decimals_stay_whole(tmp_path):
 
 def test_columns_of_other_names_can_be_named(tmp_path):
     rows = [{"datei": "a.png", "satz": "ein Hund"}]
-    (record,) = read(tmp_path / "t.csv", rows, image="datei", caption="satz")
+    (record,) = read(tmp_path / "t.csv", rows, image_column="datei", caption_column="satz")
     assert record.captions == ("ein Hund",)
 
 

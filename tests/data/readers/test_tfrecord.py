@@ -50,7 +50,7 @@ def test_the_number_of_captions_of_a_picture_is_free() -> None:
 
 
 def test_records_are_what_other_readers_give() -> None:
-    assert all(isinstance(record, Record) for record in read_tfrecords(ORACLE / "flickr", Path("not used")))
+    assert all(isinstance(record, Record) for record in read_tfrecords(ORACLE / "flickr"))
 
 
 def test_a_changed_byte_names_shard_and_record(copy: Path) -> None:

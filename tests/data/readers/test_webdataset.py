@@ -27,7 +27,7 @@ def shard(path: Path, files: dict[str, bytes | str], mode: str = "w") -> Path:
 
 
 def read(path: Path):
-    return list(read_webdataset(path, path))
+    return list(read_webdataset(path))
 
 
 def test_files_of_one_key_are_one_record(tmp_path):

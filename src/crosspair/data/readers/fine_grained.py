@@ -10,13 +10,44 @@ The splits are zero-shot: no class is in two of them.
 from collections.abc import Iterator
 from pathlib import Path
 
+from crosspair.data.reader import ALL_SPLITS, Counts, published
 from crosspair.data.readers.schema import SchemaError, path_inside, require_folder, unreadable
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from crosspair.registry import register_reader
 
 _FIX = "expected the folder with trainclasses.txt, valclasses.txt, testclasses.txt and text_c10 of Reed et al."
 _LISTS = {"train": "trainclasses.txt", "val": "valclasses.txt", "test": "testclasses.txt"}
 _TRAIN_AND_VAL = "trainvalclasses.txt"
+
+
+# Reed et al. (2016); train and val differ between papers, their sum does not.
+_CUB = {
+    "train": Counts(labels=100),
+    "val": Counts(labels=50),
+    "test": Counts(2_933, 29_330, 50),
+    ALL_SPLITS: Counts(11_788, 117_880, 200),
+}
+_FLOWERS = {
+    "train": Counts(labels=62),
+    "val": Counts(labels=20),
+    "test": Counts(1_155, 11_550, 20),
+    ALL_SPLITS: Counts(8_189, 81_890, 102),
+}
+
+
+@register_reader("cub")
+@published(_CUB)
+def read_cub(annotations: Path, images: Path) -> list[Record]:
+    """CUB-200-2011 with ten sentences an image, by the folder of Reed et al."""
+    return read_fine_grained(annotations, images)
+
+
+@register_reader("flowers")
+@published(_FLOWERS)
+def read_flowers(annotations: Path, images: Path) -> list[Record]:
+    """Oxford-102 Flowers with ten sentences an image, by the folder of Reed et al."""
+    return read_fine_grained(annotations, images)
 
 
 def read_fine_grained(annotations: Path, images: Path) -> list[Record]:

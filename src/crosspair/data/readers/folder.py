@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from crosspair.data.readers.columns import Columns, ImageTable, split_name
-from crosspair.data.readers.schema import require_folder
-from crosspair.data.readers.table import gather, table_errors, table_rows
+from crosspair.data.readers.schema import require_folder, split_name
+from crosspair.data.readers.table import ImageTable, gather, table_errors, table_rows
 from crosspair.data.records import Record, printable
 from crosspair.errors import UserError
+from crosspair.registry import register_reader
 from crosspair.storage.files import leads_out
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -23,11 +23,13 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _SPLITS = {"train", "val", "test"}
 
 
-def read_folder(annotations: Path, images: Path) -> Iterable[Record]:
-    """A record per picture in `images` and the folders in it, in order of name; image_id: its path inside.
+@register_reader("folder")
+def read_folder(images: Path) -> Iterable[Record]:
+    """A folder of images, each with its captions in a text file of the same name, or all in metadata.csv.
 
-    Every picture has a label of its own unless metadata have a column `label`. A picture without captions becomes a
-    record without captions, so that preparing reports it. `annotations` is not used. Raises UserError.
+    Gives a record per image in `images` and the folders in it, in order of name; image_id: its path inside. Every image
+    has a label of its own unless metadata have a column `label`. An image without captions becomes a record without
+    captions, so that preparing reports it. Raises UserError.
     """
     require_folder(images)
     names, metadata = _list(images)
@@ -99,7 +101,7 @@ def _from_metadata(images: Path, names: list[str], files: list[str]) -> Iterable
     """What the metadata say, each file about its own folder, and the pictures that none of them names."""
     with table_errors(images):
         rows = (row for file in files for row in _metadata_rows(images, PurePosixPath(file)))
-        table = gather(rows, Columns(image="file_name"), images)
+        table = gather(rows, images, "file_name")
     return _WithUnnamed(images, table, [name for name in names if not table.has(name)])
 
 

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crosspair.data.readers.columns import Columns, captions_of, number_labels, split_name
-from crosspair.data.readers.schema import SchemaError, kind_of, path_inside
+from crosspair.data.readers.schema import (
+    SchemaError,
+    captions_of,
+    find_columns,
+    kind_of,
+    number_labels,
+    path_inside,
+    split_name,
+)
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from crosspair.registry import register_reader
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,22 +26,33 @@ if TYPE_CHECKING:
 _FIX = "expected a folder that save_to_disk wrote, a .parquet file, or a name on the hub such as user/name"
 
 
-def read_huggingface(annotations: Path, images: Path, columns: Columns | None = None) -> Iterator[Record]:
-    """A record per row, in the order of the splits and their rows, read as they are needed.
+@register_reader("huggingface")
+def read_huggingface(
+    annotations: Path,
+    images: Path | None = None,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> Iterator[Record]:
+    """A Hugging Face data set: saved to disk, a .parquet file, or its name on the hub.
 
-    Columns: pictures and captions as `columns` names them, and if present `label` (numbers or names), `image_id`. A
-    data set whose only split is `train` counts as one without splits. images: the folder of pictures, for a column that
-    holds their paths. Raises UserError.
+    Gives a record per row, in the order of the splits and their rows, read as they are needed. Besides images and
+    captions a row may have `label` (numbers or names) and `image_id`. A data set whose only split is `train` counts as
+    one without splits. images: the folder of the images, for a column that holds their paths; default: the one that
+    the data set lies in. Raises UserError.
     """
     splits = _open(annotations)
     only_train = set(splits) == {"train"}
+    folder = annotations if images is None else images
     try:
         for rows in splits.values():
             rows.data.validate(full=True)  # reading a table with damaged offsets can end the process
         label = _labels(splits)
         for name, rows in splits.items():
             split = "" if only_train else split_name(name)
-            yield from _records(rows, name, split, images, columns or Columns(), label)
+            yield from _records(
+                rows, name, split, folder, find_columns(rows.column_names, image_column, caption_column), label
+            )
     except SchemaError as problem:
         raise UserError(f"{annotations} can't be used: {problem}; {_FIX}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -62,11 +81,16 @@ def _damaged(annotations: Path, error: Exception) -> UserError:
 
 
 def _records(
-    rows: "Dataset", name: str, split: str, images: Path, columns: Columns, label: Callable[[dict[str, Any], str], int]
+    rows: "Dataset",
+    name: str,
+    split: str,
+    images: Path,
+    columns: tuple[str, str],
+    label: Callable[[dict[str, Any], str], int],
 ) -> Iterator[Record]:
     from datasets import Image
 
-    image_column, caption_column = columns.find(rows.column_names)
+    image_column, caption_column = columns
     if isinstance(rows.features[image_column], Image):
         rows = rows.cast_column(image_column, Image(decode=False))
     for number, row in enumerate(rows):

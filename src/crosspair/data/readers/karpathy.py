@@ -12,12 +12,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crosspair.data.reader import Counts, published
 from crosspair.data.readers.schema import Entry, SchemaError, keys_of, kind_of, load_json, path_inside, require_folder
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from crosspair.registry import register_reader
 
 SPLITS = ("train", "val", "test", "restval")
 _FIX = "expected Karpathy's dataset_flickr8k.json, dataset_flickr30k.json or dataset_coco.json"
+
+
+def _coco_counts(*, merge_restval: bool = False) -> dict[str, Counts]:
+    """Karpathy and Fei-Fei (2015). restval is part of train when it is merged."""
+    counts = {"val": Counts(5_000, 25_010), "test": Counts(5_000, 25_010)}
+    if merge_restval:
+        return {"train": Counts(113_287, 566_747), **counts}
+    return {"train": Counts(82_783, 414_113), **counts, "restval": Counts(30_504, 152_634)}
+
+
+@register_reader("flickr8k")
+@published({"train": Counts(6_000, 30_000), "val": Counts(1_000, 5_000), "test": Counts(1_000, 5_000)})
+def read_flickr8k(annotations: Path, images: Path) -> list[Record]:
+    """Flickr8k by Karpathy's dataset_flickr8k.json."""
+    return read_karpathy(annotations, images)
+
+
+@register_reader("flickr30k")
+@published({"train": Counts(29_000, 145_000), "val": Counts(1_014, 5_070), "test": Counts(1_000, 5_000)})
+def read_flickr30k(annotations: Path, images: Path) -> list[Record]:
+    """Flickr30k by Karpathy's dataset_flickr30k.json."""
+    return read_karpathy(annotations, images)
+
+
+@register_reader("coco")
+@published(_coco_counts)
+def read_coco(annotations: Path, images: Path, *, merge_restval: bool = False) -> list[Record]:
+    """MSCOCO by Karpathy's dataset_coco.json; --merge-restval adds its split restval to train."""
+    records = read_karpathy(annotations, images)
+    if not merge_restval:
+        return records
+    return [replace(record, split="train") if record.split == "restval" else record for record in records]
 
 
 def read_karpathy(annotations: Path, images: Path) -> list[Record]:

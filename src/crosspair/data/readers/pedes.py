@@ -1,4 +1,4 @@
-"""Person search: CUHK-PEDES, ICFG-PEDES and RSTPReid, a list of pictures with the identity each shows.
+"""Person search: CUHK-PEDES, ICFG-PEDES and RSTPReid, a list of images, each with the number of the person it shows.
 
     [{"split": "train", "captions": ["A man ...", "He ..."], "file_path": "CUHK01/0363004.png",
       "processed_tokens": [["a", "man", ...], ["he", ...]], "id": 1}, ...]
@@ -7,16 +7,54 @@ RSTPReid names the picture `img_path` and has no tokens.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosspair.data.readers.columns import split_name
-from crosspair.data.readers.schema import Entry, SchemaError, keys_of, kind_of, load_json, require_folder
+from crosspair.data.reader import Counts, published
+from crosspair.data.readers.schema import Entry, SchemaError, keys_of, kind_of, load_json, require_folder, split_name
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from crosspair.registry import register_reader
 
 SPLITS = ("train", "val", "test")
+
+
+_CUHK_PEDES = {  # Li et al. (2017) and the file itself
+    "train": Counts(34_054, 68_126, 11_003),
+    "val": Counts(3_078, 6_158, 1_000),
+    "test": Counts(3_074, 6_156, 1_000),
+}
+_ICFG_PEDES = {  # Ding et al. (2021)
+    "train": Counts(34_674, 34_674, 3_102),
+    "test": Counts(19_848, 19_848, 1_000),
+}
+_RSTPREID = {  # Zhu et al. (2021)
+    "train": Counts(18_505, 37_010, 3_701),
+    "val": Counts(1_000, 2_000, 200),
+    "test": Counts(1_000, 2_000, 200),
+}
+
+
+@register_reader("cuhk-pedes")
+@published(_CUHK_PEDES)
+def read_cuhk_pedes(annotations: Path, images: Path) -> list[Record]:
+    """CUHK-PEDES by its reid_raw.json; the label is the number of the person less one."""
+    # The first person is 1: the 11,003 of train become the labels 0..11002.
+    return _read(annotations, images, files=("reid_raw.json",), first_id=1)
+
+
+@register_reader("icfg-pedes")
+@published(_ICFG_PEDES)
+def read_icfg_pedes(annotations: Path, images: Path) -> list[Record]:
+    """ICFG-PEDES by its ICFG-PEDES.json; the label is the number of the person."""
+    return _read(annotations, images, files=("ICFG-PEDES.json", "ICFG_PEDES.json"))
+
+
+@register_reader("rstpreid")
+@published(_RSTPREID)
+def read_rstpreid(annotations: Path, images: Path) -> list[Record]:
+    """RSTPReid by its data_captions.json; the label is the number of the person."""
+    return _read(annotations, images, files=("data_captions.json",), image="img_path")
 
 
 def _read(
@@ -74,9 +112,3 @@ def _tokens(entry: Entry, captions: int) -> tuple[tuple[str, ...], ...] | None:
         raise SchemaError(f"{entry.name} has {captions} captions, but tokens of {len(lists)}")
     fields = ({"processed_tokens": words} for words in lists)
     return tuple(Entry(one, f"a caption of {entry.name}").strings("processed_tokens") for one in fields)
-
-
-# The first identity of CUHK-PEDES is 1: its 11,003 training identities become the labels 0..11002.
-read_cuhk_pedes = partial(_read, files=("reid_raw.json",), first_id=1)
-read_icfg_pedes = partial(_read, files=("ICFG-PEDES.json", "ICFG_PEDES.json"))
-read_rstpreid = partial(_read, files=("data_captions.json",), image="img_path")

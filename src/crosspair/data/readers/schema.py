@@ -1,12 +1,18 @@
 """What the readers share: checked access to a source's fields, and sentences for what is not as expected."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crosspair.data.records import printable
 from crosspair.errors import UserError
+
+IMAGE_COLUMNS = ("image", "file_name")
+CAPTION_COLUMNS = ("caption", "captions", "text")
+WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")  # fits 64 bits
+_SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
 
 
 class SchemaError(Exception):
@@ -102,3 +108,43 @@ def require_folder(images: Path) -> None:
     """Raises UserError when the folder of pictures is none."""
     if not images.is_dir():
         raise UserError(f"{images} is not a folder; expected --images to name the folder that holds the pictures")
+
+
+def find_columns(present: Iterable[str], image_column: str | None, caption_column: str | None) -> tuple[str, str]:
+    """The columns of the images and of the captions: those named, else one of the usual names. Raises SchemaError."""
+    names = list(present)
+    return (
+        _find(image_column, IMAGE_COLUMNS, "image", names),
+        _find(caption_column, CAPTION_COLUMNS, "caption", names),
+    )
+
+
+def _find(wanted: str | None, usual: tuple[str, ...], kind: str, present: list[str]) -> str:
+    found = [name for name in ((wanted,) if wanted else usual) if name in present]
+    if not found:
+        missing = f"'{printable(wanted)}'" if wanted else f"'{usual[0]}'"
+        raise SchemaError(f"it has no column {missing} (found {keys_of(present)}); name it with --{kind}-column")
+    return found[0]
+
+
+def split_name(value: str) -> str:
+    """A split's name as this project writes it: lower case, "validation" as "val"."""
+    name = value.strip().lower()
+    return _SPLIT_NAMES.get(name, name)
+
+
+def captions_of(value: object, where: str, column: str) -> list[str]:
+    """A caption, a list of them, or none. An empty cell is an empty caption, which preparing reports."""
+    values: list[Any] = value if isinstance(value, list) else [value]
+    for one in values:
+        if not isinstance(one, str | None):
+            raise SchemaError(f"{where} has {kind_of(one)} as '{column}', not a caption or a list of captions")
+    return [one or "" for one in values]
+
+
+def number_labels(labels: Iterable[str]) -> dict[str, int]:
+    """Labels as numbers: whole numbers stay, names count up in alphabetical order."""
+    names = sorted(set(labels))
+    if all(WHOLE_NUMBER.fullmatch(name) for name in names):
+        return {name: int(name) for name in names}
+    return {name: place for place, name in enumerate(names)}

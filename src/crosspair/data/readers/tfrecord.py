@@ -1,10 +1,9 @@
-"""Directories that the original's converters wrote: TFRecord shards of one record a caption, and their vocabulary.
+"""TFRecord shards that the original's converters wrote, one record a caption.
 
-Each record is a SequenceExample with the picture's JPEG bytes, label, file name and split, and one caption's words;
-a picture with five captions stands in five records, in a shuffled order. Here it comes once, with all its captions.
+Each record is a SequenceExample with the image's JPEG bytes, label, file name and split, and one caption's words; an
+image with five captions stands in five records, in a shuffled order. Here it comes once, with all its captions.
 """
 
-import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -13,20 +12,18 @@ from dataclasses import dataclass
 from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO
 
 from crosspair.data.records import Record
 from crosspair.data.scratch import pack, scratch_database, unpack
 from crosspair.errors import UserError
-from crosspair.formats import protobuf
-from crosspair.formats.crc32c import masked_crc32c
+from crosspair.formats.tfrecord import SequenceExample, read_record
+from crosspair.registry import register_reader
 
 _SPLITS = ("train", "val", "test")
 _SHARD = re.compile(r"(train|val|test)-(\d{5})-of-(\d{5})")
 # CUHK-PEDES by the folders of its pictures: its identities begin at 1, and the converter stored them as they are.
 _CUHK_PEDES = re.compile(r"(.*/)?(CUHK01|CUHK03|Market|cam_a|cam_b|test_query|train_query)/[^/]+")
 _CUHK_PEDES_FIRST_ID = 1
-_HEADER, _CHECKSUM = 12, 4  # bytes: length and its checksum before each record, the record's checksum behind it
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,12 @@ class _Caption:
     image: memoryview  # encoded
 
 
-def read_tfrecords(annotations: Path, images: Path | None = None) -> Iterator[Record]:
-    """The pictures of a directory of shards, by split, label and name; captions in the order of their records.
+@register_reader("tfrecord")
+def read_tfrecords(annotations: Path) -> Iterator[Record]:
+    """The TFRecord shards that the original's converters wrote, with the images inside.
 
-    annotations: the directory with `train-00000-of-00256` and so on. images is not used, the records hold the pictures.
+    Gives the images by split, label and name, their captions in the order of the shards' records.
+    annotations: the directory with `train-00000-of-00256` and so on.
     A Record's image_id is the stored path without the directory that all paths share; <START> and <END> are left out.
     Its label is the stored one, for CUHK-PEDES the identity less one as the data set's own reader gives it.
     All shards are checked before the first record; where each caption is, is kept on disk.
@@ -51,7 +50,7 @@ def read_tfrecords(annotations: Path, images: Path | None = None) -> Iterator[Re
     """
     shards = _shards(annotations)
     places = scratch_database(
-        "pictures(split INTEGER, name BLOB, label INTEGER, PRIMARY KEY (split, name)) WITHOUT ROWID",
+        "images(split INTEGER, name BLOB, label INTEGER, PRIMARY KEY (split, name)) WITHOUT ROWID",
         "captions(split INTEGER, label INTEGER, name BLOB, shard INTEGER, position INTEGER)",
     )
     for number, shard in enumerate(shards):
@@ -71,14 +70,14 @@ def read_tfrecords(annotations: Path, images: Path | None = None) -> Iterator[Re
 
 
 def _names(places: sqlite3.Connection) -> Iterator[str]:
-    return (unpack(name) for (name,) in places.execute("SELECT name FROM pictures"))
+    return (unpack(name) for (name,) in places.execute("SELECT name FROM images"))
 
 
 def _enter(places: sqlite3.Connection, caption: _Caption, row: tuple[int, int, bytes, int, int]) -> None:
     """Enter where a caption is. Raises ValueError when its label is not that of the picture's earlier records."""
     split, label, name, *_ = row
-    if places.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?)", (split, name, label)).rowcount == 0:
-        query = "SELECT label FROM pictures WHERE split = ? AND name = ?"
+    if places.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?)", (split, name, label)).rowcount == 0:
+        query = "SELECT label FROM images WHERE split = ? AND name = ?"
         ((first,),) = places.execute(query, (split, name))
         if first != label:
             raise ValueError(f"{caption.name} has label {label} here and {first} in an earlier record")
@@ -103,13 +102,13 @@ def _captions(shard: Path) -> Iterator[tuple[int, _Caption]]:
     with shard.open("rb") as file:
         while (position := file.tell()) < end:
             with _damage(shard, position):
-                caption = _parse(_read_record(file, position))
+                caption = _parse(read_record(file, position))
             yield position, caption
 
 
 def _caption_at(shard: Path, position: int) -> _Caption:
     with _damage(shard, position), shard.open("rb") as file:
-        return _parse(_read_record(file, position))
+        return _parse(read_record(file, position))
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -136,65 +135,16 @@ def _shards(directory: Path) -> list[Path]:
     return shards
 
 
-def _read_record(file: BinaryIO, position: int) -> memoryview:
-    """The record framed at `position`, checksums verified. The file is then behind it."""
-    file.seek(position)
-    header = file.read(_HEADER)
-    if len(header) < _HEADER or masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
-        raise ValueError("its length is not readable")
-    length = int.from_bytes(header[:8], "little")
-    if position + _HEADER + length + _CHECKSUM > os.fstat(file.fileno()).st_size:
-        raise ValueError("it runs past the end of the file")
-    record, checksum = file.read(length), file.read(_CHECKSUM)
-    if masked_crc32c(record) != int.from_bytes(checksum, "little"):
-        raise ValueError("its checksum is wrong")
-    return memoryview(record)
-
-
 def _parse(record: memoryview) -> _Caption:
-    """A SequenceExample."""
-    context = dict(
-        _entry(entry) for features in protobuf.messages(record, 1) for entry in protobuf.messages(features, 1)
-    )
-    lists = dict(_entry(entry) for features in protobuf.messages(record, 2) for entry in protobuf.messages(features, 1))
-    name, split = _text(context, "image/filename"), _text(context, "image/split")
+    example = SequenceExample.parse(record)
+    name, split = example.text("image/filename"), example.text("image/split")
     if split not in _SPLITS:
         raise ValueError(f"its split is {split[:40]!r}")
-    labels = [
-        value for values in protobuf.messages(_get(context, "image/label"), 3) for value in protobuf.integers(values, 1)
-    ]
+    labels = example.integers("image/label")
     if len(labels) != 1:
         raise ValueError(f"it has {len(labels)} labels where one is expected")
-    words = tuple(
-        bytes(_only(_bytes_values(feature))).decode() for feature in protobuf.messages(_get(lists, "image/caption"), 1)
-    )
-    image = _only(_bytes_values(_get(context, "image/data")))
-    return _Caption(split, name, labels[0], tuple(word for word in words if word not in ("<START>", "<END>")), image)
-
-
-def _entry(entry: memoryview) -> tuple[str, memoryview]:
-    """Key and value of a map's entry."""
-    return protobuf.text(entry, 1), _only(list(protobuf.messages(entry, 2)))
-
-
-def _get(features: dict[str, memoryview], name: str) -> memoryview:
-    if name not in features:
-        raise ValueError(f"it has no {name}")
-    return features[name]
-
-
-def _bytes_values(feature: memoryview) -> list[memoryview]:
-    return [value for values in protobuf.messages(feature, 1) for value in protobuf.messages(values, 1)]
-
-
-def _only(values: list[memoryview]) -> memoryview:
-    if len(values) != 1:
-        raise ValueError(f"a field has {len(values)} values where one is expected")
-    return values[0]
-
-
-def _text(features: dict[str, memoryview], name: str) -> str:
-    return bytes(_only(_bytes_values(_get(features, name)))).decode()
+    words = tuple(word for word in example.texts("image/caption") if word not in ("<START>", "<END>"))
+    return _Caption(split, name, labels[0], words, example.data("image/data"))
 
 
 def _shared_directory(names: Iterable[str]) -> str:

@@ -16,10 +16,10 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
-from crosspair.data.readers.columns import CAPTION_COLUMNS, captions_of, split_name
-from crosspair.data.readers.schema import SchemaError
+from crosspair.data.readers.schema import CAPTION_COLUMNS, SchemaError, captions_of, split_name
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from crosspair.registry import register_reader
 
 MAX_BYTES = 1 << 30  # of one file in a shard
 _IMAGES = {"jpg", "jpeg", "png", "webp"}
@@ -28,12 +28,14 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _SPLITS = {"train", "val", "test"}
 
 
-def read_webdataset(annotations: Path, images: Path) -> Iterator[Record]:
-    """A record per sample, in the order of the shards, read as they are needed.
+@register_reader("webdataset")
+def read_webdataset(annotations: Path) -> Iterator[Record]:
+    """Tar shards as webdataset writes them, with the images inside.
 
+    Gives a record per sample, in the order of the shards, read as they are needed.
     annotations: a shard, a folder of them or a pattern with {a,b} and {000..009}. label: `.cls`, or `label` in `.json`,
     else the sample's number. split: what a shard's name begins with, if it is a split's. image_id: shard/key.
-    A sample without a picture or a caption becomes a record without it. `images` is not used. Raises UserError.
+    A sample without a picture or a caption becomes a record without it. Raises UserError.
     """
     shards = _shards(annotations)
     number = 0

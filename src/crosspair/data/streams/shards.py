@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from crosspair.data.images import read_image_bytes
-from crosspair.data.readers.columns import Columns, captions_of
 from crosspair.data.readers.huggingface import image_of
-from crosspair.data.readers.schema import SchemaError, kind_of
+from crosspair.data.readers.schema import SchemaError, captions_of, find_columns, kind_of
 from crosspair.data.readers.webdataset import Sample, expand_braces, read_samples
 from crosspair.data.streams.http import HttpFile
 from crosspair.errors import UserError
@@ -85,7 +84,7 @@ class HubShard:
     def samples(self) -> Iterator[Sample]:
         try:
             rows = self.rows.shard(self.count, self.number)
-            image_column, caption_column = Columns().find(rows.column_names or [])
+            image_column, caption_column = find_columns(rows.column_names or [], None, None)
             for number, row in enumerate(rows):
                 yield self._sample(row, f"row {number}", image_column, caption_column)
         except SchemaError as problem:
