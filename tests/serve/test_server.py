@@ -165,8 +165,8 @@ def test_the_command_says_where_it_is_makes_up_a_token_and_stops_at_ctrl_c(writt
         assert found, (said, process.stderr.read())
         address = f"http://127.0.0.1:{found[1]}"
         with httpx.Client(base_url=address) as idle, closing(socket.create_connection(("127.0.0.1", int(found[1])))):
-            assert idle.get("/pictures").status_code == 401
-            assert idle.get("/pictures", headers={"Authorization": f"Bearer {found[2]}"}).status_code == 200
+            assert idle.get("/images").status_code == 401
+            assert idle.get("/images", headers={"Authorization": f"Bearer {found[2]}"}).status_code == 200
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=15)
     assert (process.returncode, errors) == (130, "crosspair: stopped\n")

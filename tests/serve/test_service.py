@@ -55,7 +55,7 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def first_id(client: TestClient) -> str:
-    return client.get("/pictures").json()["results"][0]["id"]
+    return client.get("/images").json()["results"][0]["id"]
 
 
 def refused(response, status: int) -> str:
@@ -92,8 +92,8 @@ class TestSearch:
         assert len(answer.results) == 7
         assert asked not in {result.id for result in answer.results}
 
-    def test_without_a_question_it_shows_pictures_from_all_over(self, client, gallery):
-        names = [result["name"] for result in client.get("/pictures?top=3").json()["results"]]
+    def test_without_a_query_it_shows_pictures_from_all_over(self, client, gallery):
+        names = [result["name"] for result in client.get("/images?top=3").json()["results"]]
         assert names == [gallery.item(row).item_id for row in (0, 3, 7)]
 
     def test_pictures_are_given_as_indexed_and_small(self, client, gallery):
@@ -138,12 +138,12 @@ class TestRefusals:
             ("/search?q=dog&top=many", 422, "top: "),
             ("/similar/ffffffffffffffff", 404, "no picture ffffffffffffffff"),
             ("/similar/..%2F..%2Fetc%2Fpasswd", 404, "there is no GET"),
-            ("/pictures/etc", 422, "id: "),
-            ("/pictures/..%2Fgallery.json", 404, "there is no GET"),
+            ("/images/etc", 422, "id: "),
+            ("/images/..%2Fgallery.json", 404, "there is no GET"),
             ("/nowhere", 404, "there is no GET /nowhere"),
         ],
     )
-    def test_a_wrong_question_is_refused_in_a_sentence(self, client, address, status, words):
+    def test_a_wrong_query_is_refused_in_a_sentence(self, client, address, status, words):
         assert words in refused(client.get(address), status)
 
     @pytest.mark.parametrize(
@@ -180,15 +180,15 @@ class TestRefusals:
         assert (status, b"try again" in body) == (503, True)
         assert asyncio.run(call(app, "POST", "/search", body=gallery.image(0)))[0] == 200  # nothing is held any more
 
-    def test_more_questions_than_can_wait_are_put_off(self, connect, monkeypatch):
+    def test_more_queries_than_can_wait_are_put_off(self, connect, monkeypatch):
         client = connect()
 
         async def busy(self, query):
-            from crosspair.serve.batching import Busy
+            from crosspair.serve.queries import Busy
 
             raise Busy
 
-        monkeypatch.setattr("crosspair.serve.batching.Batcher.ask", busy)
+        monkeypatch.setattr("crosspair.serve.queries.Batcher.ask", busy)
         response = client.get("/search?q=red")
         assert "try again" in refused(response, 503)
         assert response.headers["retry-after"] == "1"
@@ -213,7 +213,7 @@ class TestAccess:
 
     def test_a_token_opens_everything_and_nothing_else_does(self, connect):
         client = connect("http://gallery.example", token=TOKEN)
-        paths = ["/search?q=dog", "/similar/0123456789abcdef", "/pictures", "/pictures/0123456789abcdef", "/metrics"]
+        paths = ["/search?q=dog", "/similar/0123456789abcdef", "/images", "/images/0123456789abcdef", "/metrics"]
         for wrong in (
             {},
             {"Authorization": "Bearer no"},
@@ -230,7 +230,7 @@ class TestAccess:
 
     def test_a_picture_s_address_opens_that_picture_alone(self, connect):
         client = connect("http://gallery.example", token=TOKEN)
-        first, second = client.get("/pictures", headers={"Authorization": f"Bearer {TOKEN}"}).json()["results"][:2]
+        first, second = client.get("/images", headers={"Authorization": f"Bearer {TOKEN}"}).json()["results"][:2]
         assert client.get(first["thumbnail"]).status_code == 200
         assert client.get(first["image"]).status_code == 200
         assert TOKEN not in first["image"]
@@ -308,7 +308,7 @@ def test_ten_thousand_fuzzed_requests_leave_it_answering(gallery):
     draw = random.Random(0)
     real = [gallery.image(row) for row in range(3)]
     known = gallery.item(0).sha256[:16]
-    starts = ["/search", "/similar/", "/pictures/", "/pictures", "/", "/healthz", "/docs", "//", "/search/"]
+    starts = ["/search", "/similar/", "/images/", "/images", "/", "/healthz", "/docs", "//", "/search/"]
     kinds = [b"image/png", b"multipart/form-data; boundary=x", b"multipart/form-data", b"\xff\x00", b"application/json"]
 
     def noise(most: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Who may ask: the headers that every answer carries, and the checks that come before every question.
+"""Access control: security headers on every answer, and checks of token, host and origin before every request.
 
 On the loopback interface the browser of this machine is the danger: any site it shows may send requests here, and by
 DNS rebinding may make its own name mean 127.0.0.1. So the host asked for must be this machine's, and requests that
@@ -40,12 +40,12 @@ def checked_token(token: str) -> str:
 
 
 def image_key(token: str, image_id: str) -> str:
-    """What opens one picture in place of the token: a page can't send headers with its images."""
+    """HMAC that opens one image in place of the token: a page can't send headers with its images."""
     return hmac.new(token.encode(), image_id.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 class Access:
-    """ASGI middleware. token: who lacks it sees only the empty page. hosts: names it answers to when there is none."""
+    """ASGI middleware. token: needed for everything but PUBLIC. hosts: names it answers to where there is no token."""
 
     def __init__(self, app: ASGIApp, *, token: str | None, hosts: frozenset[str]) -> None:
         self.app = app
@@ -91,14 +91,14 @@ class Access:
         if kind.lower() == "bearer":
             return _same(given.strip(), self.token)
         place, _, image_id = scope["path"].rpartition("/")
-        if place != "/pictures":
+        if place != "/images":
             return False
         keys = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100).get("key", [])
         return len(keys) == 1 and _same(keys[0], image_key(self.token, image_id))
 
 
 def _same(given: str, expected: str) -> bool:
-    """In a time that does not tell how much of it is right."""
+    """Constant-time comparison."""
     return hmac.compare_digest(given.encode(errors="replace"), expected.encode())
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics: requests and their seconds by route, batches, the queue, the gallery's size."""
+"""Prometheus metrics: requests and their latency by route, batches, the queue, the gallery's size."""
 
 import time
 from collections.abc import Callable
@@ -24,13 +24,13 @@ class Monitor:
             "crosspair_request_seconds", "Time to answer.", ("route",), buckets=SECONDS, registry=self._registry
         )
         self._batch_size = Histogram(
-            "crosspair_batch_size", "Questions in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry
+            "crosspair_batch_size", "Queries in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry
         )
         self._batch_seconds = Histogram(
             "crosspair_batch_seconds", "Time to answer a batch.", buckets=SECONDS, registry=self._registry
         )
         Gauge("crosspair_gallery_images", "Pictures in the gallery.", registry=self._registry).set(images)
-        gauge = Gauge("crosspair_waiting_questions", "Questions that wait for a batch.", registry=self._registry)
+        gauge = Gauge("crosspair_waiting_queries", "Queries that wait for a batch.", registry=self._registry)
         gauge.set_function(waiting)
 
     def batch(self, queries: int, seconds: float) -> None:

@@ -1,9 +1,12 @@
-"""The files of the page, and a page about the API made from its OpenAPI description; nothing from elsewhere."""
+"""The search page, and a page about the API made from its OpenAPI description, both without anything from elsewhere."""
 
+from collections.abc import Awaitable, Callable
 from html import escape
 from importlib import resources
 from string import Template
 from typing import Any
+
+from fastapi import FastAPI, Response
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -13,10 +16,22 @@ _FILES = {
 }
 
 
-def page_files() -> dict[str, tuple[bytes, str]]:
-    """What is at each address of the page: bytes and media type."""
+def add_pages(app: FastAPI) -> None:
+    """The page, what it is made of, and the API's description for people."""
     folder = resources.files("crosspair.serve") / "page"
-    return {address: ((folder / name).read_bytes(), kind) for address, (name, kind) in _FILES.items()}
+    for address, (name, media_type) in _FILES.items():
+        app.add_api_route(address, _file((folder / name).read_bytes(), media_type), include_in_schema=False)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(documentation(app.openapi()), media_type="text/html")
+
+
+def _file(data: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return Response(data, media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    return page
 
 
 def documentation(openapi: dict[str, Any]) -> str:

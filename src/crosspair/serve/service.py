@@ -1,10 +1,10 @@
-"""A gallery over HTTP: search by sentence or picture, and the page to do it on.
+"""The HTTP API of a gallery as an ASGI application: search by a sentence or an image, and the page to do it on.
 
 app = create_app(Gallery.open("GALLERY"))     # any ASGI server runs it; `crosspair serve` uses uvicorn (server.py)
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from http import HTTPStatus
@@ -21,10 +21,9 @@ from crosspair.data.records import printable
 from crosspair.errors import UserError
 from crosspair.gallery.gallery import Gallery
 from crosspair.serve.access import LOOPBACK_NAMES, Access, image_key
-from crosspair.serve.answering import Answerer, Hit, SearchQuery
-from crosspair.serve.batching import Batcher, Busy
 from crosspair.serve.monitoring import Monitor, Monitoring
-from crosspair.serve.pages import documentation, page_files
+from crosspair.serve.pages import add_pages
+from crosspair.serve.queries import Answerer, Batcher, Busy, Hit, SearchQuery
 from crosspair.serve.uploads import MAX_SECONDS, Uploads
 from crosspair.version import __version__
 
@@ -48,7 +47,7 @@ class Result(BaseModel):
 
     id: str
     name: str
-    score: float | None  # cosine, -1..1; none where nothing was asked for
+    score: float | None  # cosine, -1..1; None without a query
     width: int
     height: int
     label: int | None
@@ -62,7 +61,7 @@ class Answer(BaseModel):
     """Pictures, best first."""
 
     images: int  # in the gallery
-    query: Result | None  # the picture of the gallery that was asked about
+    query: Result | None  # the image of the gallery whose like was searched
     results: list[Result]
 
 
@@ -78,7 +77,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "what was sent can't be read"},
     401: {"model": Problem, "description": "the token is missing or wrong"},
     422: {"model": Problem, "description": "a parameter is missing or wrong"},
-    503: {"model": Problem, "description": "too many questions wait; Retry-After says when to try again"},
+    503: {"model": Problem, "description": "too many queries wait; Retry-After says when to try again"},
 }
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "there is no such picture"}}
 UPLOAD_PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -143,7 +142,7 @@ def create_app(
         try:
             hits = await batcher.ask(query)
         except Busy:
-            raise HTTPException(503, "too many questions wait; try again", {"Retry-After": "1"}) from None
+            raise HTTPException(503, "too many queries wait; try again", {"Retry-After": "1"}) from None
         return shown.answer(hits, query.row)
 
     @app.get("/search", response_model=Answer, responses=PROBLEMS, summary="Pictures that a sentence describes")
@@ -172,13 +171,13 @@ def create_app(
     async def similar(id: ImageId, top: Top = TOP) -> JSONResponse:
         return await answer(SearchQuery(top, row=shown.row(id)))
 
-    @app.get("/pictures", response_model=Answer, summary="Some pictures, from all over the gallery")
+    @app.get("/images", response_model=Answer, summary="Some pictures, from all over the gallery")
     async def images(top: Top = TOP) -> JSONResponse:
         rows = np.linspace(0, len(gallery) - 1, min(top, len(gallery))).astype(int).tolist()
         return shown.answer([Hit(row, None) for row in rows])
 
     @app.get(
-        "/pictures/{id}",
+        "/images/{id}",
         response_class=Response,
         responses=MISSING | {200: {"content": {"image/*": {}}, "description": "the encoded picture"}},
         summary="A picture as it was indexed, or its thumbnail",
@@ -199,7 +198,7 @@ def create_app(
     def metrics() -> Response:
         return Response(monitor.text(), media_type="text/plain; version=0.0.4")
 
-    _add_pages(app)
+    add_pages(app)
     return app
 
 
@@ -223,7 +222,7 @@ class Shown:
         return int(self._order[place])
 
     def answer(self, hits: list[Hit], query: int | None = None) -> JSONResponse:
-        """Hits as an `Answer`. query: the row that was asked about."""
+        """Hits as an `Answer`. query: the row whose like was searched."""
         content = {
             "images": len(self._gallery),
             "query": None if query is None else self._described(query) | {"score": None},
@@ -234,7 +233,7 @@ class Shown:
     def _describe(self, row: int) -> dict[str, Any]:
         item = self._gallery.item(row)
         image_id = item.sha256[:16]
-        address = f"/pictures/{image_id}"
+        address = f"/images/{image_id}"
         key = f"key={image_key(self._token, image_id)}" if self._token else ""
         return {
             "id": image_id,
@@ -255,23 +254,6 @@ def _rounded(score: float | None) -> float | None:
 
 def _media_type(data: bytes) -> str:
     return next((kind for start, kind in _TYPES if start.match(data)), "application/octet-stream")
-
-
-def _add_pages(app: FastAPI) -> None:
-    """The page, what it is made of, and the API's description for people."""
-    for address, (data, media_type) in page_files().items():
-        app.add_api_route(address, _file(data, media_type), include_in_schema=False)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return Response(documentation(app.openapi()), media_type="text/html")
-
-
-def _file(data: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
-    async def page() -> Response:
-        return Response(data, media_type=media_type, headers={"Cache-Control": "no-cache"})
-
-    return page
 
 
 def _add_errors(app: FastAPI) -> None:

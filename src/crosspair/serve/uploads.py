@@ -1,4 +1,4 @@
-"""A stranger's picture: read with limits on bytes, time and pixels, decoded only in formats that photographs have."""
+"""Uploaded images: received with limits on bytes, time and pixels, decoded in common formats of photographs alone."""
 
 import asyncio
 import os

@@ -1,5 +1,5 @@
-// The page: asks the service as one types, shows what it answers, and keeps every question in the browser's history.
-// A question is {text}, {similar: id}, {upload: number} or {}, which shows some pictures of the gallery.
+// The page: asks the service as one types, shows what it answers, and keeps every query in the browser's history.
+// A query is {text}, {similar: id}, {upload: number} or {}, which shows some pictures of the gallery.
 
 const STEP = 40; // pictures at a time
 const MOST = 400;
@@ -12,9 +12,9 @@ const [text, file, results, more, status, problem] = ["text", "file", "results",
 const answers = new Map();
 const uploads = []; // files; their number is in the history
 const previews = new Map(); // number -> blob address
-let question = {};
+let query = {};
 let top_ = STEP;
-let asking = null; // AbortController of the question under way
+let asking = null; // AbortController of the request under way
 let timer = 0;
 let typing = false; // keys of one burst replace each other in the history
 
@@ -30,7 +30,7 @@ find("search").addEventListener("submit", (event) => {
   event.preventDefault();
   clearTimeout(timer);
   const words = text.value.trim();
-  if (words !== (question.text ?? "")) go(words ? { text: words } : {}, typing);
+  if (words !== (query.text ?? "")) go(words ? { text: words } : {}, typing);
   typing = false;
 });
 text.addEventListener("change", () => { typing = false; });
@@ -40,14 +40,14 @@ file.addEventListener("change", () => {
 });
 more.addEventListener("click", async () => {
   const before = results.children.length;
-  await show(question, Math.min(top_ + STEP, MOST));
+  await show(query, Math.min(top_ + STEP, MOST));
   results.children[before]?.querySelector("a").focus();
 });
-problem.querySelector("button").addEventListener("click", () => show(question, top_));
+problem.querySelector("button").addEventListener("click", () => show(query, top_));
 addEventListener("popstate", () => { typing = false; show(fromAddress(), history.state?.top ?? STEP); });
 addEventListener("paste", (event) => {
-  const picture = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
-  if (picture) upload(picture);
+  const image = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
+  if (image) upload(image);
 });
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a[data-go], a.home");
@@ -99,7 +99,7 @@ async function show(next, top) {
   asking?.abort();
   asking = new AbortController();
   const { signal } = asking;
-  [question, top_] = [next, top];
+  [query, top_] = [next, top];
   if (document.activeElement !== text || !typing) text.value = next.text ?? "";
   history.replaceState({ ...history.state, top }, "");
   const key = JSON.stringify([next, top]);
@@ -124,7 +124,7 @@ function keep(key, answer) {
 
 async function ask(next, top, signal) {
   const parameters = new URLSearchParams({ top });
-  let address = "/pictures";
+  let address = "/images";
   const options = { signal, headers: {} };
   const token = sessionStorage.getItem("token");
   if (token) options.headers.Authorization = `Bearer ${token}`;
@@ -156,8 +156,8 @@ async function ask(next, top, signal) {
 
 const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${/[.?!]$/.test(words) ? "" : "."}`;
 
-function upload(picture) {
-  go({ upload: uploads.push(picture) - 1 }, false);
+function upload(image) {
+  go({ upload: uploads.push(image) - 1 }, false);
 }
 
 // Showing
@@ -181,17 +181,17 @@ function render(answer, next) {
     fillCard(card, each, best);
     return card;
   }));
-  more.hidden = found.length < top_ || top_ >= MOST || found.length >= answer.pictures;
+  more.hidden = found.length < top_ || top_ >= MOST || found.length >= answer.images;
   showQuery(answer.query, next);
-  status.textContent = describe(found, answer.pictures, next);
+  status.textContent = describe(found, answer.images, next);
   document.title = next.text ? `${next.text}: picture search` : "Picture search";
 }
 
-function describe(found, pictures, next) {
-  const all = pictures.toLocaleString("en");
-  if (!pictures) return "The gallery has no pictures.";
+function describe(found, images, next) {
+  const all = images.toLocaleString("en");
+  if (!images) return "The gallery has no pictures.";
   if (!Object.keys(next).length) {
-    return found.length < pictures ? `${all} pictures. Here are some of them.` : `${all} pictures`;
+    return found.length < images ? `${all} pictures. Here are some of them.` : `${all} pictures`;
   }
   const to = next.text ? `“${next.text}”` : "this picture";
   const best = found.length ? `, best score ${found[0].score.toFixed(3)}` : "";
@@ -202,15 +202,15 @@ function makeCard(result) {
   const card = document.createElement("li");
   card.dataset.id = result.id;
   const link = document.createElement("a");
-  const picture = Object.assign(document.createElement("img"), { loading: "lazy", decoding: "async" });
-  picture.src = result.thumbnail;
+  const image = Object.assign(document.createElement("img"), { loading: "lazy", decoding: "async" });
+  image.src = result.thumbnail;
   const facts = document.createElement("span");
   facts.className = "facts";
   const bar = Object.assign(document.createElement("span"), { className: "bar" });
   const score = Object.assign(document.createElement("span"), { className: "score" });
   const name = Object.assign(document.createElement("span"), { className: "name" });
   facts.append(score, name);
-  link.append(picture, bar, facts);
+  link.append(image, bar, facts);
   card.append(link);
   return card;
 }
@@ -220,8 +220,8 @@ function fillCard(card, result, best) {
   link.href = `?similar=${result.id}`;
   link.dataset.go = result.id;
   link.title = [result.name, ...result.captions].join("\n");
-  const [picture, bar, facts] = link.children;
-  picture.alt = ""; // the words below it are of the same link
+  const [image, bar, facts] = link.children;
+  image.alt = ""; // the words below it are of the same link
   const shape = Math.min(Math.max(result.width / result.height, 0.5), 3);
   card.style.setProperty("--shape", shape.toFixed(4));
   const scored = result.score !== null;
@@ -240,7 +240,7 @@ function showQuery(asked, next) {
   if (section.hidden) return;
   const source = uploaded ? preview(next.upload) : asked.thumbnail;
   if (find("asked").getAttribute("src") !== source) find("asked").src = source;
-  for (const link of [find("original"), find("open")]) link.href = uploaded ? source : asked.picture;
+  for (const link of [find("original"), find("open")]) link.href = uploaded ? source : asked.image;
   find("asked-title").textContent = uploaded ? uploads[next.upload].name || "Your picture" : asked.name;
   find("asked-captions").replaceChildren(...(asked?.captions ?? []).map(
     (caption) => Object.assign(document.createElement("li"), { textContent: caption })
@@ -322,6 +322,6 @@ function askForToken(wrong) {
   dialog.addEventListener("close", () => {
     if (input.value) sessionStorage.setItem("token", input.value.trim());
     input.value = "";
-    show(question, top_);
+    show(query, top_);
   }, { once: true });
 }

@@ -1,4 +1,4 @@
-"""Questions of many tasks, answered in batches by one thread."""
+"""Queries of many tasks, answered in batches by one thread."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ import threading
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra `search` is not installed")
-from crosspair.serve.batching import Batcher, Busy
+from crosspair.serve.queries import Batcher, Busy
 
 
 class Slow:
@@ -27,7 +27,7 @@ class Slow:
 
 
 async def ask_while_it_works(slow: Slow, batcher: Batcher, queries: list[int]) -> list:
-    """Answers to a first question, 0, and to others that come while it is at that."""
+    """Answers to a first query, 0, and to others that come while it is at that."""
     first = asyncio.create_task(batcher.ask(0))
     await asyncio.to_thread(slow.started.wait, 5)
     others = [asyncio.create_task(batcher.ask(query)) for query in queries]
@@ -59,7 +59,7 @@ def test_more_than_can_wait_is_refused_at_once():
     assert isinstance(refused, Busy)
 
 
-def test_a_question_that_can_not_be_answered_spoils_no_other():
+def test_a_query_that_can_not_be_answered_spoils_no_other():
     slow = Slow()
     first, one, thirteen, two = asyncio.run(ask_while_it_works(slow, Batcher(slow), [1, 13, 2]))
     assert (first, one, two) == (0, 2, 4)
