@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fixtures.paths import REPOSITORY
 
-pytest_plugins = ["tests.fixtures.galleries", "tests.fixtures.models", "tests.fixtures.original"]
+pytest_plugins = ["tests.fixtures.models", "tests.fixtures.galleries", "tests.fixtures.original"]
 
 
 @dataclass
@@ -38,7 +39,7 @@ def memory_split() -> type[MemorySplit]:
 @pytest.fixture
 def shared_oracle() -> Path:
     """The whole of the reference data, where it is at hand; the tests that need it skip elsewhere and say so."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "oracle"
+    path = REPOSITORY.parent / "shared" / "oracle"
     if not path.is_dir():
         pytest.skip("the full reference data (../shared/oracle) is not here")
     return path

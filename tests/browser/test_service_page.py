@@ -11,17 +11,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra `search` is not installed")
 import uvicorn
+from tests.fixtures.models import create_tiny_model
 
-from crosspair.data.tokens import Vocabulary
 from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import index_images
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.serve.server import configuration
 from crosspair.serve.service import create_app
 
@@ -50,13 +47,7 @@ def encoded(image: Image.Image) -> bytes:
 def gallery(tmp_path_factory) -> Gallery:
     """90 pictures of all shapes, one with a malicious name."""
     folder = tmp_path_factory.mktemp("gallery")
-    torch.manual_seed(0)
-    config = ModelConfig(
-        ImageEncoderConfig(name="test_resnet", weights="none", size=[32, 32]),
-        TextEncoderConfig(word_dim=8, hidden_dim=8),
-        ProjectionConfig(dim=8),
-    )
-    DualEncoder(config, Vocabulary(["red", "green", "blue"])).save_pretrained(folder / "model")
+    create_tiny_model(["red", "green", "blue"]).save_pretrained(folder / "model")
     (folder / "images").mkdir()
     for number in range(IMAGES):
         image(number).save(folder / "images" / (EVIL if number == 7 else f"a picture, number {number}.png"))

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data import fill
 from crosspair.data.conversion import Converted, convert_image, read_source
@@ -34,7 +35,6 @@ from crosspair.formats.crc32c import masked_crc32c
 from crosspair.registry import READERS
 
 SCALE = int(os.environ.get("CROSSPAIR_FUZZ", "1"))
-ORACLE = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr"
 STORED = 8  # every so many of the sources that are read are stored too
 
 ODD_TEXTS = [
@@ -231,7 +231,11 @@ def webdataset() -> Source:
 
 
 def tfrecord() -> Source:
-    files = {f"records/{path.name}": path.read_bytes() for path in ORACLE.iterdir() if path.name.startswith("val-")}
+    files = {
+        f"records/{path.name}": path.read_bytes()
+        for path in (TFRECORDS / "flickr").iterdir()
+        if path.name.startswith("val-")
+    }
     return Source(files, "records", lambda path: sum(map(frames, path.iterdir())), captions)
 
 

@@ -1,9 +1,9 @@
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data.images import decode_image
 from crosspair.data.readers.tfrecord import read_tfrecords
@@ -45,8 +45,7 @@ def test_doubling_repeats_the_last_line() -> None:
 
 def test_decoded_pictures_are_within_8_levels_of_tensorflows_fast_transform(oracle: Load) -> None:
     expected = oracle("checkpoint/embeddings")
-    shards = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr"
-    images = [record.image for record in read_tfrecords(shards) if record.split == "test"]
+    images = [record.image for record in read_tfrecords(TFRECORDS / "flickr") if record.split == "test"]
     for row, image in enumerate(images):
         assert isinstance(image, bytes)
         levels = abs(decode_image(image).permute(1, 2, 0).numpy().astype(int) - expected[f"image{row}_uint8"])

@@ -4,6 +4,7 @@ Tiny ones with random weights; what they give is compared with `transformers` it
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from tests.fixtures.models import tiny_config
 from torch import Tensor
 
 from crosspair.data.tokens import pad
 from crosspair.errors import UserError
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.config import TextEncoderConfig
 from crosspair.models.dual_encoder import DualEncoder, create_model
 from crosspair.models.image import create_image_encoder
 from crosspair.models.transformer_text import create_transformer
@@ -62,9 +64,8 @@ def test_a_text_encoder_of_any_kind_embeds_captions_alone_as_in_a_batch_and_is_s
     saved, tmp_path: Path, kind: str
 ):
     directory = saved(*KINDS[kind])
-    image = ImageEncoderConfig("test_resnet", "none", [32, 32])
     text = TextEncoderConfig(str(directory), str(directory), "mean")
-    model = create_model(ModelConfig(image, text, ProjectionConfig(dim=8)), []).eval()
+    model = create_model(replace(tiny_config(), text=text), []).eval()
     captions = ["a dog", "a cat sleeps a dog runs", ""]
     together = model.encode_text(captions)
     torch.testing.assert_close(model.encode_text(captions, batch_size=1), together, rtol=0, atol=1e-6)

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.fixtures.paths import ORACLE
 
 from crosspair.original.verify.reference import load
 
@@ -17,7 +17,7 @@ Arrays = dict[str, np.ndarray]
 @pytest.fixture(scope="session")
 def oracle() -> Arrays:
     """Some cases come with the package, the others lie beside the tests."""
-    with np.load(Path(__file__).parents[1] / "oracle" / "evaluation" / "eval_cases.npz") as file:
+    with np.load(ORACLE / "evaluation" / "eval_cases.npz") as file:
         return {**load("retrieval"), **file}
 
 

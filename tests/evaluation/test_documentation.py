@@ -2,18 +2,18 @@
 
 import re
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.fixtures.paths import REPOSITORY
 
 from crosspair.evaluation.embeddings import read_embeddings
 from crosspair.registry import PROTOCOLS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fixtures.paths import ORACLE
 
 from crosspair.errors import UserError
 from crosspair.formats.tensorflow_checkpoint import read_checkpoint
 
 Writer = Callable[[Path, dict[str, np.ndarray]], None]
 
-ORACLE = Path(__file__).parents[1] / "oracle" / "legacy" / "checkpoint"
-WHOLE = Path(__file__).parents[3] / "shared" / "oracle" / "checkpoint"  # not part of the repository
+CHECKPOINT = ORACLE / "legacy" / "checkpoint"
 VARIABLES = {
     "global_step": np.array(39, dtype=np.int64),
     "net/biases": np.linspace(-1, 1, 5, dtype=np.float32),
@@ -32,8 +32,8 @@ def written(request: pytest.FixtureRequest, tmp_path: Path, write_v1: Writer, wr
 
 
 def test_an_index_of_tensorflow_lists_all_variables_and_gives_those_whose_bytes_are_there() -> None:
-    expected = json.loads((ORACLE / "variables.json").read_text())
-    checkpoint = read_checkpoint(ORACLE / "model.ckpt-39")
+    expected = json.loads((CHECKPOINT / "variables.json").read_text())
+    checkpoint = read_checkpoint(CHECKPOINT / "model.ckpt-39")
     assert list(checkpoint) == sorted(expected["shapes"])
     for name, digest in expected["first"].items():
         assert list(checkpoint[name].shape) == expected["shapes"][name]
@@ -42,11 +42,11 @@ def test_an_index_of_tensorflow_lists_all_variables_and_gives_those_whose_bytes_
         checkpoint["global_step"]
 
 
-@pytest.mark.skipif(not WHOLE.is_dir(), reason="the whole checkpoint (3.7 MB) is not part of the repository")
-def test_every_variable_of_a_whole_checkpoint_has_its_checksum() -> None:
-    expected = json.loads((WHOLE / "variables.json").read_text())
+def test_every_variable_of_a_whole_checkpoint_has_its_checksum(shared_oracle: Path) -> None:
+    whole = shared_oracle / "checkpoint"
+    expected = json.loads((whole / "variables.json").read_text())
     expected = expected.get("variables", expected)
-    checkpoint = read_checkpoint(WHOLE / "model.ckpt-39")
+    checkpoint = read_checkpoint(whole / "model.ckpt-39")
     assert len(checkpoint) == 499
     for name, facts in expected.items():
         assert hashlib.sha256(checkpoint[name].tobytes()).hexdigest() == facts["sha256"]

@@ -1,15 +1,13 @@
 """The reference cases of the losses, one dictionary a case."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.fixtures.paths import ORACLE
 
 from crosspair.original.verify.reference import load, loss_case
-
-_ORACLE = Path(__file__).parents[1] / "oracle" / "losses"
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +18,6 @@ def oracle_case() -> Callable[[str], dict[str, Any]]:
     """
     arrays = {**load("cmpm"), **load("cmpc")}
     for name in ("cmpm", "cmpc"):
-        with np.load(_ORACLE / f"{name}.npz") as file:
+        with np.load(ORACLE / "losses" / f"{name}.npz") as file:
             arrays |= dict(file)
     return lambda name: loss_case(arrays, name)

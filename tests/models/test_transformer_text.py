@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.fixtures.models import tiny_config
 
 from crosspair.data.tokens import SubwordTokenizer, pad
 from crosspair.errors import UserError
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.config import TextEncoderConfig
 from crosspair.models.dual_encoder import DualEncoder, create_model
 from crosspair.models.transformer_text import TransformerTextEncoder, create_transformer
 
@@ -117,8 +119,7 @@ def test_siglips_tokenizer_fills_every_caption(bert: Path):
 @pytest.fixture
 def model_of(tmp_path: Path) -> Callable[[TextEncoderConfig], DualEncoder]:
     def make(text: TextEncoderConfig) -> DualEncoder:
-        image = ImageEncoderConfig("test_resnet", "none", [32, 32])
-        return create_model(ModelConfig(image, text, ProjectionConfig(dim=8)), [])
+        return create_model(replace(tiny_config(), text=text), [])
 
     return make
 
@@ -192,13 +193,13 @@ def test_a_frozen_text_encoder_keeps_its_weights_and_mode(
 
 
 def test_embeddings_can_be_the_features_themselves_where_dimensions_agree(bert: Path):
-    image = ImageEncoderConfig("test_resnet", "none", [32, 32])
+    config = replace(tiny_config(projection={"dim": 16, "layers": 0}), text=config_of(bert))
     with pytest.raises(UserError, match="layers 0"):
-        create_model(ModelConfig(image, config_of(bert), ProjectionConfig(dim=16, layers=0)), [])
+        create_model(config, [])
 
 
 def test_two_layer_projections_have_a_hidden_layer(bert: Path):
-    image = ImageEncoderConfig("test_resnet", "none", [32, 32])
-    model = create_model(ModelConfig(image, config_of(bert), ProjectionConfig(dim=8, layers=2, hidden_dim=24)), [])
+    config = replace(tiny_config(projection={"layers": 2, "hidden_dim": 24}), text=config_of(bert))
+    model = create_model(config, [])
     assert model.text_projection.hidden[0].weight.shape == (24, 16)  # type: ignore[index, union-attr]
     assert model.encode_text(["a dog", "a cat"]).shape == (2, 8)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.fixtures.paths import TFRECORDS
 from torch import nn
 
 from crosspair.errors import UserError
@@ -18,7 +19,7 @@ from crosspair.original.import_checkpoint import import_checkpoint, read_word_co
 Arrays = dict[str, np.ndarray]
 Writer = Callable[[Path, Arrays], None]
 
-WORD_COUNTS = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords" / "flickr" / "word_counts.txt"
+WORD_COUNTS = TFRECORDS / "flickr" / "word_counts.txt"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fixtures.paths import TFRECORDS
 
 from crosspair.cli import main
 from crosspair.data.dataset import open_data
@@ -14,7 +15,6 @@ from crosspair.models.dual_encoder import DualEncoder
 
 Arrays = dict[str, np.ndarray]
 
-TFRECORDS = Path(__file__).parents[1] / "oracle" / "legacy" / "tfrecords"
 # The pictures and annotations that the original's converter made the shards of.
 SOURCE, PEDES_SOURCE = TFRECORDS / "flickr_source", TFRECORDS / "pedes_source"
 WORD_COUNTS = TFRECORDS / "flickr" / "word_counts.txt"

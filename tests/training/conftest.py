@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.fixtures.models import tiny_config
 
 from crosspair.data.dataset import Data, open_data
 from crosspair.data.prepare import prepare
 from crosspair.data.records import Record
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from crosspair.training.recipe import EMAConfig, OptimizerConfig, Recipe, StageConfig
 
 COLOURS = ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "grey", "white", "navy"]
@@ -58,11 +58,7 @@ def toy_recipe() -> Callable[..., Recipe]:
             "workers": 0,
             "precision": "32-true",
             "log_every": 1,
-            "model": ModelConfig(
-                ImageEncoderConfig("test_resnet", "none", [32, 32], feature_dropout=0.1),
-                TextEncoderConfig(word_dim=8, hidden_dim=8, min_count=1),
-                ProjectionConfig(dim=8),
-            ),
+            "model": tiny_config(image={"feature_dropout": 0.1}, text={"min_count": 1}),
             "optimizer": OptimizerConfig(grad_clip_norm=5.0),
             "ema": EMAConfig(decay=0.9),
             "stage1": StageConfig(

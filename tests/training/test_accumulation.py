@@ -6,10 +6,9 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
+from tests.fixtures.models import create_tiny_model
 
 from crosspair.data.batching import Batch
-from crosspair.data.tokens import Vocabulary
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.accumulation import EmbeddingsInParts
 from crosspair.training.interruption import Interrupted
@@ -26,10 +25,7 @@ def fabric() -> Fabric:
 
 @pytest.fixture
 def model() -> DualEncoder:
-    torch.manual_seed(0)
-    image = ImageEncoderConfig("test_resnet", "none", [32, 32], feature_dropout=0.3)
-    text = TextEncoderConfig(word_dim=8, hidden_dim=8, dropout=0.3)
-    return DualEncoder(ModelConfig(image, text, ProjectionConfig(dim=8)), Vocabulary(["a", "b", "c"]))
+    return create_tiny_model(image={"feature_dropout": 0.3}, text={"dropout": 0.3})
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.fixtures.models import create_tiny_model
 
 from crosspair.data.images import decode_image
-from crosspair.data.tokens import Vocabulary
 from crosspair.encode import backends as feature_backend
 from crosspair.encode.backends import Exactness, OpenVINOBackend, TorchBackend
 from crosspair.encode.openvino_conversion import openvino_precisions
 from crosspair.errors import UserError
-from crosspair.models.config import ImageEncoderConfig, ModelConfig
 from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training import features as module
 from crosspair.training.features import cache_directory, choose_backend, image_features
@@ -25,8 +24,7 @@ needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO 
 
 @pytest.fixture
 def model() -> DualEncoder:
-    torch.manual_seed(0)
-    model = DualEncoder(ModelConfig(ImageEncoderConfig("test_resnet", "none", [32, 32])), Vocabulary(["a"]))
+    model = create_tiny_model()
     model.freeze_image_encoder()
     return model
 

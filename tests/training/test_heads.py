@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests.fixtures.models import tiny_config
 
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from crosspair.models.dual_encoder import DualEncoder
 from crosspair.models.projection import ProjectionHeads
 from crosspair.training.log import read_metrics
@@ -11,9 +11,8 @@ from crosspair.training.loop import train
 
 
 def test_a_run_with_heads_and_lower_stages_saves_the_model_that_it_validated(toy_data, toy_recipe, tmp_path):
-    image = ImageEncoderConfig("test_resnet", "none", [32, 32], pooled_stages=2)
-    text = TextEncoderConfig(word_dim=8, hidden_dim=8, min_count=1)
-    recipe = toy_recipe(model=ModelConfig(image, text, ProjectionConfig(dim=8, heads=2)))
+    model = tiny_config(image={"pooled_stages": 2}, text={"min_count": 1}, projection={"heads": 2})
+    recipe = toy_recipe(model=model)
     best = train(recipe, toy_data, tmp_path / "run", progress=False)
     stages = {row["stage"] for row in read_metrics(tmp_path / "run") if row["kind"] == "val"}
     assert stages == {number for number, _ in recipe.stages}

@@ -3,12 +3,10 @@
 import pytest
 import timm
 import torch
+from tests.fixtures.models import create_tiny_model
 
-from crosspair.data.tokens import Vocabulary
 from crosspair.errors import UserError
 from crosspair.models.adapters import add_adapters
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.models.image import create_image_encoder
 from crosspair.models.slim.encoders import SLIM_ENCODERS
 from crosspair.models.transformer_text import TransformerTextEncoder
@@ -92,8 +90,7 @@ def test_an_encoder_whose_layers_are_unknown_is_refused():
 
 
 def test_a_rate_is_multiplied_once_for_every_layer_above():
-    image = ImageEncoderConfig("test_vit", "none", [32, 32])
-    model = DualEncoder(ModelConfig(image, TextEncoderConfig(), ProjectionConfig(dim=8)), Vocabulary(["a"]))
+    model = create_tiny_model(image={"name": "test_vit"})
     stage = StageConfig(learning_rate=0.01, image_learning_rate=0.001, layer_decay=0.5)
     optimizer = ScheduledAdam(model, MatchingLosses(LossConfig(), 5, 8), OptimizerConfig(), stage, 1)
     optimizer.prepare(0)

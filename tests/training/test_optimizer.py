@@ -3,10 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.fixtures.models import create_tiny_model
 from torch import nn
 
-from crosspair.data.tokens import Vocabulary
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
 from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.optimizer import ScheduledAdam, decayed_parameters, learning_rate_share
@@ -16,10 +15,7 @@ from crosspair.training.tensorflow_adam import TensorFlowAdam
 
 @pytest.fixture
 def model() -> DualEncoder:
-    torch.manual_seed(0)
-    image = ImageEncoderConfig("test_efficientnet", "none", [32, 32])  # has depthwise convolutions
-    text = TextEncoderConfig(word_dim=8, hidden_dim=8)
-    return DualEncoder(ModelConfig(image, text, ProjectionConfig(dim=8)), Vocabulary(["a"])).double()
+    return create_tiny_model(image={"name": "test_efficientnet"}).double()  # has depthwise convolutions
 
 
 @pytest.fixture

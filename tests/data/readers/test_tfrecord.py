@@ -5,27 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data.readers.tfrecord import read_tfrecords
 from crosspair.data.records import Record
 from crosspair.errors import UserError
 
-ORACLE = Path(__file__).parents[2] / "oracle" / "legacy" / "tfrecords"
-
 
 def expected_records(name: str) -> list[dict[str, Any]]:
-    return [record for shard in json.loads((ORACLE / f"{name}.json").read_text()).values() for record in shard]
+    return [record for shard in json.loads((TFRECORDS / f"{name}.json").read_text()).values() for record in shard]
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(ORACLE / "flickr", tmp_path / "flickr"))
+    return Path(shutil.copytree(TFRECORDS / "flickr", tmp_path / "flickr"))
 
 
 @pytest.mark.parametrize(("name", "directory", "first_label"), [("flickr", "images/", 0), ("pedes", "imgs/", 1)])
 def test_each_picture_comes_once_with_all_its_captions(name: str, directory: str, first_label: int) -> None:
     expected = expected_records(name)
-    records = list(read_tfrecords(ORACLE / name))
+    records = list(read_tfrecords(TFRECORDS / name))
     assert len(records) == len({record["filename"] for record in expected}) == 12
     for record in records:
         told = [other for other in expected if other["filename"] == directory + record.image_id]
@@ -38,19 +37,19 @@ def test_each_picture_comes_once_with_all_its_captions(name: str, directory: str
 
 
 def test_pictures_come_by_split_and_label_and_the_order_does_not_depend_on_the_shuffled_records() -> None:
-    records = list(read_tfrecords(ORACLE / "flickr"))
+    records = list(read_tfrecords(TFRECORDS / "flickr"))
     assert [record.split for record in records] == ["train"] * 8 + ["val"] * 2 + ["test"] * 2
     assert [record.label for record in records] == list(range(12))
 
 
 def test_the_number_of_captions_of_a_picture_is_free() -> None:
-    captions = {record.image_id: len(record.captions) for record in read_tfrecords(ORACLE / "pedes")}
+    captions = {record.image_id: len(record.captions) for record in read_tfrecords(TFRECORDS / "pedes")}
     assert captions["test_query/p3_s5.jpg"] == 1
     assert captions["test_query/p4_s6.jpg"] == 3
 
 
 def test_records_are_what_other_readers_give() -> None:
-    assert all(isinstance(record, Record) for record in read_tfrecords(ORACLE / "flickr"))
+    assert all(isinstance(record, Record) for record in read_tfrecords(TFRECORDS / "flickr"))
 
 
 def test_a_changed_byte_names_shard_and_record(copy: Path) -> None:
