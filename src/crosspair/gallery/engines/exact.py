@@ -1,41 +1,32 @@
-"""What finds the nearest vectors of a gallery: exactly, by one matrix product in blocks, or through another library."""
+"""Exact search: one matrix product in blocks, whatever the number of vectors."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from crosspair.gallery.engines.engine import Content, Engine
+from crosspair.registry import register_engine
+
 BLOCK_SCORES = 1 << 22  # of one matrix product: 16 MB, whatever the number of vectors; smaller blocks were slower
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """The best items of each of q queries, best first. Both arrays are narrower than asked where items are fewer."""
-
-    scores: np.ndarray  # float32 [q, top], cosines
-    rows: np.ndarray  # int64 [q, top], of the gallery
-
-
-class Engine(Protocol):
-    """Nearest vectors by cosine; the vectors are of unit length, each under a row number of its own."""
-
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """rows int64 [n], vectors float32 [n, d]."""
-
-    def remove(self, rows: np.ndarray) -> None:
-        """rows int64 [n]."""
-
-    def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """queries float32 [q, d] -> scores float32 [q, top] and rows int64 [q, top], best first."""
-
-
-class ExactEngine:
-    """Compares with every vector. Items of equal score come in the order of their rows."""
+@register_engine("exact")
+class ExactEngine(Engine):
+    """Every vector is compared; items of equal score come in the order of their rows."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         self._vectors = _tensor(vectors)
+
+    @classmethod
+    def open(cls, content: Content) -> "ExactEngine":
+        return cls(content.embeddings)
+
+    @classmethod
+    def describe(cls, facts: dict[str, Any]) -> str:
+        reason = f" ({facts['reason']})" if "reason" in facts else ""
+        return f"exact, every picture is compared{reason}"
 
     def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
         """queries float32 [q, d] -> scores float32 [q, min(top, n)] and rows int64, best first."""

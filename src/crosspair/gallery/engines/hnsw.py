@@ -1,18 +1,21 @@
-"""The approximate index of a large gallery: a graph of near neighbours (HNSW, Malkov and Yashunin 2018) by faiss.
+"""Approximate search of a large gallery: a graph of near neighbours (HNSW, Malkov and Yashunin 2018) by faiss.
 
-Up to EXACT_UP_TO pictures every vector is compared, which is faster than one can see and finds everything. Beyond it a
-search walks the graph with a list of `breadth` candidates: the least breadth is kept that finds LEAST_RECALL of the ten
+Without an engine's name every vector is compared up to EXACT_UP_TO pictures, which is faster than one can see and
+finds everything. Beyond it a search walks the graph with a list of `breadth` candidates: the least breadth is kept that finds LEAST_RECALL of the ten
 true nearest, measured on the gallery's own pictures and, where it has them, on its captions.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crosspair.errors import UserError
+from crosspair.gallery.engines.engine import Content, Engine, Renewal, Request
 from crosspair.gallery.engines.exact import ExactEngine
+from crosspair.registry import register_engine
 
 EXACT_UP_TO = 50_000  # pictures
 LEAST_RECALL = 0.98  # of the ten nearest, for each kind of query
@@ -23,13 +26,39 @@ QUERIES = 500  # of each kind, at most
 NEIGHBOURS = 10
 
 
-class FaissEngine:
-    """Walks the graph; what it finds is scored exactly."""
+@register_engine("hnsw")
+class HnswEngine(Engine):
+    """A graph of near neighbours is walked by faiss; what the walk finds is scored exactly."""
 
     def __init__(self, index: Any, vectors: np.ndarray, breadth: int) -> None:
         self._index = index
         self._vectors = vectors
         self.breadth = breadth
+
+    @classmethod
+    def open(cls, content: Content) -> Engine:
+        if find_spec("faiss") is None:  # on another machine than that which indexed: slower, and as good
+            return ExactEngine(content.embeddings)
+        graph = read_graph(content.file, *content.embeddings.shape)
+        return cls(graph, content.embeddings, int(content.facts["breadth"]))
+
+    @classmethod
+    def renew(cls, request: Request) -> Renewal:
+        if find_spec("faiss") is None and cls is HnswEngine:
+            raise UserError("the engine hnsw needs the package faiss; run: pip install 'crosspair[search]'")
+        return super().renew(request)
+
+    @classmethod
+    def build(cls, content: Content) -> dict[str, Any]:
+        return build_index(content.file, content.embeddings, content.captions(), least_recall=0.0)
+
+    @classmethod
+    def describe(cls, facts: dict[str, Any]) -> str:
+        recalls = ", ".join(f"{100 * recall:.1f} % for {kind}" for kind, recall in facts["recall_at_10"].items())
+        return (
+            f"hnsw, {facts['links']} links a picture, {facts['breadth']:,} candidates; "
+            f"recall@10 measured on this gallery: {recalls} ({facts['queries']:,} queries)"
+        )
 
     def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
         """queries float32 [q, d] -> scores float32 [q, min(top, n)] and rows int64, best first."""
@@ -62,21 +91,31 @@ class Queries:
     own_rows: np.ndarray | None = None
 
 
-def choose_index(path: Path, vectors: np.ndarray, captions: np.ndarray | None = None) -> dict[str, Any]:
-    """Write the index that suits the vectors to `path`, if any; what `gallery.json` says of it.
+@register_engine("auto")
+class AutoEngine(HnswEngine):
+    """Exact up to 50,000 pictures; beyond, a graph if it finds 98 % of the ten nearest."""
 
-    vectors float32 [n, d]; captions float32 [m, d]: some that belong to the pictures; all of unit length.
+    @classmethod
+    def build(cls, content: Content) -> dict[str, Any]:
+        if len(content.embeddings) <= EXACT_UP_TO:
+            return {"kind": "exact"}
+        if find_spec("faiss") is None:
+            return {"kind": "exact", "reason": "faiss is not installed; pip install 'crosspair[search]'"}
+        return build_index(content.file, content.embeddings, content.captions(), least_recall=LEAST_RECALL)
+
+
+def build_index(path: Path, vectors: np.ndarray, captions: np.ndarray | None, least_recall: float) -> dict[str, Any]:
+    """Write a graph of the vectors to `path`; what gallery.json says of it.
+
+    vectors float32 [n, d]; captions float32 [m, d]: some that belong to the images; all of unit length. A graph that
+    finds less than `least_recall` of the ten nearest is not written, and the search is exact.
     """
-    if len(vectors) <= EXACT_UP_TO:
-        return {"kind": "exact"}
-    try:
-        import faiss
-    except ImportError:
-        return {"kind": "exact", "reason": "faiss is not installed; pip install 'crosspair[search]'"}
+    import faiss
+
     index = build_graph(vectors)
     queries = [_own(vectors), *([Queries("captions", captions[:QUERIES])] if captions is not None else [])]
     breadth, recalls = calibrate(index, vectors, queries)
-    if min(recalls.values()) < LEAST_RECALL:
+    if min(recalls.values()) < least_recall:
         return {"kind": "exact", "reason": f"the graph finds {100 * min(recalls.values()):.1f} % of the ten nearest"}
     faiss.write_index(index, str(path))
     counted = sum(len(one.vectors) for one in queries)
@@ -100,7 +139,7 @@ def calibrate(index: Any, vectors: np.ndarray, queries: list[Queries]) -> tuple[
     truths = [_without_own(*exact.search(one.vectors, NEIGHBOURS + 1), one) for one in queries]
     recalls: dict[str, float] = {}
     for breadth in BREADTHS:
-        engine = FaissEngine(index, vectors, breadth)
+        engine = HnswEngine(index, vectors, breadth)
         for one, (best, _) in zip(queries, truths, strict=True):
             scores, _ = _without_own(*engine.search(one.vectors, NEIGHBOURS + 1), one)
             # By score, so that of two pictures alike either counts.
@@ -124,7 +163,7 @@ def _without_own(scores: np.ndarray, rows: np.ndarray, queries: Queries) -> tupl
 
 
 def read_graph(path: Path, count: int, dimension: int) -> Any:
-    """What `choose_index` wrote, for so many vectors. Raises UserError when it is something else."""
+    """The graph that `build_index` wrote, of so many vectors. Raises UserError when it is something else."""
     import faiss
 
     try:

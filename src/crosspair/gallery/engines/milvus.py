@@ -5,100 +5,106 @@ picture again changes nothing, so that an indexing run may be killed anywhere an
 once; searches go on meanwhile, as pictures are added before the gallery's new state and removed after it.
 """
 
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from crosspair.errors import UserError
+from crosspair.gallery.engines.engine import Content, Engine, Renewal, Request
 from crosspair.gallery.engines.milvus_client import MOST_HITS, Address, Collection, collection_name, index_kind
-from crosspair.gallery.layout import Manifest
-
-if TYPE_CHECKING:
-    from crosspair.gallery.gallery import Gallery
+from crosspair.registry import register_engine
 
 
-class Renewal:
+class MilvusRenewal(Renewal):
     """Brings a collection to a gallery's new state: what is new before the gallery changes, what is gone after it."""
 
-    def __init__(self, collection: Collection, address: Address, previous: set[str]) -> None:
-        """previous: SHA-256 of the pictures of the gallery as it is."""
+    def __init__(self, collection: Collection, address: Address, previous: Iterable[str]) -> None:
+        """previous: SHA-256 of the images of the gallery as it is."""
         self._collection = collection
         self._address = address
-        self._previous = previous
+        self._previous = set(previous)
         self._present: set[str] = set()
 
-    def add(self, manifest: Manifest, sha256s: list[str], vectors: np.ndarray) -> Manifest:
-        """Have all of the new state in the collection: vectors [n, d]. Returns the manifest with the engine in it."""
-        first = {sha256: row for row, sha256 in reversed(list(enumerate(sha256s)))}
+    def add(self, content: Content) -> dict[str, Any]:
+        """Have all of the new state in the collection."""
+        keys = content.keys()
+        first = {sha256: row for row, sha256 in reversed(list(enumerate(keys)))}
         self._collection.create(len(first))
         # Only where a run was interrupted, or somebody changed the collection, need it be asked for all its keys.
         as_left = self._collection.count() == len(self._previous)
         self._present = self._previous if as_left else set(self._collection.keys())
         missing = sorted(row for sha256, row in first.items() if sha256 not in self._present)
-        self._collection.add((sha256s[row], vectors[row]) for row in missing)
+        self._collection.add((keys[row], content.embeddings[row]) for row in missing)
         kind, parameters = index_kind(self._collection.where, len(first))
-        index = {"kind": "milvus", "type": kind, "parameters": parameters}
-        return replace(manifest, index=index, engine="milvus", engine_settings=self._address.settings())
+        return {"kind": "milvus", "type": kind, "parameters": parameters, "address": self._address.facts()}
 
-    def remove_all_but(self, sha256s: set[str]) -> None:
-        """Raises UserError when the collection does not hold these pictures, each once, in the end."""
-        self._collection.remove(self._present - sha256s)
+    def finish(self, keys: set[str]) -> None:
+        """Raises UserError when the collection does not hold these images, each once, in the end."""
+        self._collection.remove(self._present - keys)
         found = self._collection.count()
-        if found != len(sha256s):
+        if found != len(keys):
             raise UserError(
                 f"the collection {self._collection.name} at {self._collection.where} holds {found:,} pictures, "
-                f"expected {len(sha256s):,}; run `crosspair index` again"
+                f"expected {len(keys):,}; run `crosspair index` again"
             )
 
     def close(self) -> None:
         self._collection.close()
 
 
-def open_renewal(
-    engine: str | None, address: str | None, gallery: Path, work: Path, previous: "Gallery | None", dimension: int
-) -> Renewal | None:
-    """Of the collection that is to hold a gallery; None where another engine does.
+@register_engine("milvus")
+class MilvusEngine(Engine):
+    """A collection in Milvus, a cluster or a local file, is searched (--address)."""
 
-    engine, address: as the user gave them, by default those of the gallery as it is. Raises UserError when they don't
-    fit together or to that gallery, and when Milvus can't be reached.
-    """
-    known = previous.manifest.engine if previous is not None else None
-    engine = engine or known or ("milvus" if address else "faiss")
-    if previous is not None and engine != known:
-        raise UserError(f"{gallery} is searched by {known}; name a new --output for the engine {engine}")
-    if engine != "milvus":
-        if address is not None:
-            raise UserError(f"found --address {address} with the engine {engine}; it is for --engine milvus")
-        return None
-    if previous is not None:
-        found = Address.from_settings(previous.manifest.engine_settings)
-        if address is not None and Address.parse(address, gallery, found.collection).find(gallery) != found.find(
-            gallery
-        ):
-            raise UserError(
-                f"the vectors of {gallery} are at {found.find(gallery)}; name a new --output for {address}, "
-                "or leave --address out"
-            )
-    elif address is None:
-        raise UserError("the engine milvus needs --address: a file that ends in .db, or http://HOST:PORT of a cluster")
-    else:
-        found = Address.parse(address, gallery, collection_name(work))
-    collection = Collection(found.find(gallery), found.collection, dimension)
-    collection.exists()  # complains of another dimension now, not after hours of encoding
-    return Renewal(collection, found, set(previous.items["sha256"]) if previous is not None else set())
+    keeps_vectors_elsewhere = True
 
-
-class MilvusEngine:
-    """Searches a gallery's collection and answers in the gallery's rows; many threads may ask at once."""
-
-    def __init__(self, collection: Collection, sha256s: list[str]) -> None:
+    def __init__(self, collection: Collection, keys: Sequence[str]) -> None:
+        """keys: the SHA-256 of each row's image."""
         self._collection = collection
-        self._count = len(sha256s)
+        self._count = len(keys)
         self._rows: dict[str, list[int]] = {}
-        for row, sha256 in enumerate(sha256s):
+        for row, sha256 in enumerate(keys):
             self._rows.setdefault(sha256, []).append(row)
+
+    @classmethod
+    def open(cls, content: Content) -> "MilvusEngine":
+        """Raises UserError when the gallery's collection can't be reached or is another's."""
+        address = Address.from_facts(content.facts)
+        where = address.find(content.directory)
+        if "://" not in where and not Path(where).exists():
+            raise UserError(f"the Milvus file {where} is gone; put it back or run `crosspair index` again")
+        collection = Collection(where, address.collection, content.embeddings.shape[1])
+        if not collection.exists():
+            raise UserError(f"there is no collection {address.collection} at {where}; run `crosspair index` again")
+        collection.load()
+        return cls(collection, content.keys())
+
+    @classmethod
+    def renew(cls, request: Request) -> Renewal:
+        """Raises UserError when the address is missing or another one, and when Milvus can't be reached."""
+        gallery, given, previous = request.directory, request.address, request.previous
+        if previous is not None and previous.facts["kind"] == "milvus":
+            found = Address.from_facts(previous.facts)
+            where, keys = found.find(gallery), previous.keys()
+            if given is not None and Address.parse(given, gallery, found.collection).find(gallery) != where:
+                raise UserError(
+                    f"the vectors of {gallery} are at {where}; name a new --output for {given}, or leave --address out"
+                )
+        elif given is None:
+            raise UserError(
+                "the engine milvus needs --address: a file that ends in .db, or http://HOST:PORT of a cluster"
+            )
+        else:
+            found, keys = Address.parse(given, gallery, collection_name(request.work)), ()
+        collection = Collection(found.find(gallery), found.collection, request.dimension)
+        collection.exists()  # complains of another dimension now, not after hours of encoding
+        return MilvusRenewal(collection, found, keys)
+
+    @classmethod
+    def describe(cls, facts: dict[str, Any]) -> str:
+        return f"{facts['type']} in Milvus"
 
     def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
         """queries float32 [q, d] -> scores float32 [q, min(top, n)] and rows int64, best first, equal ones by row.
@@ -127,16 +133,3 @@ class MilvusEngine:
 
     def _known(self, hits: list[tuple[str, float]]) -> list[tuple[float, int]]:
         return sorted((-score, row) for sha256, score in hits for row in self._rows.get(sha256, ()))
-
-
-def open_engine(gallery: Path, settings: dict[str, Any], dimension: int, sha256s: list[str]) -> MilvusEngine:
-    """The engine of a gallery. Raises UserError when its collection can't be reached or is another's."""
-    address = Address.from_settings(settings)
-    where = address.find(gallery)
-    if "://" not in where and not Path(where).exists():
-        raise UserError(f"the Milvus file {where} is gone; put it back or run `crosspair index` again")
-    collection = Collection(where, address.collection, dimension)
-    if not collection.exists():
-        raise UserError(f"there is no collection {address.collection} at {where}; run `crosspair index` again")
-    collection.load()
-    return MilvusEngine(collection, sha256s)

@@ -1,4 +1,4 @@
-"""Milvus itself: how it is reached, a cluster or a local file, and a collection of pictures in it."""
+"""The client of Milvus: connection to a cluster or a local file, and a collection of vectors in it."""
 
 import logging
 import os
@@ -55,15 +55,16 @@ class Address:
         return cls(collection, uri=address)
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> "Address":
-        """What `settings` gave. Raises UserError when it is something else."""
+    def from_facts(cls, index: dict[str, Any]) -> "Address":
+        """Of gallery.json's `index`. Raises UserError when that holds none."""
         try:
-            file = settings["file"]
-            return cls(str(settings["collection"]), settings["uri"], None if file is None else Place(**file))
+            facts = index["address"]
+            file = facts["file"]
+            return cls(str(facts["collection"]), facts["uri"], None if file is None else Place(**file))
         except (KeyError, TypeError) as error:
             raise UserError("gallery.json names no Milvus collection; copy the gallery again or index anew") from error
 
-    def settings(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """For gallery.json."""
         return asdict(self)
 
