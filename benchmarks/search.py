@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from crosspair.gallery.engines.exact import ExactEngine
-from crosspair.gallery.engines.hnsw import LEAST_RECALL, FaissEngine, Queries, build_graph, calibrate
+from crosspair.gallery.engines.hnsw import LEAST_RECALL, HnswEngine, Queries, build_graph, calibrate
 
 BATCH = 256
 TOP = 10
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"{options.vectors:,} vectors of {options.dimension}; graph built in {time.perf_counter() - start:.0f} s")
     breadth, recalls = calibrate(index, vectors, [Queries("queries", queries[BATCH:])])
     print(f"graph: {breadth} candidates, recall@10 {recalls['queries']:.4f} (expected {LEAST_RECALL} at least)")
-    exact, graph = ExactEngine(vectors), FaissEngine(index, vectors, breadth)
+    exact, graph = ExactEngine(vectors), HnswEngine(index, vectors, breadth)
     asked, gallery = torch.from_numpy(queries), torch.from_numpy(vectors)
     ways: dict[str, Callable[[slice], object]] = {
         "matrix product, top-k": lambda some: (asked[some] @ gallery.T).topk(TOP, dim=1),

@@ -209,7 +209,11 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="GALLERY")
     parser.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
     parser.add_argument("--workers", type=int, metavar="N", help="threads, or Ray's workers; default: one a core")
-    parser.add_argument("--engine", choices=("faiss", "milvus"), help="what searches; default: the gallery's, or faiss")
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="what searches: auto, exact, hnsw, milvus or a plugin's; default: the gallery's, or auto",
+    )
     parser.add_argument("--distributed", choices=("ray",), help="encode on the cluster at RAY_ADDRESS")
     parser.add_argument("--address", metavar="FILE|URI", help="of Milvus: a .db file, or http://HOST:PORT of a cluster")
 

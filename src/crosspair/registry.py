@@ -242,7 +242,11 @@ PROTOCOLS: Registry[Any] = Registry(
 SAMPLERS: Registry[Any] = Registry("sampler", "samplers", {})
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers", {})
 SCHEDULES: Registry[Any] = Registry("schedule", "schedules", {})
-ENGINES: Registry[Any] = Registry("search engine", "engines", _in("gallery.engines", "exact", "hnsw", "milvus"))
+ENGINES: Registry[Any] = Registry(
+    "search engine",
+    "engines",
+    {**_in("gallery.engines", "exact", "hnsw", "milvus"), "auto": "crosspair.gallery.engines.hnsw"},
+)
 
 register_loss = LOSSES.register
 register_image_encoder = IMAGE_ENCODERS.register

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspair.data.records import printable
-from crosspair.gallery.engines.exact import SearchResult
+from crosspair.gallery.engines.engine import SearchResult, find_engine
 from crosspair.gallery.gallery import Gallery, Item
 from crosspair.gallery.indexing import IndexSummary
 from crosspair.gallery.layout import Manifest, Place, Skipped
@@ -92,16 +92,7 @@ def _place(place: Place | str, gallery: Path) -> str:
 
 
 def _describe_index(index: dict[str, Any]) -> str:
-    if index["kind"] == "milvus":
-        return f"index: {index['type']} in Milvus"
-    if index["kind"] == "exact":
-        reason = f" ({index['reason']})" if "reason" in index else ""
-        return f"index: exact, every picture is compared{reason}"
-    recalls = ", ".join(f"{100 * recall:.1f} % for {kind}" for kind, recall in index["recall_at_10"].items())
-    return (
-        f"index: {index['kind']}, {index['links']} links a picture, {index['breadth']:,} candidates; "
-        f"recall@10 measured on this gallery: {recalls} ({index['queries']:,} queries)"
-    )
+    return f"index: {find_engine(str(index['kind'])).describe(index)}"
 
 
 def _describe_omitted(skipped: list[Skipped], other_files: dict[str, int]) -> list[str]:

@@ -8,7 +8,6 @@ gallery.item(found.rows[0, 0]).item_id, gallery.thumbnail(found.rows[0, 0])
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crosspair.errors import UserError
-from crosspair.gallery.engines.exact import ExactEngine, SearchResult
+from crosspair.gallery.engines.engine import Content, Engine, SearchResult, find_engine
 from crosspair.gallery.layout import (
     EMBEDDINGS,
     INDEX,
@@ -25,6 +24,7 @@ from crosspair.gallery.layout import (
     Manifest,
     Place,
     checked_file,
+    current_file,
     read_manifest,
 )
 from crosspair.gallery.thumbnails import make_thumbnail, thumbnail_path
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from crosspair.data.dataset import Data
-    from crosspair.gallery.engines.hnsw import FaissEngine
-    from crosspair.gallery.engines.milvus import MilvusEngine
     from crosspair.models.dual_encoder import DualEncoder
 
 
@@ -138,18 +136,15 @@ class Gallery:
         return DualEncoder.from_pretrained(where)
 
     @cached_property
-    def _engine(self) -> "ExactEngine | FaissEngine | MilvusEngine":
-        if self.manifest.engine == "milvus":
-            from crosspair.gallery.engines.milvus import open_engine
+    def _engine(self) -> Engine:
+        if INDEX in self.manifest.files:
+            checked_file(self.path, INDEX, self.manifest.files[INDEX], contents=True)
+        return find_engine(str(self.manifest.index["kind"])).open(self.content())
 
-            return open_engine(self.path, self.manifest.engine_settings, self.dimension, self.items["sha256"])
-        index = self.manifest.index
-        if index["kind"] == "exact" or find_spec("faiss") is None:
-            return ExactEngine(self.embeddings)
-        from crosspair.gallery.engines.hnsw import FaissEngine, read_graph
-
-        path = checked_file(self.path, INDEX, self.manifest.files[INDEX], contents=True)
-        return FaissEngine(read_graph(path, len(self), self.dimension), self.embeddings, int(index["breadth"]))
+    def content(self) -> Content:
+        """What an engine is given of this gallery."""
+        file = current_file(self.path, INDEX)
+        return Content(self.path, self.embeddings, file, self.manifest.index, lambda: self.items["sha256"])
 
     @cached_property
     def _data(self) -> "Data":

@@ -23,8 +23,7 @@ from crosspair.encode.storage import local_directory
 from crosspair.errors import UserError
 from crosspair.gallery.encoded import EncodedImages, encoded_bytes
 from crosspair.gallery.encoding import ImageReader, SourceImage, encode_images
-from crosspair.gallery.engines.hnsw import EXACT_UP_TO, QUERIES, choose_index
-from crosspair.gallery.engines.milvus import Renewal, open_renewal
+from crosspair.gallery.engines.engine import Content, Renewal, Request, open_renewal
 from crosspair.gallery.gallery import Gallery, Item
 from crosspair.gallery.identity import model_checksum
 from crosspair.gallery.layout import (
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from crosspair.gallery.ray import DonePart
 
 BLOCK = 8192  # vectors copied at a time
+CAPTIONS = 500  # at least, where there are so many, to measure an index with
 FLUSH_SECONDS = 1.0  # at most so much work is lost when the process is killed
 
 
@@ -90,10 +90,10 @@ def index_images(
 
     model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read pictures
     and threads that encode them, default one a core. runtime: auto, torch, openvino-bf16 or openvino-f32. engine:
-    faiss or milvus, by default what the gallery has or else faiss; address: of Milvus, a cluster's or a local file.
-    distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does. tell: is given a
-    line about what pictures are encoded with. Raises UserError when the gallery was made with another model or of
-    another source, when another process writes to it, and when there is no picture that can be read.
+    the registered name of a search engine, by default the gallery's or else auto. address: of Milvus, a cluster's or a
+    local file. distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does. tell:
+    is given a line about what pictures are encoded with. Raises UserError when the gallery was made with
+    another model or of another source, when another process writes to it, and when no picture can be read.
     """
     start = time.monotonic()
     if workers is not None and workers < 1:
@@ -109,7 +109,9 @@ def index_images(
         store = EncodedImages(work, model.config.projection.dim, {"model": checksum})
         renewal: Renewal | None = None
         try:
-            renewal = open_renewal(engine, address, output, work, previous, store.dimension)
+            known = None if previous is None else previous.manifest.engine
+            before = None if previous is None else previous.content()
+            engine, renewal = open_renewal(engine, known, Request(output, work, store.dimension, address, before))
             run = _Run(opened, output, model, previous, store)
             if distributed is None:
                 run.encode(backend, workers or os.cpu_count() or 1, progress, tell)
@@ -129,7 +131,7 @@ def index_images(
                     tell=tell,
                 )
                 run.merge(parts, progress)
-            manifest = run.write(_model_place(model_name, output), checksum, renewal)
+            manifest = run.write(_model_place(model_name, output), checksum, engine, renewal)
         finally:
             store.close()
             if renewal is not None:
@@ -242,7 +244,7 @@ class _Run:
         else:
             self.images.append(image)
 
-    def write(self, model: Place | str, checksum: str, renewal: "Renewal | None") -> Manifest:
+    def write(self, model: Place | str, checksum: str, engine: str, renewal: Renewal) -> Manifest:
         """Make what was found the gallery's new state; its manifest. Raises UserError when there is no picture."""
         if not self.images:
             tried = f"none of {len(self.skipped):,} can be read, {_first(self.skipped)}" if self.skipped else "none"
@@ -259,7 +261,8 @@ class _Run:
             self.model.config.projection.dim,
             len(items),
             sorted(backends | set(self.previous.manifest.backends if self.previous else ())),
-            {"kind": "exact"},
+            {},
+            engine,
             skipped=self.skipped,
             other_files=dict(sorted(self.other_files.items())),
         )
@@ -267,19 +270,22 @@ class _Run:
             write_items(folder / ITEMS, items)
             write_embeddings(folder / EMBEDDINGS, self._vectors(), (len(items), manifest.dimension))
             vectors = np.load(folder / EMBEDDINGS, mmap_mode="r")
-            if renewal is None:
-                manifest = replace(manifest, index=choose_index(folder / INDEX, vectors, self._captions(items)))
-            else:
-                manifest = renewal.add(manifest, [item.sha256 for item in items], vectors)
+            content = Content(
+                self.output,
+                vectors,
+                folder / INDEX,
+                keys=lambda: [item.sha256 for item in items],
+                captions=lambda: self._captions(items),
+            )
+            manifest = replace(manifest, index={"kind": engine, **renewal.add(content)})
             commit(self.output, folder, manifest)
-        if renewal is not None:
-            renewal.remove_all_but({item.sha256 for item in items})
+        renewal.finish({item.sha256 for item in items})
         return manifest
 
     def _captions(self, items: list[Item]) -> np.ndarray | None:
         """Vectors of a few captions that belong to the pictures, from all over the gallery."""
-        with_captions = [item.captions[0] for item in items[:: max(1, len(items) // QUERIES)] if item.captions]
-        if not with_captions or len(items) <= EXACT_UP_TO:
+        with_captions = [item.captions[0] for item in items[:: max(1, len(items) // CAPTIONS)] if item.captions]
+        if not with_captions:
             return None
         vectors: np.ndarray = self.model.encode_text(with_captions).numpy()
         return vectors

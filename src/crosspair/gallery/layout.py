@@ -85,9 +85,8 @@ class Manifest:
     dimension: int
     count: int
     backends: list[str]  # what the pictures were encoded with
-    index: dict[str, Any]  # kind, parameters and measured recall
-    engine: str = "faiss"
-    engine_settings: dict[str, Any] = field(default_factory=dict)
+    index: dict[str, Any]  # kind: the engine that searches; what it said of the index it built
+    engine: str = "auto"  # that was asked for
     skipped: list[Skipped] = field(default_factory=list)
     other_files: dict[str, int] = field(default_factory=dict)  # by suffix: files of the folder that are no pictures
     files: dict[str, FileFacts] = field(default_factory=dict)

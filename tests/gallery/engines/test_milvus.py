@@ -67,7 +67,7 @@ def expect_exact_answers(gallery: Gallery) -> None:
 
 def held(address: str, gallery: Gallery) -> list[str]:
     """The keys in the collection, as often as they are there."""
-    collection = Collection(address, gallery.manifest.engine_settings["collection"], gallery.dimension)
+    collection = Collection(address, gallery.manifest.index["address"]["collection"], gallery.dimension)
     assert collection.exists()
     collection.load()
     return sorted(collection.keys())
@@ -149,7 +149,7 @@ def test_interrupted_anywhere_the_next_run_leaves_every_picture_once(
 def test_a_collection_that_somebody_dropped_is_made_again(index, tmp_path, address):
     index()
     gallery = open_gallery(tmp_path)
-    name = gallery.manifest.engine_settings["collection"]
+    name = gallery.manifest.index["address"]["collection"]
     milvus_client.connect(address).drop_collection(name)
     with pytest.raises(UserError, match="there is no collection"):
         gallery.search(np.zeros((1, 8), np.float32))
@@ -160,7 +160,7 @@ def test_a_collection_that_somebody_dropped_is_made_again(index, tmp_path, addre
 def test_pictures_that_are_left_over_take_no_place_in_an_answer(index, tmp_path, address):
     index()
     gallery = open_gallery(tmp_path)
-    collection = Collection(address, gallery.manifest.engine_settings["collection"], 8)
+    collection = Collection(address, gallery.manifest.index["address"]["collection"], 8)
     collection.add((hashlib.sha256(bytes([n])).hexdigest(), gallery.embeddings[0]) for n in range(50))
     found = gallery.search(gallery.embeddings[:1], 3)
     assert found.rows.shape == (1, 3)
@@ -198,7 +198,7 @@ def test_a_token_is_taken_from_the_environment_and_written_nowhere(index, tmp_pa
         ({"address": "http://127.0.0.1:1"}, "can't reach Milvus at http://127.0.0.1:1"),
         ({"address": "vectors.sqlite"}, "ends in .db"),
         ({"address": "ftp://host"}, "expected http://HOST:PORT"),
-        ({"engine": "faiss"}, "it is for --engine milvus"),
+        ({"engine": "exact"}, "it is for --engine milvus"),
     ],
 )
 def test_an_address_that_leads_nowhere_is_one_sentence_before_anything_is_encoded(index, tmp_path, options, message):
@@ -212,10 +212,10 @@ def test_an_address_that_leads_nowhere_is_one_sentence_before_anything_is_encode
 def test_another_engine_another_address_and_another_dimension_are_refused(index, tmp_path, address):
     index()
     with pytest.raises(UserError, match="is searched by milvus"):
-        index(engine="faiss", address=None)
+        index(engine="exact", address=None)
     with pytest.raises(UserError, match="leave --address out"):
         index(address=str(tmp_path / "other.db"))
-    name = open_gallery(tmp_path).manifest.engine_settings["collection"]
+    name = open_gallery(tmp_path).manifest.index["address"]["collection"]
     client = milvus_client.connect(address)
     client.drop_collection(name)
     Collection(address, name, 16).create(1)

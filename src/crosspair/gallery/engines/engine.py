@@ -105,7 +105,7 @@ class Engine(ABC):
     def renew(cls, request: Request) -> Renewal:
         """What brings the index to a new state. Raises UserError, before anything is encoded, when it can't."""
         if request.address is not None:
-            raise UserError(f"found --address {request.address}, which is for --engine milvus; leave it out")
+            raise UserError(f"found --address {request.address}; it is for --engine milvus, leave it out for others")
         return Renewal(cls.build)
 
     @classmethod
@@ -133,6 +133,7 @@ def open_renewal(name: str | None, known: str | None, request: Request) -> tuple
     """
     chosen = name or known or ("milvus" if request.address else AUTO)
     engine = find_engine(chosen)
-    if known is not None and chosen != known and find_engine(known).keeps_vectors_elsewhere:
+    # Of an engine whose plugin is missing nobody knows; its gallery must not be stuck with it.
+    if known is not None and chosen != known and known in ENGINES and find_engine(known).keeps_vectors_elsewhere:
         raise UserError(f"{request.directory} is searched by {known}; name a new --output for the engine {chosen}")
     return chosen, engine.renew(request)

@@ -1,8 +1,8 @@
 """Approximate search of a large gallery: a graph of near neighbours (HNSW, Malkov and Yashunin 2018) by faiss.
 
-Without an engine's name every vector is compared up to EXACT_UP_TO pictures, which is faster than one can see and
-finds everything. Beyond it a search walks the graph with a list of `breadth` candidates: the least breadth is kept that finds LEAST_RECALL of the ten
-true nearest, measured on the gallery's own pictures and, where it has them, on its captions.
+Without an engine's name every vector is compared up to EXACT_UP_TO pictures, which is faster than one can see and finds
+everything. Beyond it a search walks the graph with a list of `breadth` candidates: the least breadth is kept that finds
+LEAST_RECALL of the ten true nearest, measured on the gallery's own pictures and, where it has them, on its captions.
 """
 
 from dataclasses import dataclass
