@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.pretrained import create_transformer
 from crosspair.models.config import TextEncoderConfig
-from crosspair.models.dual_encoder import DualEncoder
-from crosspair.models.transformer_text import TransformerTextEncoder, create_transformer
+from crosspair.models.transformer_text import TransformerTextEncoder
 from crosspair.training.layers import freeze_for_stage
 from crosspair.training.recipe import Recipe, StageConfig
 from crosspair.training.recipe_files import load_recipe

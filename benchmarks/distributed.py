@@ -21,8 +21,8 @@ import torch.distributed as dist
 
 from crosspair.data.batching import Batch
 from crosspair.data.tokens import Vocabulary
+from crosspair.encode.model import DualEncoder
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.distributed import counted_processes, launch
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.optimizer import ScheduledAdam

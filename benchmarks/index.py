@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from crosspair.encode.model import DualEncoder
 from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import index_images
-from crosspair.models.dual_encoder import DualEncoder
 
 BATCH = 32
 

@@ -18,7 +18,7 @@ import torch
 
 from crosspair.data.batching import Batch, load_batches
 from crosspair.data.dataset import open_data
-from crosspair.models.dual_encoder import create_model
+from crosspair.encode.model import create_model
 from crosspair.training.batches import batch_source, epoch_plan
 from crosspair.training.distributed import launch
 from crosspair.training.losses import MatchingLosses

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from crosspair.data.dataset import Split
-from crosspair.models.dual_encoder import create_model
+from crosspair.encode.model import create_model
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import load_recipe
 from trainers import opened

@@ -19,8 +19,8 @@ from lightning_fabric import Fabric
 
 from crosspair.data.batching import Batch
 from crosspair.data.tokens import Vocabulary
+from crosspair.encode.model import DualEncoder
 from crosspair.models.config import ImageEncoderConfig, ModelConfig
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.accumulation import EmbeddingsInParts
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.recipe import LossConfig

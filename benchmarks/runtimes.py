@@ -1,8 +1,8 @@
-"""Pictures and captions a second of each runtime of a model, and how near it is to PyTorch in float32, in one run.
+"""Pictures and captions a second of each backend of a model, and how near it is to PyTorch in float32, in one run.
 
     python benchmarks/runtimes.py [--model MODEL] [--data DATA] [--threads 1] [--rounds 5]
 
-Resized pictures and numbered words to embeddings of unit length: decoding and tokenizing take no part. Runtimes take
+Resized pictures and numbered words to embeddings of unit length: decoding and tokenizing take no part. Backends take
 turns; the least time of each is taken, and `times` is its rate over that of PyTorch in float32 with colours in planes.
 Without --model an EfficientNet-Lite0 (its package's weights) with an untrained BiLSTM; without --data pictures of noise
 and sentences of random words, for which a cosine says less than for photographs.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,32 +21,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crosspair.data.dataset import open_data
+from crosspair.data.images import decode_image
 from crosspair.data.tokens import Vocabulary, pad
-from crosspair.encode.backends import load_resized
-from crosspair.encode.export import OnnxEncoders, Sample, export_model
-from crosspair.encode.openvino_conversion import Encoders, cosines, openvino_precisions
-from crosspair.encode.openvino_encoders import CompiledEncoders, convert_encoders
+from crosspair.encode.backends import cosines
+from crosspair.encode.export import Sample, export_model
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.onnx import ONNXRuntimeBackend
+from crosspair.encode.openvino import OpenVINOBackend, convert_encoders, openvino_precisions
 from crosspair.models.config import ImageEncoderConfig, ModelConfig
-from crosspair.models.dual_encoder import DualEncoder
 
 IMAGES, CAPTIONS = 64, 320
 
 
+class Encoders(Protocol):
+    """The part of a backend that is measured."""
+
+    def encode_images(self, images: Tensor) -> Tensor: ...
+    def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor: ...
+
+
 class TorchEncoders:
-    """As crosspair.models.runtime.Encoders, in PyTorch."""
+    """PyTorch with a layout of the images and in a precision."""
 
     def __init__(self, model: DualEncoder, *, channels_last: bool, bf16: bool) -> None:
         self.model, self.channels_last, self.bf16 = model, channels_last, bf16
 
     @torch.inference_mode()
-    def embed_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, images: Tensor) -> Tensor:
         self.model.use_channels_last(self.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             parts = [self.model.image_features(part) for part in images.split(16)]
             return F.normalize(self.model.embed_image_features(torch.cat(parts)).float(), dim=1)
 
     @torch.inference_mode()
-    def embed_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             return F.normalize(self.model.embed_tokens(tokens, lengths).float(), dim=1)
 
@@ -55,7 +64,8 @@ def inputs(model: DualEncoder, data: Path | None) -> tuple[Tensor, Tensor, Tenso
         split = open_data(data).split("val")
         rows = np.linspace(0, len(split) - 1, IMAGES).astype(int).tolist()
         captions = [caption for row in rows for caption in split.captions[row]][:CAPTIONS]
-        return load_resized(model, split, rows), *pad([model.tokenize(caption) for caption in captions])
+        pixels = [model.image_input.resize(decode_image(split.image(row))) for row in rows]
+        return torch.stack(pixels), *pad([model.tokenize(caption) for caption in captions])
     random = torch.Generator().manual_seed(0)
     size = (IMAGES, 3, model.image_input.height, model.image_input.width)
     lengths = (torch.randn(CAPTIONS, generator=random) * 3.5 + 10.8).round().clamp(3, 36).long()  # as in Flickr8k
@@ -92,14 +102,16 @@ def main() -> None:
         }
         for precision in reversed(openvino_precisions()):
             graphs = convert_encoders(model)
-            backends[f"OpenVINO {precision}"] = CompiledEncoders(*graphs, precision, options.threads)
+            backends[f"OpenVINO {precision}"] = OpenVINOBackend(None, precision, threads=options.threads, graphs=graphs)
         if not options.no_onnx:
             few = Sample([np.zeros((32, 32, 3), np.uint8)], ["a dog"], "")
             export_model(str(directory), "onnx", Path(folder) / "onnx", few)
-            backends["ONNX Runtime f32"] = OnnxEncoders(Path(folder) / "onnx", options.threads)
+            made = ONNXRuntimeBackend(None, directory=Path(folder) / "onnx", threads=options.threads)
+            made.prepare(texts=True)
+            backends["ONNX Runtime f32"] = made
         works: dict[str, Callable[[Encoders], Tensor]] = {
-            "images": lambda encoders: encoders.embed_images(images),
-            "captions": lambda encoders: encoders.embed_tokens(tokens, lengths),
+            "images": lambda encoders: encoders.encode_images(images),
+            "captions": lambda encoders: encoders.encode_tokens(tokens, lengths),
         }
         for what, work in works.items():
             embeddings = {name: work(encoders).numpy() for name, encoders in backends.items()}

@@ -3,7 +3,7 @@
     python benchmarks/stage1.py [--data flickr8k] [--encoders slim_mobilenet_v1 slim_resnet_v1_152] [--rounds 3]
 
 The original's way: 32 pairs a step, each picture decoded and sent through the frozen encoder (in training mode and
-float32) for every one of its captions in every epoch. Ours: choosing a runtime, each picture and its mirror image
+float32) for every one of its captions in every epoch. Ours: choosing a backend, each picture and its mirror image
 through it once, then steps of 128 pictures with their 5 captions each on the features, in the machine's own precision.
 Both are this package's code and read every caption 15 times; weights are random, which changes no time. Nothing runs
 to its end: a few steps and pictures of each, in turns, are scaled up to the whole, for 6,000 pictures with 5 captions
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from crosspair.data.dataset import Split
-from crosspair.training.features import choose_backend, image_features
+from crosspair.encode.backends import choose_backend
+from crosspair.encode.features import image_features, kept_agreement
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import load_recipe
 from trainers import opened, trainer
@@ -71,7 +72,9 @@ def measure(encoder: str, split: Split, val: Split, images: int, captions: int, 
         image_features(ours.model, Part(split, rows), backend, hflip=True, progress=False)  # type: ignore[arg-type]
 
     started = time.perf_counter()
-    backend = choose_backend(ours.model, val, precision=ours.recipe.precision, tell=lambda line: print(f"  {line}"))
+    measure = kept_agreement(ours.model, val)
+    said = {"precision": ours.recipe.precision, "tell": lambda line: print(f"  {line}")}
+    backend = choose_backend(ours.model, "auto", measure, **said)  # type: ignore[arg-type]
     choosing = time.perf_counter() - started
     encode(range(2))
     per_pair.advance()
@@ -92,7 +95,7 @@ def measure(encoder: str, split: Split, val: Split, images: int, captions: int, 
     theirs, mine, encoded, trained = totals(slow, encoding, step)
     print(f"  per pair: {slow:.2f} s a step of 32 pairs, x {per_pair_steps:,} steps = {theirs / 3600:.2f} h")
     print(
-        f"  features: {choosing:.0f} s to choose a runtime, {2 * chunk / encoding:.0f} pictures/s = {encoded:.0f} s to "
+        f"  features: {choosing:.0f} s to choose a backend, {2 * chunk / encoding:.0f} pictures/s = {encoded:.0f} s to "
         f"encode; {step:.2f} s a step of 640 pairs, x {steps} steps = {trained:.0f} s; together {mine / 60:.1f} min"
     )
     wanted = f", wanted at least {TARGETS[encoder]}" if encoder in TARGETS else ""

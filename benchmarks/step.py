@@ -28,9 +28,9 @@ import torch
 
 from crosspair.data.batching import Batch
 from crosspair.data.dataset import Data
+from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.evaluation.metrics import evaluate_retrieval
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.loop import train
 from crosspair.training.optimizer import ScheduledAdam
 from crosspair.training.recipe import Recipe

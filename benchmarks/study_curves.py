@@ -9,10 +9,11 @@ from typing import Any
 from unittest.mock import patch
 
 from crosspair.data.dataset import Data, open_data
+from crosspair.encode.backends import choose_backend
+from crosspair.encode.features import image_features, kept_agreement
 from crosspair.encode.split import embed_split
 from crosspair.evaluation.metrics import evaluate_retrieval
 from crosspair.storage.files import write_text
-from crosspair.training.features import choose_backend, image_features
 from crosspair.training.log import read_metrics
 from crosspair.training.loop import train
 from crosspair.training.recipe_files import load_recipe
@@ -106,7 +107,7 @@ def _original(data: Data, folder: Path, backend: str) -> Steps:
     recipe = load_recipe("flickr8k-lite0", ORIGINAL)
     split, val_split = data.split("train"), data.split("val")
     model = trainer(recipe, split, 1).model
-    chosen = choose_backend(model, val_split, setting=backend, precision=recipe.precision, tell=print)
+    chosen = choose_backend(model, backend, kept_agreement(model, val_split), precision=recipe.precision, tell=print)
     one = trainer(recipe, split, 1, features=image_features(model, split, chosen, hflip=True))
     val = image_features(one.model, val_split, chosen, hflip=False)
     curve = Steps([], [])

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from crosspair.data.batching import Batch
 from crosspair.data.dataset import Split, open_data
 from crosspair.data.tokens import pad
+from crosspair.encode.backends import choose_backend
+from crosspair.encode.features import image_features, kept_agreement
+from crosspair.encode.model import DualEncoder, create_model
 from crosspair.evaluation.metrics import evaluate_retrieval
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from crosspair.models.dual_encoder import DualEncoder, create_model
 from crosspair.models.projection import create_projection
 from crosspair.storage.files import write_text
-from crosspair.training.features import choose_backend, image_features
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.recipe import LossConfig
 
@@ -91,9 +92,11 @@ class Heads:
 
     def _features(self, encoder: str, size: int | None, stages: int, hflip: bool) -> tuple[Features, Features]:
         model = _model(encoder, size, stages)
-        settings = {"setting": self.backend, "precision": "bf16-mixed", "tell": print}
+        settings = {"precision": "bf16-mixed", "tell": print}
         autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-        backend = choose_backend(model, self.data.split("val"), autocast=autocast, **settings)
+        backend = choose_backend(
+            model, self.backend, kept_agreement(model, self.data.split("val")), autocast=autocast, **settings
+        )
         made = []
         for name in ("train", "val"):
             split = self.data.split(name)

@@ -16,7 +16,7 @@ from crosspair.data.dataset import Data, Split, open_data
 from crosspair.data.images import encode_jpeg
 from crosspair.data.prepare import prepare
 from crosspair.data.records import Record
-from crosspair.models.dual_encoder import DualEncoder, create_model
+from crosspair.encode.model import DualEncoder, create_model
 from crosspair.training.batches import batch_source, epoch_plan
 from crosspair.training.distributed import launch
 from crosspair.training.layers import freeze_for_stage

@@ -47,8 +47,8 @@ def test_public_names_exist(name: str):
 
 
 def test_public_names_come_from_where_they_live():
+    from crosspair.encode.model import DualEncoder
     from crosspair.losses import CMPMLoss
-    from crosspair.models.dual_encoder import DualEncoder
 
     assert crosspair.CMPMLoss is CMPMLoss
     assert crosspair.DualEncoder is DualEncoder

@@ -10,16 +10,16 @@ from crosspair.version import __version__
 
 if TYPE_CHECKING:
     from crosspair.data.records import Record
+    from crosspair.encode.model import DualEncoder
     from crosspair.errors import UserError
     from crosspair.evaluation.metrics import RetrievalResult, evaluate_retrieval
     from crosspair.losses import CMPCLoss, CMPMLoss
-    from crosspair.models.dual_encoder import DualEncoder
     from crosspair.registry import register_reader
 
 _HOMES = {
     "CMPCLoss": "crosspair.losses",
     "CMPMLoss": "crosspair.losses",
-    "DualEncoder": "crosspair.models.dual_encoder",
+    "DualEncoder": "crosspair.encode.model",
     "Record": "crosspair.data.records",
     "RetrievalResult": "crosspair.evaluation.metrics",
     "UserError": "crosspair.errors",

@@ -195,9 +195,14 @@ def loaded_plugins() -> list[Plugin]:
     return list(_plugins.values())
 
 
+def plugin_module(name: str) -> str:
+    """The name of the module that a plugin's file FILE.py becomes."""
+    return f"crosspair_plugin_{Path(name).stem}"
+
+
 def _spec(path: Path | None, name: str) -> Any:
     if path is not None:
-        return importlib.util.spec_from_file_location(f"crosspair_plugin_{path.stem}", path)
+        return importlib.util.spec_from_file_location(plugin_module(path.name), path)
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -219,8 +224,18 @@ def _in(package: str, *names: str) -> dict[str, str]:
 
 
 LOSSES: Registry[Any] = Registry("loss", "losses", _in("losses", "cmpm", "cmpc", "infonce", "sdm", "triplet", "siglip"))
-IMAGE_ENCODERS: Registry[Any] = Registry("image encoder", "image_encoders", {})
-TEXT_ENCODERS: Registry[Any] = Registry("text encoder", "text_encoders", {})
+_SLIM = [f"slim_mobilenet_v1{depth}" for depth in ("", "_075", "_050", "_025")]
+_SLIM += [f"slim_resnet_v1_{layers}" for layers in (50, 101, 152)]
+IMAGE_ENCODERS: Registry[Any] = Registry(
+    "image encoder",
+    "image_encoders",
+    {"timm": "crosspair.encode.pretrained", **dict.fromkeys(_SLIM, "crosspair.models.slim.encoders")},
+)
+TEXT_ENCODERS: Registry[Any] = Registry(
+    "text encoder",
+    "text_encoders",
+    {"bilstm": "crosspair.models.text", "transformers": "crosspair.encode.pretrained"},
+)
 READERS: Registry[Any] = Registry(
     "data format",
     "readers",

@@ -17,11 +17,10 @@ from crosspair.data.images import load_image
 from crosspair.data.tokens import pad
 from crosspair.data.transforms import ImageInput
 from crosspair.encode.export import Sample, export_model
-from crosspair.encode.openvino_conversion import openvino_precisions
-from crosspair.encode.openvino_encoders import CompiledEncoders, convert_encoders
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.openvino import OpenVINOBackend, convert_encoders, openvino_precisions
 from crosspair.encode.towers import PaddedBiLSTM
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.models.transformer_text import TransformerTextEncoder
 
 needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
@@ -72,7 +71,7 @@ class TestOpenVINO:
     def test_padding_that_takes_part_in_the_maximum_does_so_in_every_caption_but_the_longest(self, tiny_model):
         model = tiny_model(text={"pool_padding": True}).eval()
         expected = model.encode_text(CAPTIONS * 9)
-        model.compiled = CompiledEncoders(*convert_encoders(model), "f32")
+        model.use_backend("openvino")
         assert_near(model.encode_text(CAPTIONS * 9), expected)
 
     @pytest.mark.parametrize(
@@ -86,12 +85,12 @@ class TestOpenVINO:
         model = tiny_model()
         encoder = TransformerTextEncoder(architecture, pooling)
         whole = DualEncoder(model.config, model.vocabulary, text_encoder=encoder).eval()
-        compiled = CompiledEncoders(*convert_encoders(whole), "f32", threads=1)
+        backend = OpenVINOBackend(None, "f32", graphs=convert_encoders(whole), threads=1)
         for lengths in ([1], [24, 3, 7], [2] * 40):
             tokens, counts = pad([[*torch.randint(1, 9, (length - 1,)).tolist(), 9] for length in lengths])
             with torch.no_grad():
                 expected = F.normalize(whole.embed_tokens(tokens, counts), dim=1)
-            assert_near(compiled.embed_tokens(tokens, counts), expected)
+            assert_near(backend.encode_tokens(tokens, counts), expected)
 
     def test_an_export_needs_no_weights_and_says_so_to_who_asks_for_them(self, saved, sample, tmp_path):
         agreements = export_model(str(saved), "openvino", tmp_path / "out", sample)
@@ -213,8 +212,10 @@ def test_the_check_takes_readable_pictures_from_all_over_a_folder(tmp_path, save
     assert max(np.diff(numbers)) < 12
 
 
-def test_an_unknown_runtime_or_precision_is_one_sentence(saved):
-    with pytest.raises(UserError, match="found runtime 'onnx' and precision 'f32'; expected torch with f32, or openv"):
+def test_an_unknown_backend_or_precision_is_one_sentence(saved):
+    with pytest.raises(
+        UserError, match="found backend 'onnx' and precision 'f32'; expected torch or onnxruntime with f32, or openv"
+    ):
         DualEncoder.from_pretrained(saved, backend="onnx")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="found precision 'f16'; expected bf16 or f32"):
         DualEncoder.from_pretrained(saved, backend="openvino", precision="f16")  # type: ignore[arg-type]

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from crosspair.data.transforms import ImageInput
-from crosspair.encode.openvino_conversion import (
+from crosspair.encode.backends import cosines
+from crosspair.encode.openvino import (
     REQUEST,
     CompiledImageEncoder,
     convert_image_encoder,
-    cosines,
     import_openvino,
     openvino_precisions,
 )
+from crosspair.encode.pretrained import create_image_encoder
 from crosspair.errors import UserError
-from crosspair.models.image import create_image_encoder
 
 pytestmark = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
 SIZE = (33, 47)  # odd, so that a swap of height and width or another padding would show

@@ -16,11 +16,10 @@ from tests.fixtures.models import tiny_config
 from torch import Tensor
 
 from crosspair.data.tokens import pad
+from crosspair.encode.model import DualEncoder, create_model
+from crosspair.encode.pretrained import create_image_encoder, create_transformer
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
-from crosspair.models.dual_encoder import DualEncoder, create_model
-from crosspair.models.image import create_image_encoder
-from crosspair.models.transformer_text import create_transformer
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "runs", "sleeps"]

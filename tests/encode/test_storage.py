@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
 
 FILES = {"config.json", "model.safetensors", "vocabulary.txt"}
 

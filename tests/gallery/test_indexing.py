@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from crosspair.cli import main
+from crosspair.encode import backends
 from crosspair.encode.backends import TorchBackend
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.gallery import encoding, indexing, layout
 from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import IndexSummary, index_images
-from crosspair.models.dual_encoder import DualEncoder
 
 fork = multiprocessing.get_context("fork")  # of this process: importing torch anew for every run takes seconds
 
@@ -216,9 +217,9 @@ def test_an_interrupted_run_is_gone_on_from(index, tmp_path, monkeypatch, capsys
             yield group
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "SAMPLE", 4)
+        patch.setattr(backends, "SAMPLE", 4)
         patch.setattr(indexing, "encode_images", stopping)
-        patch.setattr(encoding, "feature_backends", lambda model, *_: [TorchBackend(model, "32-true", _no, 3)])
+        patch.setattr(backends, "backends_for", lambda model, *_: [TorchBackend(model, "32-true", _no, 3)])
         with pytest.raises(_StopError):
             index()
     assert "the same command goes on" in capsys.readouterr().err
@@ -239,7 +240,7 @@ from pathlib import Path
 with suppress(ImportError):  # optional
     import openvino
 import timm
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import index_images
 

@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
-from crosspair.models.adapters import add_adapters, merged_state
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.models.projection import add_adapters, merged_state
 
 pytest.importorskip("peft")
 

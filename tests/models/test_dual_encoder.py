@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from crosspair.data.images import read_image
 from crosspair.data.tokens import pad
 from crosspair.data.transforms import ImageInput
+from crosspair.encode.reader import THREADS
 from crosspair.errors import UserError
 
 
@@ -53,18 +55,21 @@ class TestEncodeImage:
         for row, image in zip(embeddings, images, strict=True):
             torch.testing.assert_close(tiny_model().encode_image([image])[0], row, atol=1e-5, rtol=1e-5)
 
-    def test_reads_a_generator_batch_by_batch(self, tiny_model, images):
+    def test_reads_a_generator_batch_by_batch_a_few_images_ahead(self, tiny_model, images):
         model, batches, drawn = tiny_model(), [], []
         model.image_encoder.register_forward_hook(lambda _, inputs, __: batches.append((len(inputs[0]), len(drawn))))
+        many = [*images, *images[::-1]] * 10
 
         def endless():
-            for image in images:
+            for image in many:
                 drawn.append(image)
                 yield image
 
-        embeddings = model.encode_image(endless(), batch_size=2)
-        assert batches == [(2, 2), (2, 4), (1, 5)]
-        assert torch.equal(embeddings, model.encode_image(images, batch_size=2))
+        embeddings = model.encode_image(endless(), batch_size=3)
+        assert [size for size, _ in batches] == [3] * 33 + [1]
+        for number, (_, seen) in enumerate(batches, start=1):
+            assert min(3 * number, 100) <= seen <= 3 * number + 2 * THREADS + 1
+        assert torch.equal(embeddings, model.encode_image(many, batch_size=3))
 
     def test_takes_a_mixture_of_kinds(self, tiny_model, images, files):
         model = tiny_model()
@@ -283,7 +288,7 @@ def test_on_a_cpu_few_pictures_are_encoded_at_once(tiny_model, monkeypatch, thre
     model = tiny_model()
     model.image_input.height, model.image_input.width = height, width
     assert model.images_at_once == expected
-    model.compiled = object()
+    model.backend = SimpleNamespace(images_at_once=64)
     assert model.images_at_once == 64
 
 

@@ -5,8 +5,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from crosspair.encode.pretrained import create_image_encoder
 from crosspair.errors import UserError
-from crosspair.models.image import create_image_encoder
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "slim_mobilenet_v1"])

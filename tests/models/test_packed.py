@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from crosspair.models.packed import lstm_states, max_over_time
+from crosspair.models.text import lstm_states, max_over_time
 
 NAMES = ("inputs", "weight", "hidden", "cell")
 

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from tests.fixtures.models import tiny_config
 
 from crosspair.data.tokens import SubwordTokenizer, pad
+from crosspair.encode.model import DualEncoder, create_model
+from crosspair.encode.pretrained import create_transformer
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
-from crosspair.models.dual_encoder import DualEncoder, create_model
-from crosspair.models.transformer_text import TransformerTextEncoder, create_transformer
+from crosspair.models.transformer_text import TransformerTextEncoder
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "runs", "sleeps"]

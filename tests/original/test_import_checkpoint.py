@@ -7,13 +7,12 @@ import torch
 from tests.fixtures.paths import TFRECORDS
 from torch import nn
 
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.pretrained import create_image_encoder, load_weights
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
-from crosspair.models.image import create_image_encoder
 from crosspair.models.slim.mobilenet import slim_mobilenet_v1
 from crosspair.models.slim.resnet import SlimResNet, Unit
 from crosspair.models.slim.variables import tf_sources
-from crosspair.models.slim.weights import load_slim_checkpoint
 from crosspair.original.import_checkpoint import import_checkpoint, read_word_counts
 
 Arrays = dict[str, np.ndarray]
@@ -151,14 +150,14 @@ def test_imagenet_checkpoints_of_tf_slim_load_in_both_formats(
     for write, path in ((write_v1, tmp_path / "v1.ckpt"), (write_v2, tmp_path / "v2.ckpt")):
         write(path, variables)
         tower = build()
-        load_slim_checkpoint(tower, path)
+        load_weights(tower, str(path), f"slim_{scope}")
         np.testing.assert_array_equal(tower.state_dict()[f"{ours}.conv.weight"], kernel)
 
 
 def test_an_imagenet_checkpoint_of_another_width_is_refused(tmp_path: Path, write_v2: Writer) -> None:
     write_v2(tmp_path / "mobilenet.ckpt", imagenet_variables("MobilenetV1", small_mobilenet()))
     with pytest.raises(UserError, match=r"mis-shaped below 'MobilenetV1': Conv2d_0/weights \[3, 3, 3, 8\]"):
-        load_slim_checkpoint(slim_mobilenet_v1(), tmp_path / "mobilenet.ckpt")
+        load_weights(slim_mobilenet_v1(), str(tmp_path / "mobilenet.ckpt"), "slim_mobilenet_v1")
 
 
 def test_an_encoders_weights_may_be_a_checkpoint_of_tf_slim(tmp_path: Path, write_v1: Writer, write_v2: Writer) -> None:

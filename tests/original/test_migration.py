@@ -11,7 +11,7 @@ from tests.fixtures.paths import TFRECORDS
 from crosspair.cli import main
 from crosspair.data.dataset import open_data
 from crosspair.data.tokens import tokenize
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 
 Arrays = dict[str, np.ndarray]
 

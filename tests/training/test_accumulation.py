@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.fixtures.models import create_tiny_model
 
 from crosspair.data.batching import Batch
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.training.accumulation import EmbeddingsInParts
 from crosspair.training.interruption import Interrupted
 from crosspair.training.loop import train

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from crosspair.models.dual_encoder import DualEncoder, create_model
-from crosspair.training import caption_features as module
+from crosspair.encode import features as module
+from crosspair.encode.features import cache_directory, caption_features
+from crosspair.encode.model import DualEncoder, create_model
 from crosspair.training import stage_features
-from crosspair.training.caption_features import caption_features
-from crosspair.training.features import cache_directory
 from crosspair.training.loop import train
 
 
@@ -58,7 +57,7 @@ def test_they_are_kept_until_the_weights_change(model, toy_data, monkeypatch):
 
 def test_what_was_interrupted_goes_on_where_it_stopped(model, toy_data, monkeypatch):
     split = toy_data.split("train")
-    monkeypatch.setattr(module, "GROUP", 5)
+    monkeypatch.setattr(module, "CAPTIONS", 5)
     encode, sizes = model.text_encoder.forward, []
 
     def interrupted(tokens, lengths):

@@ -11,13 +11,13 @@ import torch
 from tests.fixtures.models import create_tiny_model
 
 from crosspair.data.images import decode_image
-from crosspair.encode import backends as feature_backend
-from crosspair.encode.backends import Exactness, OpenVINOBackend, TorchBackend
-from crosspair.encode.openvino_conversion import openvino_precisions
+from crosspair.encode import backends
+from crosspair.encode import features as module
+from crosspair.encode.backends import Agreement, Backend, OpenVINOBackend, TorchBackend, agreement_on
+from crosspair.encode.features import cache_directory, image_features, kept_agreement
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.openvino import openvino_precisions
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
-from crosspair.training import features as module
-from crosspair.training.features import cache_directory, choose_backend, image_features
 
 needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
 
@@ -32,6 +32,10 @@ def model() -> DualEncoder:
 @pytest.fixture
 def split(toy_data):
     return toy_data.split("train")
+
+
+def choose_backend(model, split, setting="auto", **options) -> Backend:
+    return backends.choose_backend(model, setting, kept_agreement(model, split), **options)
 
 
 def features_of(model, split, *, hflip=True, backend=None, batch=64) -> np.ndarray:
@@ -125,18 +129,20 @@ def test_an_interrupted_run_goes_on_with_whole_batches(model, split, encoded, mo
     encoded.clear()
     found = features_of(model, split, batch=4)
     assert encoded == [4] * {0: 2, -1: 4, -5000: 6}[cut]
-    assert not list(cache_directory().glob("*.partial"))
+    assert not list(cache_directory().glob("*.partial*"))
     (kept,) = cache_directory().glob("*.npy")
     expected = np.array(found)
     kept.unlink()
     np.testing.assert_array_equal(features_of(model, split, batch=4), expected)
 
 
-def test_a_partial_file_without_a_batch_is_begun_again(model, split):
+@pytest.mark.parametrize("lines", [b"", b"{}", b'{"rows": 12, "group": 64, "row": [2, 96]}\n{"count": 9, "crc"'])
+def test_a_partial_file_without_a_batch_is_begun_again(model, split, lines):
     expected = np.array(features_of(model, split))
     (kept,) = cache_directory().glob("*.npy")
     kept.rename(kept.with_suffix(".partial"))
     kept.with_suffix(".partial").write_bytes(b"\x93NUM")
+    kept.with_suffix(".partial.jsonl").write_bytes(lines)
     np.testing.assert_array_equal(features_of(model, split), expected)
 
 
@@ -148,7 +154,7 @@ def test_a_file_that_was_cut_short_is_made_anew(model, split):
 
 
 def test_runs_at_the_same_time_make_them_once(model, split, encoded, monkeypatch):
-    encode, inside = module._append_groups, threading.Event()
+    encode, inside = module._append, threading.Event()
 
     def slow(*arguments):
         assert not inside.is_set()
@@ -156,7 +162,7 @@ def test_runs_at_the_same_time_make_them_once(model, split, encoded, monkeypatch
         time.sleep(0.1)
         encode(*arguments)
 
-    monkeypatch.setattr(module, "_append_groups", slow)
+    monkeypatch.setattr(module, "_append", slow)
     with ThreadPoolExecutor(2) as threads:
         first, second = (threads.submit(features_of, model, split) for _ in range(2))
     np.testing.assert_array_equal(first.result(), second.result())
@@ -172,7 +178,7 @@ def test_a_full_disk_is_one_sentence(model, split, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_append_groups", full)
+    monkeypatch.setattr(module, "_append", full)
     with pytest.raises(UserError, match="is full"):
         features_of(model, split)
 
@@ -199,36 +205,53 @@ def test_openvinos_are_near_pytorchs_and_kept_apart_from_them(model, split):
 
 @needs_openvino
 @pytest.mark.parametrize("hflip", [False, True])
-def test_openvinos_in_two_parts_are_those_in_one(model, split, hflip):
-    backend = OpenVINOBackend(model, "f32")
-    whole = np.array(features_of(model, split, hflip=hflip, backend=backend))
+def test_openvinos_in_two_parts_are_those_in_one(model, split, hflip, monkeypatch):
+    whole = np.array(features_of(model, split, hflip=hflip, backend=OpenVINOBackend(model, "f32")))
     (file,) = cache_directory().glob("*.npy")
-    for kept in (1, 5, 11):
-        file.rename(file.with_suffix(".partial"))
-        with file.with_suffix(".partial").open("rb+") as partial:
-            partial.truncate(128 + kept * whole[0].nbytes + 7)
+    for groups in (1, 2):
+        file.unlink()
+        backend = OpenVINOBackend(model, "f32")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "encode_in_groups", lambda *given, n=groups: interrupted_after(n, encode(*given)))
+            with pytest.raises(KeyboardInterrupt):
+                features_of(model, split, hflip=hflip, backend=backend)
+        partial = file.with_suffix(".partial")
+        rows = backend.group(2 if hflip else 1) * groups
+        assert partial.stat().st_size == 128 + rows * whole[0].nbytes
+        with partial.open("ab") as half:
+            half.write(b"1234567")  # of a row that was under way
         np.testing.assert_array_equal(features_of(model, split, hflip=hflip, backend=backend), whole)
+
+
+encode = module.encode_in_groups
+
+
+def interrupted_after(number, groups):
+    for done, group in enumerate(groups):
+        if done == number:
+            raise KeyboardInterrupt
+        yield group
 
 
 @needs_openvino
 def test_auto_takes_the_fastest_that_is_exact_enough(model, split, monkeypatch):
     told: list[str] = []
-    monkeypatch.setattr(module, "LEAST_COSINE", 0.9)
+    monkeypatch.setattr(backends, "LEAST_COSINE", 0.9)
     first = choose_backend(model, split, tell=told.append)
     assert first.name == f"openvino-{openvino_precisions()[0]}"
-    assert told[0].startswith(f"image features by {first.name}: cosine to float32 0.99")
-    assert told[0].endswith("at least (12 pictures)")
+    assert told[0].startswith(f"encoding images by {first.name}: cosine 0.99")
+    assert told[0].endswith("at least (12)")
 
 
 @needs_openvino
 def test_auto_goes_on_to_a_more_exact_way_and_says_so(model, split, monkeypatch):
-    monkeypatch.setattr(module, "feature_backends", lambda *_: [Skewed(model, 0.3), Skewed(model, 0.0)])
+    monkeypatch.setattr(backends, "backends_for", lambda *_: [Skewed(model, 0.3), Skewed(model, 0.0)])
     told: list[str] = []
     assert choose_backend(model, split, tell=told.append).name == "openvino-0.0"
-    assert "not by openvino-0.3: cosine to float32 0.9" in told[0]
+    assert "not encoding images by openvino-0.3: cosine 0.9" in told[0]
     assert "trying a more exact way" in told[0]
-    assert "by openvino-0.0: cosine to float32 1.00000 on average, 1.00000 at least" in told[1]
-    monkeypatch.setattr(feature_backend, "measure_exactness", None)
+    assert "encoding images by openvino-0.0: cosine 1.000000 on average, 1.000000 at least" in told[1]
+    monkeypatch.setattr(module, "agreement_on", None)
     again: list[str] = []
     choose_backend(model, split, tell=again.append)  # measured once for an encoder
     assert again == told
@@ -268,18 +291,19 @@ class Skewed(TorchBackend):
         super().__init__(model, f"openvino-{noise}", nullcontext)
         self.noise = noise
 
-    def encode(self, images: torch.Tensor, views: int) -> np.ndarray:
-        features = super().encode(images, views)
+    def image_features(self, images: torch.Tensor, views: int = 1) -> np.ndarray:
+        features = super().image_features(images, views)
         random = np.random.default_rng(0).standard_normal(features.shape, np.float32)
         return features + self.noise * np.abs(features).mean() * random
 
 
-def test_exactness_counts_the_mean_and_the_worst(model, split):
+def test_agreement_counts_the_mean_and_the_worst(model, split):
     backend = Skewed(model, 0.3)
-    found = feature_backend.measure_exactness(backend, model, split)
-    images = feature_backend.load_resized(model, split, range(12))
-    exact = TorchBackend(model, "32-true", nullcontext).encode(images, 1)[:, 0]
-    skewed = backend.encode(images, 1)[:, 0]
+    found = kept_agreement(model, split)(backend)
+    images = torch.stack([model.image_input.resize(decode_image(split.image(row))) for row in range(12)])
+    exact = TorchBackend(model).image_features(images)[:, 0]
+    skewed = backend.image_features(images)[:, 0]
     cosines = (exact * skewed).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(skewed, axis=1)
-    assert found == Exactness(pytest.approx(cosines.mean(), abs=1e-6), pytest.approx(cosines.min(), abs=1e-6), 12)
+    assert found == Agreement(pytest.approx(cosines.mean(), abs=1e-6), pytest.approx(cosines.min(), abs=1e-6), 12)
     assert found.least < found.mean < 0.999
+    assert found == agreement_on(images, backend, model)

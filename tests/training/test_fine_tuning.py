@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crosspair.data.dataset import Data
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.training.interruption import Interrupted
 from crosspair.training.layers import layers_from_top
 from crosspair.training.loop import train

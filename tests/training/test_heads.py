@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.fixtures.models import tiny_config
 
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.models.projection import ProjectionHeads
 from crosspair.training.log import read_metrics
 from crosspair.training.loop import train

@@ -20,7 +20,7 @@ import lightning_fabric
 import safetensors.torch
 import torch.utils.tensorboard
 from crosspair.data.dataset import open_data
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.training import loop
 from crosspair.training.recipe_files import load_recipe
 

@@ -5,10 +5,10 @@ import timm
 import torch
 from tests.fixtures.models import create_tiny_model
 
+from crosspair.encode.pretrained import create_image_encoder
 from crosspair.errors import UserError
-from crosspair.models.adapters import add_adapters
-from crosspair.models.image import create_image_encoder
-from crosspair.models.slim.encoders import SLIM_ENCODERS
+from crosspair.models.projection import add_adapters
+from crosspair.models.slim.mobilenet import slim_mobilenet_v1
 from crosspair.models.transformer_text import TransformerTextEncoder
 from crosspair.training.layers import freeze_below, layers_from_top
 from crosspair.training.losses import MatchingLosses
@@ -86,7 +86,7 @@ def test_layers_below_the_upper_ones_keep_their_weights_and_cost_no_gradient():
 
 def test_an_encoder_whose_layers_are_unknown_is_refused():
     with pytest.raises(UserError, match="set layer_decay to 1"):
-        layers_from_top(SLIM_ENCODERS["slim_mobilenet_v1"]())
+        layers_from_top(slim_mobilenet_v1())
 
 
 def test_a_rate_is_multiplied_once_for_every_layer_above():

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from crosspair.data.dataset import open_data
+from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training import loop, validation
 from crosspair.training.interruption import Interrupted
 from crosspair.training.loop import train

@@ -6,7 +6,7 @@ import torch
 from tests.fixtures.models import create_tiny_model
 from torch import nn
 
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.optimizer import ScheduledAdam, decayed_parameters, learning_rate_share
 from crosspair.training.recipe import LossConfig, OptimizerConfig, StageConfig

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from crosspair.commands.evaluate import measure_model, model_checksum, own_path
+from crosspair.commands.evaluate import measure_model, own_path
 from crosspair.errors import UserError
 from crosspair.evaluation.comparison import compare
 from crosspair.evaluation.comparison_tables import to_text, write_tables
@@ -42,6 +42,7 @@ def _result(name: str, data: Path | None, split_name: str, protocol_name: str | 
 def _is_current(stored: StoredResult, name: str, data: Path | None, split_name: str) -> bool:
     """Whether a RUN's model, the data and the plugin of its protocol are still those it was evaluated with."""
     from crosspair.data.dataset import open_data
+    from crosspair.encode.storage import model_checksum
     from crosspair.training.run import model_directory
 
     if stored.facts.get("model_checksum") != model_checksum(model_directory(name)):

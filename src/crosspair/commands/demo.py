@@ -12,10 +12,10 @@ from crosspair.commands.report import write_run_report
 from crosspair.data.dataset import Data, open_data
 from crosspair.data.openmoji import openmoji_records
 from crosspair.data.prepare import prepare
+from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.errors import UserError
 from crosspair.gallery.indexing import index_images
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.loop import train
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.run import finished

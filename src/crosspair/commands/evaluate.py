@@ -175,7 +175,8 @@ def measure_model(
 ) -> Measured:
     """Encode a split of DATA with a model and evaluate it."""
     from crosspair.data.dataset import open_data
-    from crosspair.models.dual_encoder import DualEncoder
+    from crosspair.encode.model import DualEncoder
+    from crosspair.encode.storage import model_checksum
     from crosspair.training.run import model_directory
 
     named = find_protocol(protocol_name) if protocol_name else None
@@ -253,15 +254,6 @@ def own_path(name: str, split_name: str, protocol_name: str | None) -> Path | No
     if not (run / "recipe.yaml").is_file() or not os.access(run, os.W_OK):
         return None
     return run / "evaluation" / (f"{split_name}.{protocol_name}.json" if protocol_name else f"{split_name}.json")
-
-
-def model_checksum(directory: str) -> str | None:
-    """SHA-256 of a model's weights; None where they aren't in a directory."""
-    path = Path(directory) / "model.safetensors"
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def recipe_facts(run: Path) -> dict[str, Any]:

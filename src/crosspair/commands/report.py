@@ -5,9 +5,9 @@ from pathlib import Path
 
 from crosspair.commands.evaluate import embed
 from crosspair.data.dataset import Data, open_data
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.evaluation.protocols import Evaluation, Protocol, choose_protocol, find_protocol
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.report.page import write_report
 from crosspair.training.log import read_metrics
 from crosspair.training.recipe_files import load_recipe

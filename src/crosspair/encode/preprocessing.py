@@ -1,37 +1,35 @@
-"""What comes before an exported model's graphs, in words and numbers that a program in any language can follow."""
+"""How images and sentences become the inputs of an exported model's graphs, for a program in any language."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from crosspair.data.tokens import PADDING, UNKNOWN, Vocabulary, word_rules
-
-if TYPE_CHECKING:
-    from crosspair.data.transforms import ImageInput
-    from crosspair.models.dual_encoder import DualEncoder
-
-FILE = "preprocessing.json"
+from crosspair.data.tokens import PADDING, UNKNOWN, SubwordTokenizer, Vocabulary, word_rules
+from crosspair.data.transforms import ImageInput
+from crosspair.models.config import ModelConfig, TextEncoderConfig
 
 
-def describe_preprocessing(model: "DualEncoder") -> dict[str, Any]:
-    """From a picture's file and a sentence to the inputs of the two graphs, and what comes out."""
+def describe_preprocessing(
+    config: ModelConfig, image_input: ImageInput, vocabulary: Vocabulary | SubwordTokenizer
+) -> dict[str, Any]:
+    """From an image's file and a sentence to the inputs of the two graphs, and what comes out."""
     return {
         "image_encoder": {
             "image": "RGB; upright, by its EXIF orientation; transparency over white",
-            "resize": _resize(model.image_input),
+            "resize": _resize(image_input),
             "inputs": {
                 "pixels": {
-                    "type": "float32" if model.image_input.resample == "tensorflow1" else "uint8",
-                    "shape": ["images", 3, model.image_input.height, model.image_input.width],
+                    "type": "float32" if image_input.resample == "tensorflow1" else "uint8",
+                    "shape": ["images", 3, image_input.height, image_input.width],
                     "values": "0..255",
                 }
             },
             "in_the_graph": {
                 "normalize": "(value / 255 - mean) / std of each colour",
-                "mean": model.image_input.mean,
-                "std": model.image_input.std,
+                "mean": image_input.mean,
+                "std": image_input.std,
             },
         },
         "text_encoder": {
-            "tokenizer": _tokenizer(model),
+            "tokenizer": _tokenizer(config.text, vocabulary),
             "inputs": {
                 "tokens": {
                     "type": "int64",
@@ -42,14 +40,14 @@ def describe_preprocessing(model: "DualEncoder") -> dict[str, Any]:
             },
         },
         "output": {
-            "embeddings": {"type": "float32", "shape": ["pictures or captions", model.config.projection.dim]},
+            "embeddings": {"type": "float32", "shape": ["pictures or captions", config.projection.dim]},
             "length": 1.0,
             "similarity": "dot product",
         },
     }
 
 
-def _resize(image_input: "ImageInput") -> dict[str, Any]:
+def _resize(image_input: ImageInput) -> dict[str, Any]:
     size = {"height": image_input.height, "width": image_input.width, "keep_aspect_ratio": False}
     if image_input.resample == "tensorflow1":
         rule = "value at (y * h / height, x * w / width) of the corners' grid, as TensorFlow 1's resize_bilinear"
@@ -57,8 +55,7 @@ def _resize(image_input: "ImageInput") -> dict[str, Any]:
     return {**size, "interpolation": "bilinear", "antialias": True, "grid": "half pixels", "rounded": True}
 
 
-def _tokenizer(model: "DualEncoder") -> dict[str, Any]:
-    text, vocabulary = model.config.text, model.vocabulary
+def _tokenizer(text: TextEncoderConfig, vocabulary: Vocabulary | SubwordTokenizer) -> dict[str, Any]:
     if not isinstance(vocabulary, Vocabulary):
         longest = min(text.max_words, vocabulary.longest)
         kind = {"kind": "Hugging Face tokenizers", "file": vocabulary.FILE, "max_tokens": longest}

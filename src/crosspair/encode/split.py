@@ -1,4 +1,4 @@
-"""All embeddings of a split: what validation, evaluation and the report look at."""
+"""All embeddings of a split, for validation, evaluation and the report."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 
 if TYPE_CHECKING:
     from crosspair.data.dataset import Split
@@ -41,14 +40,14 @@ def embed_split(
     if features is None:
         images = model.encode_image(_Images(split), progress=progress)
     else:
-        images = _embed_features(model, features[:, 0], model.embed_image_features)
+        images = _encode_features(model, features[:, 0], model.encode_image_features)
     captions = [caption for row in split.captions for caption in row]
     counts = torch.tensor([len(row) for row in split.captions])
     labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
     if text_features is None:
         texts = model.encode_text(captions, progress=progress)
     else:
-        texts = _embed_features(model, text_features, model.embed_text_features)
+        texts = _encode_features(model, text_features, model.encode_text_features)
     return SplitEmbeddings(images, texts, labels, labels.repeat_interleave(counts), captions)
 
 
@@ -65,12 +64,10 @@ class _Images:
         return (self.split.image(index) for index in range(len(self)))
 
 
-@torch.no_grad()
-def _embed_features(model: DualEncoder, features: np.ndarray, embed: Callable[[Tensor], Tensor]) -> Tensor:
+def _encode_features(model: DualEncoder, features: np.ndarray, encode: Callable[[Tensor], Tensor]) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        values = torch.from_numpy(np.array(features)).to(model.device)
-        return F.normalize(embed(values).float(), dim=1).cpu()
+        return encode(torch.from_numpy(np.array(features)))
     finally:
         model.train(was_training)

@@ -3,35 +3,46 @@
 The vocabulary is vocabulary.txt, one word a line, or the tokenizer.json of a text encoder from `transformers`.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosspair.data.tokens import SubwordTokenizer, Vocabulary
 from crosspair.data.transforms import ImageInput
+from crosspair.encode.pretrained import check_plugins, plugin_of
 from crosspair.errors import UserError
-from crosspair.models.adapters import merged_state
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from crosspair.models.image_weights import check_state
 from crosspair.storage.files import whole_directory
 from crosspair.version import __version__
-
-if TYPE_CHECKING:
-    from crosspair.models.dual_encoder import DualEncoder
-    from crosspair.models.transformer_text import TransformerTextEncoder
 
 T = TypeVar("T")
 
 FORMAT = 1
-FILES = {"config.json", "model.safetensors", "vocabulary.txt", "tokenizer.json", "README.md"}
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FILES = {CONFIG, WEIGHTS, Vocabulary.FILE, SubwordTokenizer.FILE, "README.md"}
+EXPORT = "preprocessing.json"  # what an export has beside config.json
 
 
-def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
-    """Write the model's directory whole, in place of a model that may be there; adapters are added to its weights.
+@dataclass(frozen=True)
+class SavedModel:
+    """What a model's directory holds."""
+
+    config: ModelConfig
+    vocabulary: Vocabulary | SubwordTokenizer
+    image_input: ImageInput
+    text_architecture: dict[str, Any] | None  # of a text encoder from `transformers`
+    state: dict[str, Tensor]
+    card: str = ""
+
+
+def save_model(saved: SavedModel, directory: Path) -> None:
+    """Write the model's directory whole, in place of a model that may be there.
 
     Raises UserError, and touches nothing, when the directory holds anything else.
     """
@@ -39,29 +50,58 @@ def save_model(model: "DualEncoder", directory: Path, card: str = "") -> None:
 
     _refuse_other_files(directory)
     with whole_directory(directory) as temporary:
-        write_settings(model, temporary)
+        write_settings(saved, temporary)
         # Cloned, as some transformers hold a table of tokens under two names, which the format can't.
-        state = {key: value.detach().cpu().contiguous().clone() for key, value in merged_state(model).items()}
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in saved.state.items()}
+        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         # safetensors makes the file readable by its owner alone; a model is made to be shared like its other files.
-        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
-        if card or model.card:
-            (temporary / "README.md").write_text(card or model.card, encoding="utf-8")
+        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
+        if saved.card:
+            (temporary / "README.md").write_text(saved.card, encoding="utf-8")
 
 
-def write_settings(model: "DualEncoder", directory: Path) -> None:
+def write_settings(saved: SavedModel, directory: Path) -> None:
     """All of a model but its weights and its card."""
     config = {
         "format": FORMAT,
         "crosspair": __version__,
-        "model": asdict(model.config),
-        "image_input": asdict(model.image_input),
+        "model": asdict(saved.config),
+        "image_input": asdict(saved.image_input),
     }
-    architecture = getattr(model.text_encoder, "architecture", None)
-    if architecture is not None:
-        config["text_architecture"] = architecture
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    model.vocabulary.save(directory / model.vocabulary.FILE)
+    if saved.text_architecture is not None:
+        config["text_architecture"] = saved.text_architecture
+    if plugins := _plugins(saved.config):
+        config["plugins"] = plugins
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    saved.vocabulary.save(directory / saved.vocabulary.FILE)
+
+
+def _plugins(config: ModelConfig) -> dict[str, Any]:
+    """Name and checksum of the plugin of each encoder that has one, by the encoder's name."""
+    images = {part.strip(): plugin_of(part.strip(), "image") for part in config.image.name.split("+")}
+    found = {**images, config.text.name: plugin_of(config.text.name, "text")}
+    return {name: asdict(plugin) for name, plugin in found.items() if plugin is not None}
+
+
+def model_checksum(name: str | Path) -> str:
+    """SHA-256 of all that decides a model's embeddings: configuration, weights (or graphs) and vocabulary.
+
+    name: a model's directory or hub name. Galleries, stored results and kept features are of the model that has it.
+    Raises UserError for what is no model.
+    """
+    directory = local_directory(str(name))
+    checksum = hashlib.sha256()
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        decisive = {key: value for key, value in config.items() if key not in ("format", "crosspair")}
+        checksum.update(json.dumps(decisive, sort_keys=True).encode())
+        for path in sorted(directory.iterdir()):
+            if path.name in FILES - {CONFIG, "README.md"} or path.suffix in (".onnx", ".xml", ".bin", ".data"):
+                with path.open("rb") as file:
+                    checksum.update(f"\n{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"can't read the model {directory} ({error!s:.100}); copy the model again") from error
+    return checksum.hexdigest()
 
 
 def _refuse_other_files(directory: Path) -> None:
@@ -74,53 +114,28 @@ def _refuse_other_files(directory: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class SavedModel:
-    """What a model's directory holds, but for its card."""
-
-    path: Path
-    config: ModelConfig
-    vocabulary: Vocabulary | SubwordTokenizer
-    image_input: ImageInput
-    text_architecture: dict[str, Any] | None  # of a text encoder from `transformers`
-    state: dict[str, Tensor]
-
-    def text_encoder(self) -> "TransformerTextEncoder | None":
-        """The text encoder without its weights; None for the BiLSTM."""
-        if self.text_architecture is None:
-            return None
-        from crosspair.models.transformer_text import TransformerTextEncoder
-
-        return TransformerTextEncoder(self.text_architecture, self.config.text.pooling)
-
-    def fill(self, model: nn.Module) -> None:
-        """Give a model built from the above its weights. Raises UserError unless they are exactly its own."""
-        check_state(model, self.state, str(self.path))
-        model.load_state_dict(self.state)
-
-
 def read_model(name: str, *, weights: bool = True) -> SavedModel:
     """Read the directory (or hub model) `name`. Raises UserError when it is no model.
 
     weights: leave the state empty where they are not needed.
     """
     directory = local_directory(name)
-    config, image_input, architecture = _read_config(directory / "config.json")
+    config, image_input, architecture = _read_config(directory / CONFIG)
     config.image.weights = "none"  # all weights are in the directory
-    path = directory / "model.safetensors"
-    state = _read_weights(path) if weights else {}
+    state = _read_weights(directory / WEIGHTS) if weights else {}
+    vocabulary: Vocabulary | SubwordTokenizer
     if architecture is None:
-        return SavedModel(path, config, Vocabulary.load(directory / Vocabulary.FILE), image_input, None, state)
-
-    tokenizer = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, architecture)
-    return SavedModel(path, config, tokenizer, image_input, architecture, state)
+        vocabulary = Vocabulary.load(directory / Vocabulary.FILE)
+    else:
+        vocabulary = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, architecture)
+    return SavedModel(config, vocabulary, image_input, architecture, state, _read_card(directory))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.exists() and (path.parent / "preprocessing.json").exists():
+    if not path.exists() and (path.parent / EXPORT).exists():
         raise UserError(
             f"{path.parent} is an export without PyTorch's weights; read it with backend='openvino', or name the model "
             "it was made from"
@@ -131,33 +146,19 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
 
 
-def read_card(weights: Path) -> str:
-    """The card beside a model's weights; empty where there is none that is text."""
+def _read_card(directory: Path) -> str:
+    """The card of a model; empty where there is none that is text."""
     try:
-        return (weights.parent / "README.md").read_text(encoding="utf-8")
+        return (directory / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def push_model(model: "DualEncoder", name: str) -> str:
-    """Upload a model to the Hugging Face hub and return its address."""
-    from tempfile import TemporaryDirectory
-
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    address = api.create_repo(name, exist_ok=True)
-    with TemporaryDirectory() as folder:
-        save_model(model, Path(folder) / "model")
-        api.upload_folder(repo_id=name, folder_path=Path(folder) / "model")
-    return str(address)
 
 
 def local_directory(name: str) -> Path:
     """Where the files of the directory or hub model `name` lie. Raises UserError when there are none."""
     directory = Path(name)
     if directory.is_dir():
-        if not (directory / "config.json").is_file():
+        if not (directory / CONFIG).is_file():
             raise UserError(f"{directory} is not a model: it has no config.json; name the directory MODEL or RUN/model")
         return directory
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -187,6 +188,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, ImageInput, dict[str, Any] | 
         image_input = _typed(ImageInput, found["image_input"])
         if not len(image_input.mean) == len(image_input.std) == 3:
             raise ValueError(f"mean {image_input.mean} and std {image_input.std} are not of three colours")
+        check_plugins(config, found.get("plugins", {}), path.parent)
         return config, image_input, found.get("text_architecture")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a crosspair model's configuration ({error!r}); copy the model again") from error

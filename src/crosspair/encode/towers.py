@@ -1,54 +1,52 @@
-"""An encoder with its projection as one function of plain tensors: the form that other runtimes are given.
+"""An encoder, alone or with its projection, as one function of plain tensors: the form that other backends are given.
 
-The BiLSTM computes on padded captions here, as no runtime knows packed ones.
+The BiLSTM computes on padded captions here, as no backend but PyTorch knows packed ones.
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crosspair.data.transforms import ImageInput
+from crosspair.models.dual_encoder import TwoTowers
 from crosspair.models.text import BiLSTMEncoder
-
-if TYPE_CHECKING:
-    from crosspair.models.dual_encoder import DualEncoder
 
 
 class ImageTower(nn.Module):
     """Normalized pixels [b, 3, height, width] -> embeddings [b, dim] of unit length."""
 
-    def __init__(self, model: "DualEncoder") -> None:
+    def __init__(self, model: TwoTowers) -> None:
         super().__init__()
         self.encoder = model.image_encoder
         self.projection = model.image_projection
+        self.num_features = model.config.projection.dim
 
     def forward(self, pixels: Tensor) -> Tensor:
         return F.normalize(self.projection(self.encoder(pixels)), dim=1)
 
 
 class PixelTower(nn.Module):
-    """Resized pictures [b, 3, height, width], values 0..255 -> embeddings [b, dim] of unit length."""
+    """Resized images [b, 3, height, width], values 0..255 -> what `encoder` makes of them normalized, [b, d]."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: "DualEncoder") -> None:
+    def __init__(self, encoder: nn.Module, image_input: ImageInput) -> None:
         super().__init__()
-        self.tower = ImageTower(model)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (model.image_input.mean, model.image_input.std))
+        self.encoder = encoder
+        mean, std = (torch.tensor(values)[:, None, None] for values in (image_input.mean, image_input.std))
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        embeddings: Tensor = self.tower((pixels.float() / 255 - self.mean) / self.std)
-        return embeddings
+        # Not as a call, which would find what torch.compile made of the encoder.
+        return self.encoder.forward((pixels.float() / 255 - self.mean) / self.std)  # type: ignore[no-any-return]
 
 
 class TextTower(nn.Module):
     """tokens int64 [m, t] padded at the end, lengths int64 [m], at least 1 -> embeddings [m, dim] of unit length."""
 
-    def __init__(self, model: "DualEncoder") -> None:
+    def __init__(self, model: TwoTowers) -> None:
         super().__init__()
         encoder = model.text_encoder
         self.encoder = PaddedBiLSTM(encoder) if isinstance(encoder, BiLSTMEncoder) else encoder
@@ -94,3 +92,8 @@ class PaddedBiLSTM(nn.Module):
         )
         states: Tensor = self.directions[direction](self.embedding(tokens), (hidden, cell))[0]
         return states
+
+
+def pixel_type(image_input: ImageInput) -> torch.dtype:
+    """Of resized images."""
+    return torch.float32 if image_input.resample == "tensorflow1" else torch.uint8

@@ -1,39 +1,29 @@
-"""Pictures to vectors as fast as the machine allows: read, decoded and resized by threads, encoded by others meanwhile.
+"""Images to vectors as fast as the machine allows: read, decoded and resized by threads, encoded by others meanwhile.
 
-A picture whose bytes were encoded before, under whatever name, is recognised by its checksum and only read.
+An image whose bytes were encoded before, under whatever name, is recognised by its checksum and only read.
 """
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from crosspair.data.ahead import work_ahead
 from crosspair.data.images import ImageError, decode_image
-from crosspair.encode.backends import (
-    LEAST_COSINE,
-    SAMPLE,
-    FeatureBackend,
-    OpenVINOBackend,
-    exactness_on,
-    feature_backends,
-)
-from crosspair.errors import UserError
+from crosspair.encode import backends
+from crosspair.encode.backends import Backend, TorchBackend, agreement_on
+from crosspair.encode.features import encode_in_groups
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.reader import read_ahead
 from crosspair.gallery.sources import Entry, NoImageError
 from crosspair.gallery.thumbnails import encode_thumbnail, thumbnail_path
-from crosspair.models.dual_encoder import DualEncoder
 
 READ_AT_ONCE = 8  # files a task
-T = TypeVar("T")
 
 
 @dataclass
@@ -63,13 +53,10 @@ class ImageReader:
 
     def read_all(self, entries: list[Entry], threads: int) -> Iterator[SourceImage]:
         """In the order of the entries."""
-        for some in work_ahead(self._read_some, _groups(enumerate(entries), READ_AT_ONCE), threads):
-            yield from some
+        return read_ahead(self._read, enumerate(entries), threads, at_once=READ_AT_ONCE)
 
-    def _read_some(self, entries: Iterable[tuple[int, Entry]]) -> list[SourceImage]:
-        return [self._read(number, entry) for number, entry in entries]
-
-    def _read(self, number: int, entry: Entry) -> SourceImage:
+    def _read(self, numbered: tuple[int, Entry]) -> SourceImage:
+        number, entry = numbered
         try:
             data = entry.read()
             sha256 = hashlib.sha256(data).hexdigest()
@@ -92,69 +79,39 @@ class ImageReader:
 def encode_images(
     model: DualEncoder, images: Iterator[SourceImage], *, backend: str, threads: int, tell: Callable[[str], object]
 ) -> Iterator[tuple[list[SourceImage], np.ndarray, str]]:
-    """Groups of pictures with their vectors float32 [group, d] of unit length, and the runtime that encoded them.
+    """Groups of images with their vectors float32 [group, d] of unit length, and the name of what encoded them.
 
-    backend: auto, torch, openvino-bf16 or openvino-f32; auto takes the fastest whose features have a cosine of at least
-    0.999 on average to PyTorch's in float32, measured on the first pictures. tell: is given what was measured.
+    backend: auto, torch, openvino-bf16, openvino-f32 or onnxruntime-f32; auto takes the fastest that agrees with
+    PyTorch on the first images (`choose_backend`). tell: is given what was measured.
     """
-    sample = list(islice(images, SAMPLE))
+    sample = list(islice(images, backends.SAMPLE))
     if not sample:
         return
     chosen = _choose(model, backend, sample, tell)
-    groups = _groups(chain(sample, images), chosen.group(1))
-
-    def encode(group: list[SourceImage]) -> tuple[list[SourceImage], np.ndarray]:
-        return group, chosen.encode(_stack(group), 1)[:, 0]
-
-    encoded = work_ahead(encode, groups, threads) if chosen.in_threads else map(encode, groups)
-    for group, features in encoded:
-        yield group, _embed(model, features), chosen.name
+    for group, features in encode_in_groups(chain(sample, images), _pixels, chosen, threads=threads):
+        yield group, model.encode_image_features(torch.from_numpy(features[:, 0])).numpy(), chosen.name
 
 
-@torch.inference_mode()
-def _embed(model: DualEncoder, features: np.ndarray) -> np.ndarray:
-    embeddings = model.embed_image_features(torch.from_numpy(features).to(model.device))
-    vectors: np.ndarray = F.normalize(embeddings.float(), dim=1).cpu().numpy()
-    return vectors
-
-
-def choose_backend(model: DualEncoder, setting: str, sample: list[SourceImage], tell: Callable[[str], object]) -> str:
-    """What `encode_images` would encode with when the sample came first: a runtime that is no longer `auto`."""
+def choose_setting(model: DualEncoder, setting: str, sample: list[SourceImage], tell: Callable[[str], object]) -> str:
+    """What `encode_images` would encode with when the sample came first: a setting that is no longer `auto`."""
     chosen = _choose(model, setting, sample, tell)
-    return chosen.name if isinstance(chosen, OpenVINOBackend) else "torch"
+    return "torch" if isinstance(chosen, TorchBackend) else chosen.name
 
 
-def _choose(
-    model: DualEncoder, setting: str, sample: list[SourceImage], tell: Callable[[str], object]
-) -> FeatureBackend:
-    if setting == "auto" and len(sample) < SAMPLE:
-        setting = "torch"  # has encoded so few before another runtime is ready
-    *others, last = feature_backends(model, setting, "32-true", nullcontext)
-    for backend in [*others, last]:
-        try:
-            backend.prepare()
-        except UserError as error:
-            if setting != "auto":
-                raise
-            tell(f"not encoding by {backend.name}: {error}")
-            continue
-        if setting != "auto" or not isinstance(backend, OpenVINOBackend):
-            return backend
-        seen = exactness_on(_stack(sample), backend, model)
-        tell(f"{'' if seen.mean >= LEAST_COSINE else 'not '}encoding by {backend.name}: {seen}")
-        if seen.mean >= LEAST_COSINE:
-            return backend
-    return last
+def _choose(model: DualEncoder, setting: str, sample: list[SourceImage], tell: Callable[[str], object]) -> Backend:
+    if setting == "auto" and len(sample) < backends.SAMPLE:
+        setting = "torch"  # has encoded so few before another backend is ready
+
+    def measure(backend: Backend) -> backends.Agreement:
+        backend.prepare()
+        return agreement_on(torch.stack([_pixels(image) for image in sample]), backend, model)
+
+    return backends.choose_backend(model, setting, measure if setting == "auto" else None, tell=tell)
 
 
-def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group
-
-
-def _stack(images: Iterable[SourceImage]) -> Tensor:
-    return torch.stack([image.pixels for image in images if image.pixels is not None])
+def _pixels(image: SourceImage) -> Tensor:
+    assert image.pixels is not None
+    return image.pixels
 
 
 def _write(path: Path, data: bytes) -> None:

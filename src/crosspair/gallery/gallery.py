@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from crosspair.data.dataset import Data
-    from crosspair.models.dual_encoder import DualEncoder
+    from crosspair.encode.model import DualEncoder
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Gallery:
 
     @cached_property
     def _model(self) -> "DualEncoder":
-        from crosspair.gallery.identity import model_checksum
-        from crosspair.models.dual_encoder import DualEncoder
+        from crosspair.encode.model import DualEncoder
+        from crosspair.encode.storage import model_checksum
 
         model = self.manifest.model
         where = str(model.find(self.path)) if isinstance(model, Place) else model

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from crosspair.data.records import printable
-from crosspair.encode.storage import local_directory
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.storage import local_directory, model_checksum
 from crosspair.errors import UserError
 from crosspair.gallery.encoded import EncodedImages, encoded_bytes
 from crosspair.gallery.encoding import ImageReader, SourceImage, encode_images
 from crosspair.gallery.engines.engine import Content, Renewal, Request, open_renewal
 from crosspair.gallery.gallery import Gallery, Item
-from crosspair.gallery.identity import model_checksum
 from crosspair.gallery.layout import (
     EMBEDDINGS,
     INDEX,
@@ -43,7 +43,6 @@ from crosspair.gallery.layout import (
 )
 from crosspair.gallery.sources import Source, open_source
 from crosspair.gallery.writing import write_embeddings, write_items
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.progress import progress_bar
 from crosspair.storage.files import claimed, full_disk_is_an_error
 

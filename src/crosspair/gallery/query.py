@@ -7,8 +7,8 @@ import numpy as np
 
 from crosspair.data.readers.folder import SUFFIXES
 from crosspair.data.tokens import Vocabulary, tokenize
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
 
 
 def encode_query(model: DualEncoder, query: str) -> np.ndarray:

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from crosspair.data.dataset import Data, open_data
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
-from crosspair.gallery.encoding import ImageReader, SourceImage, choose_backend, encode_images
+from crosspair.gallery.encoding import ImageReader, SourceImage, choose_setting, encode_images
 from crosspair.gallery.layout import THUMBNAILS
 from crosspair.gallery.sources import Entry, Source, folder_entry
-from crosspair.models.dual_encoder import DualEncoder
 
 PART = 1024  # pictures; what a worker that dies loses at most
 SECONDS = 5.0  # to reach a cluster
@@ -185,7 +185,7 @@ def _choose(model: DualEncoder, source: Source, output: Path, setting: str, tell
     reader = ImageReader(model, output / THUMBNAILS, lambda sha256: None)
     read = reader.read_all(source.entries[:PART], 1)
     sample = list(islice((image for image in read if image.pixels is not None), 64))
-    return choose_backend(model, setting, sample, tell) if sample else "torch"
+    return choose_setting(model, setting, sample, tell) if sample else "torch"
 
 
 def cut(

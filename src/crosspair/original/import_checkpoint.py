@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from crosspair.data.tokens import Vocabulary
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.formats.tensorflow_checkpoint import read_checkpoint
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.models.slim import mobilenet as slim_mobilenet
 from crosspair.models.slim import resnet as slim_resnet
 from crosspair.models.slim.layers import norm_momentum
-from crosspair.models.slim.variables import load_tf_variables
-from crosspair.models.slim.weights import Variables, image_scope, model_variables
+from crosspair.models.slim.variables import Variables, image_scope, load_tf_variables, model_variables
 
 _EMBEDDING = "BiLSTM/token_embedding_weights"
 _MOBILENET_WIDTHS = {32: "", 24: "_075", 16: "_050", 8: "_025"}  # channels of the first layer

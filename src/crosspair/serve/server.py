@@ -15,9 +15,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.gallery.gallery import Gallery
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.serve.access import LOOPBACK_NAMES, checked_token
 from crosspair.serve.service import create_app
 
@@ -138,10 +138,8 @@ class _Deadline:
 
 def _compile(model: DualEncoder) -> None:
     """Let a model encode through OpenVINO where that is installed and knows its encoders; float32, as PyTorch's."""
-    from crosspair.encode.openvino_encoders import CompiledEncoders, convert_encoders
-
     with suppress(UserError):
-        model.compiled = CompiledEncoders(*convert_encoders(model), "f32")
+        model.use_backend("openvino")
 
 
 def _is_loopback(host: str) -> bool:

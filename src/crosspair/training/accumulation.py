@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crosspair.data.batching import Batch
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 
 
 class EmbeddingsInParts:

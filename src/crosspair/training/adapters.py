@@ -1,7 +1,7 @@
 """The adapters that a recipe asks for."""
 
-from crosspair.models.adapters import add_adapters
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
+from crosspair.models.projection import add_adapters
 from crosspair.training.recipe import LoraConfig
 
 

@@ -9,8 +9,8 @@ from crosspair.data.batching import BatchPlan, BatchSource, plan_epoch
 from crosspair.data.decoded import decoded_images
 from crosspair.data.streams.batches import StreamPlans, StreamSource, plan_stream
 from crosspair.data.streams.stream import StreamSplit
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.recipe import Recipe, StageConfig
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.models.image import JoinedEncoders, PooledStages
 from crosspair.models.text import BiLSTMEncoder
 from crosspair.models.transformer_text import TransformerTextEncoder

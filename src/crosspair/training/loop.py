@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crosspair.data.batching import BatchPlan, BatchSource, load_batches
 from crosspair.data.streams.stream import StreamSplit
-from crosspair.models.dual_encoder import create_model
+from crosspair.encode.model import create_model
 from crosspair.progress import progress_bar
 from crosspair.storage.files import refuse_occupied, remove_leftovers, write_text
 from crosspair.training.adapters import add_recipe_adapters

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.models.projection import Projection
 from crosspair.training.layers import layers_from_top
 from crosspair.training.recipe import OptimizerConfig, StageConfig

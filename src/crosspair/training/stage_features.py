@@ -1,4 +1,4 @@
-"""What the frozen encoders of a stage give: computed once, where it stays the same all through the stage."""
+"""Features of a stage's frozen encoders, computed once where no step of the stage changes them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crosspair.data.streams.stream import StreamSplit
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.backends import choose_backend
+from crosspair.encode.features import caption_features, image_features, kept_agreement
+from crosspair.encode.model import DualEncoder
 from crosspair.models.text import BiLSTMEncoder
-from crosspair.training.caption_features import caption_features
-from crosspair.training.features import choose_backend, image_features
 from crosspair.training.recipe import Recipe, StageConfig
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def stage_features(
     train_images = val_images = train_captions = val_captions = None
     if _images_stay(stage):
         setting, precision = recipe.feature_backend, recipe.precision
-        backend = choose_backend(model, val, setting=setting, precision=precision, autocast=autocast, tell=tell)
+        measure = kept_agreement(model, val)
+        backend = choose_backend(model, setting, measure, precision=precision, autocast=autocast, tell=tell)
         if kept is not None:
             train_images = image_features(model, kept, backend, hflip=recipe.hflip, progress=progress)
         val_images = image_features(model, val, backend, hflip=False, progress=progress)

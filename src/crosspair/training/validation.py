@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.evaluation.metrics import evaluate_retrieval
-from crosspair.models.dual_encoder import DualEncoder
 from crosspair.training.ema import WeightEMA
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crosspair.models.slim.encoders import SLIM_ENCODERS, slim_input
+from crosspair.models.slim.encoders import slim_input
 from crosspair.models.slim.layers import norm_momentum, pad_same
 from crosspair.models.slim.mobilenet import SlimMobileNet, slim_mobilenet_v1
 from crosspair.models.slim.resnet import SlimResNet
 from crosspair.models.slim.variables import load_tf_variables
 from crosspair.original.verify.encoders import TINY_BLOCKS
+from crosspair.registry import IMAGE_ENCODERS
 
 Load = Callable[[str], dict[str, np.ndarray]]
 
@@ -87,14 +88,14 @@ def test_a_tower_takes_pictures_of_any_size(build: Callable[[], nn.Module], size
 )
 def test_named_encoders_have_the_published_depth_and_width(name: str, features: int, tensors: int) -> None:
     with torch.device("meta"):
-        tower = SLIM_ENCODERS[name]()
+        tower = IMAGE_ENCODERS.get(name)()
     assert tower.num_features == features
     assert sum(isinstance(module, nn.Conv2d) for module in tower.modules()) == tensors
 
 
 def test_the_stride_sits_in_the_last_unit_of_the_first_three_stages() -> None:
     with torch.device("meta"):
-        tower = SLIM_ENCODERS["slim_resnet_v1_50"]()
+        tower = IMAGE_ENCODERS.get("slim_resnet_v1_50")()
     strides = [[unit.stride for unit in block] for block in tower.blocks.values()]  # type: ignore[union-attr]
     assert strides == [[1, 1, 2], [1, 1, 1, 2], [1, 1, 1, 1, 1, 2], [1, 1, 1]]
 

@@ -8,16 +8,7 @@ from torch import nn
 from crosspair.data.transforms import ImageInput
 from crosspair.models.slim.mobilenet import slim_mobilenet_v1
 from crosspair.models.slim.resnet import slim_resnet_v1_50, slim_resnet_v1_101, slim_resnet_v1_152
-
-SLIM_ENCODERS: dict[str, Callable[[], nn.Module]] = {
-    "slim_mobilenet_v1": slim_mobilenet_v1,
-    "slim_mobilenet_v1_075": partial(slim_mobilenet_v1, 0.75),
-    "slim_mobilenet_v1_050": partial(slim_mobilenet_v1, 0.5),
-    "slim_mobilenet_v1_025": partial(slim_mobilenet_v1, 0.25),
-    "slim_resnet_v1_50": slim_resnet_v1_50,
-    "slim_resnet_v1_101": slim_resnet_v1_101,
-    "slim_resnet_v1_152": slim_resnet_v1_152,
-}
+from crosspair.registry import register_image_encoder
 
 _RESNET_MEAN = (123.68, 116.78, 103.94)  # red, green, blue, of 0..255
 
@@ -30,3 +21,25 @@ def slim_input(name: str) -> ImageInput:
     if name.startswith("slim_mobilenet"):
         return ImageInput(mean=[0.5] * 3, std=[0.5] * 3)
     return ImageInput(mean=[value / 255 for value in _RESNET_MEAN], std=[1 / 255] * 3)
+
+
+def _register(name: str, create: Callable[[], nn.Module], summary: str) -> None:
+    def make() -> nn.Module:
+        encoder = create()
+        encoder.image_input = slim_input(name)  # type: ignore[assignment]
+        return encoder
+
+    make.__doc__ = summary
+    register_image_encoder(name)(make)
+
+
+_register("slim_mobilenet_v1", slim_mobilenet_v1, "The original's MobileNet-v1; 1,024 features.")
+for _percent in (75, 50, 25):
+    _register(
+        f"slim_mobilenet_v1_0{_percent}",
+        partial(slim_mobilenet_v1, _percent / 100),
+        f"The original's MobileNet-v1 with {_percent} % of its channels.",
+    )
+_register("slim_resnet_v1_50", slim_resnet_v1_50, "The original's ResNet-50 with TF-slim's strides; 2,048 features.")
+_register("slim_resnet_v1_101", slim_resnet_v1_101, "The original's ResNet-101 with TF-slim's strides; 2,048 features.")
+_register("slim_resnet_v1_152", slim_resnet_v1_152, "The original's ResNet-152, the paper's; 2,048 features.")

@@ -1,10 +1,11 @@
-"""The original's TensorFlow variables as tensors of our modules.
+"""The original's TensorFlow variables as tensors of our modules, and which of a checkpoint's variables are a model's.
 
 A module's tensors come from the variables below one scope, for example `MobilenetV1` or `BiLSTM`. TensorFlow keeps
 convolutions as height, width, in, out and matrices as in, out; PyTorch puts out first.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,13 @@ from crosspair.models.slim.resnet import SlimResNet
 from crosspair.models.text import BiLSTMEncoder
 
 Array = np.ndarray
+Variables = Mapping[str, Array]
+
+_AVERAGE = "ExponentialMovingAverage"
+# Last part of a variable's name that an optimizer or the averages own.
+_SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", _AVERAGE}
+_IMAGE_SCOPES = ("MobilenetV1", "resnet_v1_50", "resnet_v1_101", "resnet_v1_152")
+_CLASSIFIER_PARTS = {"Logits", "logits", "mean_rgb"}
 
 
 class Source(NamedTuple):
@@ -131,3 +139,29 @@ def _bilstm_sources(module: BiLSTMEncoder) -> dict[str, Source]:
         names = tuple(f"bidirectional_lstm/{direction}/{theirs}" for direction in ("forward", "backward"))
         sources[ours] = Source(names, lambda forward, backward: np.stack([forward, backward]))
     return sources
+
+
+def model_variables(checkpoint: Variables, *, ema: bool) -> dict[str, np.ndarray]:
+    """The variables a model consists of, without the optimizer's and an ImageNet classifier's.
+
+    ema: give a variable that has a moving average its value, under the plain name.
+    """
+    variables = {}
+    for name in checkpoint:
+        parts = name.split("/")
+        if parts[-1] in _SLOTS or _CLASSIFIER_PARTS & set(parts):
+            continue
+        average = f"{name}/{_AVERAGE}"
+        variables[name] = checkpoint[average if ema and average in checkpoint else name]
+    return variables
+
+
+def image_scope(variables: Variables, checkpoint: Path) -> str:
+    """Scope of the image tower, which is also its name in TF-slim."""
+    found = sorted({name.split("/")[0] for name in variables} & set(_IMAGE_SCOPES))
+    if len(found) != 1:
+        raise UserError(
+            f"{checkpoint} has variables of {' and '.join(found) or 'no known image tower'}; "
+            f"expected one of {', '.join(_IMAGE_SCOPES)}"
+        )
+    return found[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crosspair.data.batching import Batch
 from crosspair.data.tokens import Vocabulary
 from crosspair.data.transforms import ImageInput
-from crosspair.models.dual_encoder import DualEncoder
+from crosspair.encode.model import DualEncoder
 from crosspair.models.projection import Projection
 from crosspair.models.slim.encoders import slim_input
 from crosspair.models.slim.mobilenet import slim_mobilenet_v1

@@ -1,22 +1,25 @@
-"""Encoders outside of PyTorch: converted to OpenVINO and compiled for this machine's CPU.
+"""OpenVINO: encoders converted and compiled for this machine's CPU, or read from an export.
 
 encode = CompiledImageEncoder(convert_image_encoder(encoder, image_input), "bf16")
-features = encode(pictures)  # uint8 [b, 3, height, width] -> float32 [b, num_features]
+features = encode(images)  # uint8 [b, 3, height, width] -> float32 [b, num_features]
 """
 
 import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crosspair.data.transforms import ImageInput
+from crosspair.encode.towers import ImageTower, PixelTower, TextTower, pixel_type
 from crosspair.errors import UserError
+from crosspair.models.dual_encoder import TwoTowers
 
 if TYPE_CHECKING:
     from openvino import InferRequest, Model
@@ -27,6 +30,7 @@ Precision = Literal["bf16", "f32"]
 # Pictures in one request: 1, 2 and 8 were no faster in bf16 on EfficientNet-Lite0, MobileNet-v1 and ResNet-152.
 REQUEST = 4
 CAPTIONS = 32  # captions in one request
+IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"  # files of an export, with suffix .xml or .onnx
 
 
 def import_openvino() -> Any:
@@ -51,27 +55,6 @@ def openvino_precisions() -> list[Precision]:
     return ["bf16", "f32"] if native == openvino.Type.bf16 else ["f32"]
 
 
-class Encoders(Protocol):
-    """Both encoders of a model with their projections, to embeddings float32 [n, dim] of unit length on the CPU."""
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Resized pictures [b, 3, height, width], values 0..255."""
-
-    def embed_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """tokens int64 [m, t] padded at the end, lengths int64 [m]."""
-
-
-class _FromImages(nn.Module):
-    def __init__(self, encoder: nn.Module, image_input: ImageInput) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.image_input = image_input
-
-    def forward(self, images: Tensor) -> Tensor:
-        # Not as a call, which would find what torch.compile made of the encoder.
-        return self.encoder.forward(self.image_input.normalize(images))  # type: ignore[no-any-return]
-
-
 def convert_image_encoder(encoder: nn.Module, image_input: ImageInput, name: str = "") -> "Model":
     """The encoder in evaluation mode as an OpenVINO graph: resized pictures [b, 3, height, width] -> [b, num_features].
 
@@ -80,7 +63,7 @@ def convert_image_encoder(encoder: nn.Module, image_input: ImageInput, name: str
     Raises UserError where OpenVINO is not installed, or where it lacks an operation of the encoder.
     """
     example = torch.zeros(1, 3, image_input.height, image_input.width, dtype=pixel_type(image_input))
-    model = _convert(_FromImages(encoder, image_input), [example], name or type(encoder).__name__)
+    model = _convert(PixelTower(encoder, image_input), [example], name or type(encoder).__name__)
     model.reshape([-1, 3, image_input.height, image_input.width])
     return model
 
@@ -95,11 +78,6 @@ def convert_text_encoder(encoder: nn.Module, name: str = "") -> "Model":
     tokens, lengths = model.inputs
     model.reshape({tokens: [-1, -1], lengths: [-1]})
     return model
-
-
-def pixel_type(image_input: ImageInput) -> torch.dtype:
-    """Of resized pictures."""
-    return torch.float32 if image_input.resample == "tensorflow1" else torch.uint8
 
 
 def _convert(whole: nn.Module, examples: list[Tensor], name: str) -> "Model":
@@ -211,9 +189,94 @@ class CompiledTextEncoder:
         return features
 
 
-def cosines(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Between the rows of two arrays [n, d]: float64 [n] in -1..1."""
-    first, second = features.astype(np.float64), reference.astype(np.float64)
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    values: np.ndarray = (first * second).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return values
+class OpenVINOBackend:
+    """A model's encoders compiled for the cores of this machine, each when it is first needed; see `Backend`.
+
+    network: on the CPU, its weights in float32. threads: None takes as many as PyTorch does. graphs: of both encoders
+    with their projections, as an export has them, in place of the network's own.
+    """
+
+    in_threads = True
+    images_at_once = 64
+
+    def __init__(
+        self,
+        network: TwoTowers | None,
+        precision: Precision,
+        *,
+        threads: int | None = None,
+        graphs: "tuple[Model, Model] | None" = None,
+    ) -> None:
+        self.name = f"openvino-{precision}"
+        self._network = network
+        self._precision: Precision = precision
+        self._threads = threads
+        self._features: CompiledImageEncoder | None = None
+        self._images: CompiledImageEncoder | None = None
+        self._tokens: CompiledTextEncoder | None = None
+        if graphs is not None:
+            self._images = CompiledImageEncoder(graphs[0], precision, threads)
+            self._tokens = CompiledTextEncoder(graphs[1], precision, threads)
+
+    def prepare(self, *, texts: bool = False) -> None:
+        if self._network is not None and self._features is None:
+            name = self._network.config.image.name
+            graph = convert_image_encoder(self._network.image_encoder, self._network.image_input, name)
+            self._features = CompiledImageEncoder(graph, self._precision, self._threads)
+        if texts and self._network is not None and self._tokens is None:
+            text_graph = convert_text_encoder(TextTower(self._network), self._network.config.text.name)
+            self._tokens = CompiledTextEncoder(text_graph, self._precision, self._threads)
+
+    def group(self, views: int = 1) -> int:
+        return REQUEST // views
+
+    def image_features(self, images: Tensor, views: int = 1) -> np.ndarray:
+        assert self._features is not None
+        seen = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1) if views == 2 else images
+        features: np.ndarray = self._features(seen.numpy()).reshape(len(images), views, -1)
+        return features
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        if self._images is not None:
+            return torch.from_numpy(self._images(images.numpy()))
+        assert self._network is not None
+        return self._network.encode_image_features(torch.from_numpy(self.image_features(images)[:, 0]))
+
+    def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        assert self._tokens is not None
+        return torch.from_numpy(self._tokens(tokens.numpy(), lengths.numpy()))
+
+
+def convert_encoders(network: TwoTowers) -> tuple["Model", "Model"]:
+    """The image encoder and the text encoder, with their projections, as OpenVINO graphs.
+
+    Raises UserError where OpenVINO is not installed, or where it lacks an operation of an encoder.
+    """
+    image_encoder = convert_image_encoder(ImageTower(network), network.image_input, network.config.image.name)
+    text_encoder = convert_text_encoder(TextTower(network), network.config.text.name)
+    for graph, names in ((image_encoder, ["pixels"]), (text_encoder, ["tokens", "lengths"])):
+        for port, name in zip([*graph.inputs, *graph.outputs], [*names, "embeddings"], strict=True):
+            port.get_tensor().set_names({name})
+    return image_encoder, text_encoder
+
+
+def write_openvino(network: TwoTowers, directory: Path) -> None:
+    """Both encoders as image_encoder.xml and text_encoder.xml, each with its .bin."""
+    openvino = import_openvino()
+    for name, graph in zip((IMAGE_ENCODER, TEXT_ENCODER), convert_encoders(network), strict=True):
+        openvino.save_model(graph, directory / f"{name}.xml", compress_to_fp16=False)
+
+
+def read_graphs(directory: Path) -> tuple["Model", "Model"]:
+    """The graphs of an export to either format. Raises UserError where they are missing or damaged."""
+    core = import_openvino().Core()
+
+    def read(name: str) -> Any:
+        found = [path for path in (directory / f"{name}.xml", directory / f"{name}.onnx") if path.is_file()]
+        try:
+            return core.read_model(found[0])
+        except (IndexError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1] if found else "it is missing"
+            raise UserError(f"can't read {name} of {directory} ({reason}); export the model again") from error
+
+    return read(IMAGE_ENCODER), read(TEXT_ENCODER)

