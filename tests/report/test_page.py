@@ -1,4 +1,4 @@
-"""The report as a browser would read it: whole, self-contained, escaped, right ones marked."""
+"""The report as a browser would read it: whole, self-contained, escaped, relevant ones marked."""
 
 import base64
 import hashlib
@@ -164,12 +164,12 @@ def test_every_text_is_escaped(report):
     )
 
 
-def test_right_captions_are_marked_in_words_and_wrong_ones_are_not(report):
+def test_relevant_captions_are_marked_in_words_and_wrong_ones_are_not(report):
     _, page = report()
     checked = 0
     for card in page.all("article", "by-picture"):
         query = int(re.search(r"image-(\d+)", card["aria"])[1])
-        for caption, mark in re.findall(r"caption \d+ of picture (\d+) (✓ right)?", card["text"]):
+        for caption, mark in re.findall(r"caption \d+ of picture (\d+) (✓ relevant)?", card["text"]):
             assert (int(caption) == query) == bool(mark)
             checked += bool(mark)
     assert checked
@@ -180,7 +180,7 @@ def test_a_missed_query_shows_what_it_sought(report):
     for kind in ("pictures", "captions"):
         missed = [lst for lst in page.all("ol", kind) if "sought" in lst["text"]]
         assert missed
-        assert all(lst["text"].count("✓ right") == 1 for lst in missed)
+        assert all(lst["text"].count("✓ relevant") == 1 for lst in missed)
 
 
 def test_pictures_shown_large_are_stored_once_and_the_map_s_in_one_sheet(report):
@@ -201,13 +201,13 @@ def test_the_same_input_gives_the_same_page(report):
     assert report(history=HISTORY)[0] == report(history=HISTORY)[0]
 
 
-def test_failures_are_the_queries_whose_right_item_is_last(report):
+def test_failures_are_the_queries_whose_relevant_item_is_last(report):
     data = embeddings(noise=2.0)
     _, page = report(data)
     first = PLAIN.evaluate(data).result.text_to_image.ranks.first
     (section,) = [section for section in page.all("section") if section["id"] == "failures"]
-    assert f"first right picture at rank {first.max()} of 40" in section["text"]
-    assert section["text"].count("first right") == 16
+    assert f"first relevant picture at rank {first.max()} of 40" in section["text"]
+    assert section["text"].count("first relevant") == 16
 
 
 def test_the_map_shows_a_sample_of_many_pictures_and_says_so(report, monkeypatch):
@@ -277,8 +277,8 @@ def test_a_euclidean_result_shows_distances(report):
     data = Embeddings.checked(x, x, np.arange(5), np.arange(5))
     _, page = report(data, metric="euclidean", captions=list("abcde"))
     assert any("euclidean distance" in figure["text"] for figure in page.all("figure", "chart"))
-    examples = [lst["text"] for lst in page.all("ol", "pictures") if "✓ right" in lst["text"]]
-    assert examples[0].startswith("1 · 0.00✓ right")
+    examples = [lst["text"] for lst in page.all("ol", "pictures") if "✓ relevant" in lst["text"]]
+    assert examples[0].startswith("1 · 0.00✓ relevant")
 
 
 def test_a_failure_leaves_the_earlier_report(report, tmp_path):

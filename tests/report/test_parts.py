@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from crosspair.report.breakdown import recall_by, wilson
 from crosspair.report.charts import Estimate, Series, count_chart, group_chart, histogram, line_chart
-from crosspair.report.examples import choose_queries, confident_mistakes, hardest_queries, sample_similarities
+from crosspair.report.examples import choose_queries, confident_mistakes, hardest_queries
+from crosspair.report.figures import recall_by, sample_similarities, wilson
 from crosspair.report.hubness import Hubness, count_retrieved, nearest
-from crosspair.report.tsne import kept_neighbours, tsne
+from crosspair.report.map import kept_neighbours, tsne
 
 
 def test_examples_come_from_all_groups_as_far_as_they_go():
@@ -48,19 +48,19 @@ def test_neighbours_are_those_of_a_full_sort_with_the_wrong_ones_of_a_tie_first(
     for place, row in enumerate(rows):
         scores = gallery @ queries[row] if metric == "cosine" else -np.linalg.norm(gallery - queries[row], axis=1)
         assert abs(found.scores[place, 0]) == pytest.approx(abs(scores.max()), abs=1e-5)
-        assert found.right[place, 0] == (gallery_labels[found.items[place, 0]] == labels[row])
+        assert found.relevant[place, 0] == (gallery_labels[found.items[place, 0]] == labels[row])
     tied = nearest(np.ones((1, 2)), np.ones((4, 2)), np.array([1]), np.array([1, 0, 1, 0]), "cosine", np.arange(1), 2)
     assert tied.items.tolist() == [[1, 3]]
     assert len(nearest(queries, gallery, labels, gallery_labels, metric, rows, 99).items[0]) == 70
 
 
-def test_hubs_are_counted_with_how_often_they_are_right():
+def test_hubs_are_counted_with_how_often_they_are_relevant():
     gallery = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     queries = np.array([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [0.1, 1.0]])
     found = nearest(queries, gallery, np.array([0, 0, 1, 1]), np.arange(3), "cosine", np.arange(4), top=1)
     hubness = count_retrieved(found)
     assert hubness.counts.tolist() == [3, 1, 0]
-    assert hubness.right.tolist() == [2, 1, 0]
+    assert hubness.relevant.tolist() == [2, 1, 0]
     assert hubness.hubs(5) == [0, 1]
     assert hubness.never == pytest.approx(1 / 3)
     assert hubness.share_of_most_retrieved(0.34) == pytest.approx(3 / 4)

@@ -32,7 +32,7 @@ class Embeddings:
 
     images [n, d], texts [m, d]: float16, float32 or float64, need not be of unit length; may be mapped files.
     text_images [m]: row of the picture that each text was written for, or None where nobody knows.
-    image_ids [n], caption_ids [m]: COCO's own, which lists of right answers go by; None where nobody knows.
+    image_ids [n], caption_ids [m]: COCO's own, which lists of relevant items go by; None where nobody knows.
     given_image_names, given_text_names: for exported rankings; without them rows are names.
     """
 

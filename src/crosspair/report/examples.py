@@ -1,16 +1,21 @@
-"""Queries worth looking at: found at once, late or not, the hardest and the most confident mistakes."""
+"""Example queries, which are chosen (at random, the hardest, the most confident mistakes), and their cards as HTML."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.ranking import Metric
 from crosspair.report.hubness import Neighbours, nearest
+from crosspair.report.inline_images import ShownImages
 
-# Names of the groups with the ranks of the first right item they hold, the second excluded.
+RELEVANT = '<span class="mark-relevant">✓ relevant</span>'
+# Names of the groups with the ranks of the first relevant item they hold, the second excluded.
 GROUPS = {"found at once": (1, 2), "found among the first ten": (2, 11), "missed": (11, np.inf)}
 
 
@@ -18,8 +23,8 @@ GROUPS = {"found at once": (1, 2), "found among the first ten": (2, 11), "missed
 class Query:
     """A query and its first items, best first.
 
-    query: row of its embedding; first: rank of its first right item; group: what it is shown among, say in GROUPS.
-    items, scores, right: row, score (cosine, or distance for "euclidean") and match of the items retrieved.
+    query: row of its embedding; first: rank of its first relevant item; group: what it is shown among, say in GROUPS.
+    items, scores, relevant: row, score (cosine, or distance for "euclidean") and match of the items retrieved.
     """
 
     query: int
@@ -27,13 +32,13 @@ class Query:
     group: str
     items: tuple[int, ...]
     scores: tuple[float, ...]
-    right: tuple[bool, ...]
+    relevant: tuple[bool, ...]
 
 
 def choose_queries(first: NDArray[np.int64], count: int, seed: int = 0) -> list[tuple[str, int]]:
     """`count` queries as (group, row), a third from each group as far as they go, drawn by `seed`.
 
-    first [queries]: rank of each query's first right item.
+    first [queries]: rank of each query's first relevant item.
     """
     random = np.random.default_rng(seed)
     drawn = [random.permutation(np.flatnonzero((first >= low) & (first < high))) for low, high in GROUPS.values()]
@@ -49,7 +54,7 @@ def choose_queries(first: NDArray[np.int64], count: int, seed: int = 0) -> list[
 
 
 def hardest_queries(first: NDArray[np.int64], labels: NDArray[np.int64], count: int) -> list[int]:
-    """Rows of the queries whose first right item ranks last, worst first, one of each label; none that are found."""
+    """Rows of the queries whose first relevant item ranks last, worst first, one of each label; none that are found."""
     order = np.argsort(-first, kind="stable")
     return _distinct((row for row in order if first[row] > 1), [labels], count)
 
@@ -58,7 +63,7 @@ def confident_mistakes(
     neighbours: Neighbours, first: NDArray[np.int64], labels: NDArray[np.int64], metric: Metric, count: int
 ) -> list[int]:
     """Rows of the queries whose first item is wrong and most similar, one of each label and of each wrong item."""
-    wrong = np.flatnonzero(~neighbours.right[:, 0] & (first[neighbours.queries] > 1))
+    wrong = np.flatnonzero(~neighbours.relevant[:, 0] & (first[neighbours.queries] > 1))
     scores = neighbours.scores[wrong, 0]
     wrong = wrong[np.argsort(-scores if metric == "cosine" else scores, kind="stable")]
     kinds = [labels[neighbours.queries], neighbours.items[:, 0]]
@@ -100,43 +105,75 @@ def retrieve(
             group,
             tuple(found.items[place].tolist()),
             tuple(found.scores[place].tolist()),
-            tuple(found.right[place].tolist()),
+            tuple(found.relevant[place].tolist()),
         )
         for place, (group, row) in enumerate(chosen)
     ]
 
 
-def sample_similarities(
-    images: NDArray[Any],
-    texts: NDArray[Any],
-    image_labels: NDArray[np.int64],
-    text_labels: NDArray[np.int64],
-    metric: Metric,
-    most: int = 20_000,
-    seed: int = 0,
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    """Scores of matching and of other pairs, up to `most` of each, drawn at random where there are more.
-
-    images [n, d], texts [m, d]: unit rows for "cosine". The second is empty when everything matches.
-    """
-    random = np.random.default_rng(seed)
-    order = np.argsort(text_labels, kind="stable")
-    start = np.searchsorted(text_labels[order], image_labels, side="left")
-    count = np.searchsorted(text_labels[order], image_labels, side="right") - start
-    end = np.cumsum(count)
-    pair = np.arange(end[-1]) if end[-1] <= most else random.choice(end[-1], most, replace=False)
-    image = np.searchsorted(end, pair, side="right")
-    text = order[start[image] + pair - (end - count)[image]]
-    matching = _scores(images[image], texts[text], metric)
-    image, text = random.integers(0, len(images), most), random.integers(0, len(texts), most)
-    other = image_labels[image] != text_labels[text]
-    return matching, _scores(images[image[other]], texts[text[other]], metric)
+Card = Callable[[Query], str]
 
 
-def _scores(first: NDArray[Any], second: NDArray[Any], metric: Metric) -> NDArray[np.floating[Any]]:
-    scores: NDArray[np.floating[Any]]
-    if metric == "cosine":
-        scores = np.einsum("nd,nd->n", first, second)
-    else:
-        scores = np.linalg.norm(first - second, axis=1)
-    return scores
+def text_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) -> Card:
+    """A card of a sentence: the nearest pictures, and the one it sought if it isn't among them."""
+
+    def card(query: Query) -> str:
+        items = "".join(
+            f'<li{_class(relevant)}>{shown.show(item)}<span class="note"><span>{place} · {score:.2f}</span>'
+            f"{RELEVANT if relevant else ''}</span></li>"
+            for place, (item, score, relevant) in enumerate(
+                zip(query.items, query.scores, query.relevant, strict=True), 1
+            )
+        )
+        if not any(query.relevant):
+            sought = int(np.flatnonzero(data.image_labels == data.text_labels[query.query])[0])
+            note = f'<span class="note"><span>sought</span>{RELEVANT}</span>'
+            items += f'<li class="sought is-relevant">{shown.show(sought)}{note}</li>'
+        return (
+            f'<article class="card query"><p class="sentence">“{escape(captions[query.query])}”</p>'
+            f'{_verdict(query, "picture", len(data.images))}<ol class="pictures">{items}</ol></article>'
+        )
+
+    return card
+
+
+def image_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) -> Card:
+    """A card of a picture: the nearest captions, and one of its own if none is among them."""
+
+    def card(query: Query) -> str:
+        items = "".join(
+            f'<li{_class(relevant)}><span class="quiet">{place}</span><span class="quiet">{score:.2f}</span>'
+            f'<span><span class="sentence">{escape(captions[item])}</span> {RELEVANT if relevant else ""}</span></li>'
+            for place, (item, score, relevant) in enumerate(
+                zip(query.items, query.scores, query.relevant, strict=True), 1
+            )
+        )
+        if not any(query.relevant):
+            sought = int(np.flatnonzero(data.text_labels == data.image_labels[query.query])[0])
+            items += (
+                '<li class="sought is-relevant"><span class="quiet wide">sought</span>'
+                f'<span><span class="sentence">{escape(captions[sought])}</span> {RELEVANT}</span></li>'
+            )
+        return (
+            f'<article class="card query by-picture">{shown.show(query.query)}<div>'
+            f'{_verdict(query, "caption", len(data.texts))}<ol class="captions">{items}</ol></div></article>'
+        )
+
+    return card
+
+
+def grouped_cards(found: Sequence[Query], card: Card) -> str:
+    """Cards under the names of their groups."""
+    parts = []
+    for group, queries in groupby(found, key=lambda query: query.group):
+        parts.append(f"<h3>{escape(group)}</h3>")
+        parts.extend(card(query) for query in queries)
+    return "\n".join(parts)
+
+
+def _verdict(query: Query, what: str, gallery_size: int) -> str:
+    return f'<p class="verdict">first relevant {what} at rank {query.first:,} of {gallery_size:,}</p>'
+
+
+def _class(relevant: bool) -> str:
+    return ' class="is-relevant"' if relevant else ""

@@ -1,27 +1,57 @@
-"""The charts of a report, from what an evaluation and a training run have recorded."""
+"""The figures and tables of a report, from what an evaluation and a training run have recorded."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
-from crosspair.report.breakdown import recall_by
-from crosspair.report.charts import Series, count_chart, group_chart, histogram, line_chart
+from crosspair.evaluation.protocols import Evaluation
+from crosspair.evaluation.ranking import Metric
+from crosspair.evaluation.uncertainty import LEVEL, RSUM, Intervals
+from crosspair.registry import LOSSES
+from crosspair.report.charts import Estimate, Series, count_chart, group_chart, histogram, line_chart
 from crosspair.report.hubness import Hubness
 
 _CURVE_POINTS = 60
-_LOSSES = {
-    "loss": "total",
-    "cmpm": "CMPM",
-    "cmpc": "CMPC",
-    "infonce": "InfoNCE",
-    "sdm": "SDM",
-    "triplet": "triplet",
-    "siglip": "SigLIP",
-}
 _PAIRS = {"matching": "positive", "other": "negative"}
+_Z = 1.959964  # of a 95 per cent interval
+
+Bounds = tuple[float, float]
+
+
+def facts_list(facts: dict[str, str]) -> str:
+    """Names and values."""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
+    return f'<dl class="facts">{rows}</dl>' if facts else ""
+
+
+def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
+    """The metrics of both directions, with intervals and the protocol's name."""
+    result, protocol = evaluation.result, evaluation.protocol
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th>'
+        f"{_cell(name, result.image_to_text, intervals.bounds['image_to_text', name])}"
+        f"{_cell(name, result.text_to_image, intervals.bounds['text_to_image', name])}</tr>"
+        for name in result.image_to_text.names
+    )
+    images, texts = result.text_to_image.ranks.gallery_size, result.image_to_text.ranks.gallery_size
+    folds = f" in each of {len(evaluation.folds)} folds" if evaluation.folds else ""
+    reference = f" ({protocol.reference})" if protocol.reference else ""
+    note = (
+        f"Protocol {protocol.name}{reference}. All in per cent but the ranks, which are of the first relevant item "
+        f"among {texts:,} {protocol.text_unit} and {images:,} pictures{folds}. In brackets {LEVEL} % intervals: how "
+        f"far a number could move with another draw of the {intervals.clusters:,} {protocol.cluster_unit}."
+    )
+    return (
+        '<div class="card"><table><caption>Retrieval</caption><thead><tr><th scope="col"><span class="hidden">'
+        'Metric</span></th><th scope="col">Image to text</th><th scope="col">Text to image</th></tr></thead>'
+        f'<tbody>{rows}</tbody><tfoot><tr><th scope="row">Sum of recalls</th><td colspan="2">{result.rsum:.1f}'
+        f'{_bracket(intervals.bounds[RSUM])}</td></tr></tfoot></table><p class="quiet small">{escape(note)}</p></div>'
+    )
 
 
 def recall_curve(result: RetrievalResult) -> str:
@@ -37,7 +67,7 @@ def recall_curve(result: RetrievalResult) -> str:
         )
         for what, direction in (("the pictures", result.image_to_text), ("the sentences", result.text_to_image))
     )
-    note = f"How far one has to look for a right item: {images}; {sentences}."
+    note = f"How far one has to look for a relevant item: {images}; {sentences}."
     x_label = "K: items looked at (logarithmic)"
     return line_chart("Recall at every K", series, x_label, "recall in %", log_x=True, from_zero=True, note=note)
 
@@ -61,9 +91,9 @@ def recall_by_length(direction: DirectionResult, captions: Sequence[str]) -> str
 
 
 def recall_by_positives(direction: DirectionResult) -> str:
-    """Recall of pictures by their number of right captions; empty when all have as many."""
+    """Recall of pictures by their number of relevant captions; empty when all have as many."""
     note = "Image to text; bars are 95 % intervals that take pictures for independent (Wilson)."
-    return _recall_by("By captions of the picture", direction.ranks.positives, direction, "right captions", note)
+    return _recall_by("By captions of the picture", direction.ranks.positives, direction, "relevant captions", note)
 
 
 def _recall_by(title: str, values: NDArray[np.int64], direction: DirectionResult, x_label: str, note: str) -> str:
@@ -92,9 +122,10 @@ def training_charts(history: list[dict[str, Any]]) -> str:
     val = [row for row in history if row.get("kind") == "val"]
     weights = {kind: [row for row in val if row.get("weights") == kind] for kind in ("averaged", "raw")}
     followed = weights["averaged"] or weights["raw"]
+    losses = {"loss": "total", **{name: name for name in LOSSES.names()}}
     recalls = (("image to text", "image_to_text"), ("text to image", "text_to_image"))
     charts = [
-        line_chart("Training loss", [_series(name, train, key) for key, name in _LOSSES.items()], "step", "nats"),
+        line_chart("Training loss", [_series(name, train, key) for key, name in losses.items()], "step", "nats"),
         line_chart(
             "Sum of recalls on val, by weights",
             [_series(kind, rows, "rsum", marks=True) for kind, rows in weights.items()],
@@ -117,6 +148,73 @@ def training_charts(history: list[dict[str, Any]]) -> str:
     return "".join(charts)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Queries of a kind. recalls: per cent of them with a relevant item among the first K, by K."""
+
+    name: str
+    queries: int
+    recalls: dict[int, Estimate]
+
+
+def recall_by(values: NDArray[np.int64], first: NDArray[np.int64], ks: Sequence[int], groups: int = 6) -> list[Group]:
+    """Recall@K of queries grouped by a whole number, at most `groups` groups of about equal size.
+
+    values [queries]: what to group by; equal values stay together. first [queries]: rank of the first relevant item.
+    """
+    found = []
+    for low, high in _ranges(values, groups):
+        ranks = first[(values >= low) & (values <= high)]
+        recalls = {k: wilson(int((ranks <= k).sum()), len(ranks)) for k in ks}
+        found.append(Group(f"{low}" if low == high else f"{low}\u2013{high}", len(ranks), recalls))
+    return found
+
+
+def wilson(successes: int, trials: int) -> Estimate:
+    """A share in per cent with Wilson's score interval of 95 per cent (JASA 1927), for independent trials."""
+    share = successes / trials
+    shrink = 1 + _Z**2 / trials
+    centre = (share + _Z**2 / (2 * trials)) / shrink
+    half = _Z / shrink * np.sqrt(share * (1 - share) / trials + (_Z / (2 * trials)) ** 2)
+    return Estimate(100 * share, 100 * max(0.0, float(centre - half)), 100 * min(1.0, float(centre + half)))
+
+
+def sample_similarities(
+    images: NDArray[Any],
+    texts: NDArray[Any],
+    image_labels: NDArray[np.int64],
+    text_labels: NDArray[np.int64],
+    metric: Metric,
+    most: int = 20_000,
+    seed: int = 0,
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Scores of matching and of other pairs, up to `most` of each, drawn at random where there are more.
+
+    images [n, d], texts [m, d]: unit rows for "cosine". The second is empty when everything matches.
+    """
+    random = np.random.default_rng(seed)
+    order = np.argsort(text_labels, kind="stable")
+    start = np.searchsorted(text_labels[order], image_labels, side="left")
+    count = np.searchsorted(text_labels[order], image_labels, side="right") - start
+    end = np.cumsum(count)
+    pair = np.arange(end[-1]) if end[-1] <= most else random.choice(end[-1], most, replace=False)
+    image = np.searchsorted(end, pair, side="right")
+    text = order[start[image] + pair - (end - count)[image]]
+    matching = _scores(images[image], texts[text], metric)
+    image, text = random.integers(0, len(images), most), random.integers(0, len(texts), most)
+    other = image_labels[image] != text_labels[text]
+    return matching, _scores(images[image[other]], texts[text[other]], metric)
+
+
+def _scores(first: NDArray[Any], second: NDArray[Any], metric: Metric) -> NDArray[np.floating[Any]]:
+    scores: NDArray[np.floating[Any]]
+    if metric == "cosine":
+        scores = np.einsum("nd,nd->n", first, second)
+    else:
+        scores = np.linalg.norm(first - second, axis=1)
+    return scores
+
+
 def _series(name: str, rows: Iterable[dict[str, Any]], *keys: str, marks: bool = False) -> Series:
     """The values under `keys` of the rows that have them, by step."""
     points = []
@@ -127,3 +225,34 @@ def _series(name: str, rows: Iterable[dict[str, Any]], *keys: str, marks: bool =
         if isinstance(value, int | float) and "step" in row:
             points.append((float(row["step"]), float(value)))
     return Series(name, [x for x, _ in points], [y for _, y in points], marks)
+
+
+def _ranges(values: NDArray[np.int64], groups: int) -> list[tuple[int, int]]:
+    """Lowest and highest value of each group; what is left at the end, if little, joins the last."""
+    distinct, counts = np.unique(values, return_counts=True)
+    share = len(values) / groups
+    ends, taken = [], 0
+    for place, count in enumerate(counts.tolist()):
+        taken += count
+        if taken >= share:
+            ends.append(place)
+            taken = 0
+    if ends and taken < share / 2:
+        ends.pop()
+    if not ends or ends[-1] != len(distinct) - 1:
+        ends.append(len(distinct) - 1)
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    return [(int(distinct[start]), int(distinct[end])) for start, end in zip(starts, ends, strict=True)]
+
+
+def _cell(name: str, direction: DirectionResult, bounds: Bounds) -> str:
+    value = direction.value(name)
+    if name.endswith("rank"):
+        shown = f"{value:,.0f}" if value.is_integer() else f"{value:,.1f}"
+        return f"<td>{shown}{_bracket(bounds)}</td>"
+    return f'<td class="share" style="--share:{value:.1f}%">{value:.1f}{_bracket(bounds)}</td>'
+
+
+def _bracket(bounds: Bounds) -> str:
+    low, high = (f"{bound:.0f}" if bound >= 1000 else f"{bound:.1f}" for bound in bounds)
+    return f' <span class="interval">[{low}, {high}]</span>'

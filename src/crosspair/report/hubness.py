@@ -4,7 +4,9 @@ In many dimensions a few items are near to everything (Radovanovic et al., "Hubs
 first places of many queries, and others are never found.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,22 +14,23 @@ import torch
 from numpy.typing import NDArray
 
 from crosspair.evaluation.ranking import Metric
+from crosspair.report.inline_images import ShownImages
 
 _BLOCK = 256  # queries whose scores are held at once
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest items of some queries, best first; a wrong item goes before a right one of equal score.
+    """The nearest items of some queries, best first; an irrelevant item goes before a relevant one of equal score.
 
-    queries [q]: rows of the queries, ascending. items, right [q, k]: rows of the items, and whether they match.
+    queries [q]: rows of the queries, ascending. items, relevant [q, k]: rows of the items, and whether they match.
     scores [q, k]: cosine, or distance for "euclidean". gallery_size: number of items there were to choose from.
     """
 
     queries: NDArray[np.int64]
     items: NDArray[np.int64]
     scores: NDArray[np.float32]
-    right: NDArray[np.bool_]
+    relevant: NDArray[np.bool_]
     gallery_size: int
 
 
@@ -42,13 +45,13 @@ def nearest(
 ) -> Neighbours:
     """The `top` items of the queries in `rows` (all items of a smaller gallery).
 
-    queries [n, d] and gallery [m, d] are unit rows for "cosine"; labels [n], gallery_labels [m]: equal means right.
+    queries [n, d] and gallery [m, d] are unit rows for "cosine"; labels [n], gallery_labels [m]: equal means relevant.
     """
     top = min(top, len(gallery))
-    # A few more than are kept, so that the wrong ones of a tie at the end can still go first.
+    # A few more than are kept, so that the irrelevant ones of a tie at the end can still go first.
     reach = min(2 * top, len(gallery))
     items, scores = np.empty((len(rows), top), dtype=np.int64), np.empty((len(rows), top), dtype=np.float32)
-    right = np.empty((len(rows), top), dtype=bool)
+    relevant = np.empty((len(rows), top), dtype=bool)
     everything = torch.from_numpy(np.ascontiguousarray(gallery, dtype=np.float32))
     for start in range(0, len(rows), _BLOCK):
         some = slice(start, start + _BLOCK)
@@ -57,20 +60,20 @@ def nearest(
         values, places = (each.numpy() for each in found.topk(reach, dim=1))
         match = gallery_labels[places] == labels[rows[some]][:, None]
         order = np.lexsort((places, match, -values))[:, :top]
-        items[some], right[some] = (np.take_along_axis(each, order, 1) for each in (places, match))
+        items[some], relevant[some] = (np.take_along_axis(each, order, 1) for each in (places, match))
         scores[some] = np.take_along_axis(values if metric == "cosine" else -values, order, 1)
-    return Neighbours(rows, items, scores, right, len(gallery))
+    return Neighbours(rows, items, scores, relevant, len(gallery))
 
 
 @dataclass(frozen=True)
 class Hubness:
     """How often items come up among the first k of the queries.
 
-    counts, right [items]: times each was retrieved, and times it was right. k: places counted.
+    counts, relevant [items]: times each was retrieved, and times it was relevant. k: places counted.
     """
 
     counts: NDArray[np.int64]
-    right: NDArray[np.int64]
+    relevant: NDArray[np.int64]
     k: int
 
     @property
@@ -104,6 +107,28 @@ def count_retrieved(neighbours: Neighbours) -> Hubness:
     items, size = neighbours.items, neighbours.gallery_size
     return Hubness(
         np.bincount(items.ravel(), minlength=size),
-        np.bincount(items[neighbours.right], minlength=size),
+        np.bincount(items[neighbours.relevant], minlength=size),
         items.shape[1],
     )
+
+
+def hub_images(hubness: Hubness, shown: ShownImages, count: int = 6) -> str:
+    """The most retrieved pictures."""
+    items = "".join(
+        f'<li>{shown.show(row)}<span class="note">{_times(hubness, row)}</span></li>' for row in hubness.hubs(count)
+    )
+    return f'<div class="card"><h3>Most retrieved pictures</h3><ol class="pictures">{items}</ol></div>'
+
+
+def hub_texts(hubness: Hubness, captions: Sequence[str], count: int = 6) -> str:
+    """The most retrieved captions."""
+    items = "".join(
+        f'<li><span class="sentence">{escape(captions[row])}</span>'
+        f'<span class="note">{_times(hubness, row)}</span></li>'
+        for row in hubness.hubs(count)
+    )
+    return f'<div class="card"><h3>Most retrieved captions</h3><ol class="hubs">{items}</ol></div>'
+
+
+def _times(hubness: Hubness, row: int) -> str:
+    return f"<span>{hubness.counts[row]:,} times, relevant {hubness.relevant[row]:,}</span>"

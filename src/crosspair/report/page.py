@@ -23,20 +23,10 @@ from crosspair.evaluation.inputs import EvaluationInputError
 from crosspair.evaluation.metrics import RetrievalResult
 from crosspair.evaluation.protocols import PLAIN, Evaluation
 from crosspair.evaluation.uncertainty import bootstrap
-from crosspair.report import figures
-from crosspair.report.cards import RIGHT, grouped_cards, hub_images, hub_texts, image_card, text_card
-from crosspair.report.examples import (
-    choose_queries,
-    confident_mistakes,
-    hardest_queries,
-    retrieve,
-    sample_similarities,
-)
-from crosspair.report.hubness import Neighbours, count_retrieved, nearest
-from crosspair.report.images import Sheet, ShownImages, Thumbnail
-from crosspair.report.map import draw_map
-from crosspair.report.tables import facts_list, results_table
-from crosspair.report.tsne import kept_neighbours, tsne
+from crosspair.report import examples, figures
+from crosspair.report.hubness import Neighbours, count_retrieved, hub_images, hub_texts, nearest
+from crosspair.report.inline_images import Sheet, ShownImages, Thumbnail
+from crosspair.report.map import draw_map, kept_neighbours, tsne
 from crosspair.storage.files import write_text
 
 ON_MAP = 1000  # pictures; the layout's time and memory grow with their square
@@ -82,7 +72,7 @@ def write_report(
     shown = [part for part in parts if part]
     links = "".join(f'<a href="#{part.name}">{part.heading}</a>' for part in shown)
     body = [
-        facts_list({**facts, "Protocol": f"{protocol.name}: {protocol.summary}"}),
+        figures.facts_list({**facts, "Protocol": f"{protocol.name}: {protocol.summary}"}),
         f'<nav aria-label="Sections">{links}</nav>',
         *(part.html() for part in shown),
         "<footer>Ranks start at 1, and a tie counts against the model.</footer>",
@@ -132,17 +122,17 @@ class _Page:
 
     def results(self) -> _Section:
         intervals = bootstrap(self.evaluation)
-        table = results_table(self.evaluation, intervals)
+        table = figures.results_table(self.evaluation, intervals)
         explanation = (
             "Each sentence looks for its picture among all pictures, each picture for its sentences among all of them. "
-            "Recall at K (R@K) is the share of queries with a right item among the first K they retrieve."
+            "Recall at K (R@K) is the share of queries with a relevant item among the first K they retrieve."
         )
         content = f'<div class="overview">{table}{figures.recall_curve(self.result)}</div>'
         return _Section("results", "Results", explanation, content)
 
     def similarities(self) -> _Section:
         ids = self.data.image_labels, self.data.text_labels
-        matching, other = sample_similarities(self.images, self.texts, *ids, self.result.metric)
+        matching, other = figures.sample_similarities(self.images, self.texts, *ids, self.result.metric)
         charts = [
             figures.similarities(matching, other, self.result),
             figures.recall_by_length(self.result.text_to_image, self.captions),
@@ -165,7 +155,7 @@ class _Page:
         notes = [
             (
                 self.own_captions[row],
-                f"first right caption at rank {rank:,} of {len(self.texts):,}",
+                f"first relevant caption at rank {rank:,} of {len(self.texts):,}",
                 "" if rank == 1 else self.captions[item],
             )
             for row, rank, item in zip(rows.tolist(), first.tolist(), found.items[:, 0].tolist(), strict=True)
@@ -187,22 +177,22 @@ class _Page:
     def failures(self) -> _Section | None:
         metric, data = self.result.metric, self.data
         kinds = {
-            "Hardest sentences": (True, hardest_queries(self.to_images, data.text_labels, FAILURES)),
-            "Hardest pictures": (False, hardest_queries(self.to_texts, data.image_labels, FAILURES)),
+            "Hardest sentences": (True, examples.hardest_queries(self.to_images, data.text_labels, FAILURES)),
+            "Hardest pictures": (False, examples.hardest_queries(self.to_texts, data.image_labels, FAILURES)),
             "Most confident wrong pictures": (
                 True,
-                confident_mistakes(self.text_neighbours, self.to_images, data.text_labels, metric, FAILURES),
+                examples.confident_mistakes(self.text_neighbours, self.to_images, data.text_labels, metric, FAILURES),
             ),
             "Most confident wrong captions": (
                 False,
-                confident_mistakes(self.image_neighbours, self.to_texts, data.image_labels, metric, FAILURES),
+                examples.confident_mistakes(self.image_neighbours, self.to_texts, data.image_labels, metric, FAILURES),
             ),
         }
         cards = [self._cards([(name, row) for row in rows], of_texts=of) for name, (of, rows) in kinds.items() if rows]
         explanation = (
-            "The hardest queries are those whose right item ranks last. A confident mistake has a wrong item in first "
+            "The hardest queries are those whose relevant item ranks last. A confident mistake has an irrelevant item in first "
             "place that is very similar all the same: often it fits as well, and only the data doesn't say so. "
-            "Different queries and different wrong items, not five captions of one picture."
+            "Different queries and different irrelevant items, not five captions of one picture."
         )
         return _Section("failures", "Where it fails", explanation, "\n".join(cards)) if cards else None
 
@@ -221,9 +211,9 @@ class _Page:
         ]
         sampled = f" Counted over {' and '.join(asked)}, drawn at random." if asked else ""
         explanation = (
-            f"Hubs come up among the first {of_images.k} of far more queries than others do and push right items down. "
+            f"Hubs come up among the first {of_images.k} of far more queries than others do and push relevant items down. "
             "A skewness near 0 means that all items come up about equally often; above 1 there are clear hubs. "
-            "Below the pictures and captions: how often each is retrieved, and how often that is right." + sampled
+            "Below the pictures and captions: how often each is retrieved, and how often it is relevant." + sampled
         )
         content = (
             f'<div class="overview">{charts}</div><div class="overview">{hub_images(of_images, self.shown)}'
@@ -233,7 +223,7 @@ class _Page:
 
     def examples(self, count: int) -> _Section:
         by_text, by_image = (
-            [(f"{what} {group}", row) for group, row in choose_queries(first, number, seed)]
+            [(f"{what} {group}", row) for group, row in examples.choose_queries(first, number, seed)]
             for what, first, number, seed in (
                 ("Sentences", self.to_images, count // 2, 0),
                 ("Pictures", self.to_texts, count - count // 2, 1),
@@ -241,7 +231,7 @@ class _Page:
         )
         explanation = (
             "What a sentence and a picture retrieve first. Drawn at random, a third from each group where there are "
-            f"enough. What matches is marked {RIGHT}; beside the places is the "
+            f"enough. What matches is marked {examples.RELEVANT}; beside the places is the "
             + ("cosine similarity." if self.result.metric == "cosine" else "distance.")
         )
         content = self._cards(by_text, of_texts=True) + self._cards(by_image, of_texts=False)
@@ -253,9 +243,9 @@ class _Page:
             (self.texts, self.data.text_labels, self.to_images),
         ]
         (queries, labels, first), (gallery, gallery_labels, _) = sides[::-1] if of_texts else sides
-        found = retrieve(chosen, first, queries, gallery, labels, gallery_labels, self.result.metric)
-        card = (text_card if of_texts else image_card)(self.data, self.captions, self.shown)
-        return grouped_cards(found, card)
+        found = examples.retrieve(chosen, first, queries, gallery, labels, gallery_labels, self.result.metric)
+        card = (examples.text_card if of_texts else examples.image_card)(self.data, self.captions, self.shown)
+        return examples.grouped_cards(found, card)
 
     def _nearest(self, *, of_texts: bool, rows: NDArray[np.int64], top: int = 10) -> Neighbours:
         sides = [(self.images, self.data.image_labels), (self.texts, self.data.text_labels)]
