@@ -1,6 +1,6 @@
 """Example queries, which are chosen (at random, the hardest, the most confident mistakes), and their cards as HTML."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -33,6 +33,10 @@ class Query:
     items: tuple[int, ...]
     scores: tuple[float, ...]
     relevant: tuple[bool, ...]
+
+    def placed(self) -> Iterator[tuple[int, int, float, bool]]:
+        """Place (from 1), row, score and relevance of each item."""
+        return zip(range(1, len(self.items) + 1), self.items, self.scores, self.relevant, strict=True)
 
 
 def choose_queries(first: NDArray[np.int64], count: int, seed: int = 0) -> list[tuple[str, int]]:
@@ -121,9 +125,7 @@ def text_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) -> 
         items = "".join(
             f'<li{_class(relevant)}>{shown.show(item)}<span class="note"><span>{place} · {score:.2f}</span>'
             f"{RELEVANT if relevant else ''}</span></li>"
-            for place, (item, score, relevant) in enumerate(
-                zip(query.items, query.scores, query.relevant, strict=True), 1
-            )
+            for place, item, score, relevant in query.placed()
         )
         if not any(query.relevant):
             sought = int(np.flatnonzero(data.image_labels == data.text_labels[query.query])[0])
@@ -144,9 +146,7 @@ def image_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) ->
         items = "".join(
             f'<li{_class(relevant)}><span class="quiet">{place}</span><span class="quiet">{score:.2f}</span>'
             f'<span><span class="sentence">{escape(captions[item])}</span> {RELEVANT if relevant else ""}</span></li>'
-            for place, (item, score, relevant) in enumerate(
-                zip(query.items, query.scores, query.relevant, strict=True), 1
-            )
+            for place, item, score, relevant in query.placed()
         )
         if not any(query.relevant):
             sought = int(np.flatnonzero(data.text_labels == data.image_labels[query.query])[0])

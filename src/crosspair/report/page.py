@@ -190,8 +190,8 @@ class _Page:
         }
         cards = [self._cards([(name, row) for row in rows], of_texts=of) for name, (of, rows) in kinds.items() if rows]
         explanation = (
-            "The hardest queries are those whose relevant item ranks last. A confident mistake has an irrelevant item in first "
-            "place that is very similar all the same: often it fits as well, and only the data doesn't say so. "
+            "The hardest queries are those whose relevant item ranks last. A confident mistake has an irrelevant item "
+            "in first place that is very similar all the same: often it fits too, and only the data doesn't say so. "
             "Different queries and different irrelevant items, not five captions of one picture."
         )
         return _Section("failures", "Where it fails", explanation, "\n".join(cards)) if cards else None
@@ -211,8 +211,8 @@ class _Page:
         ]
         sampled = f" Counted over {' and '.join(asked)}, drawn at random." if asked else ""
         explanation = (
-            f"Hubs come up among the first {of_images.k} of far more queries than others do and push relevant items down. "
-            "A skewness near 0 means that all items come up about equally often; above 1 there are clear hubs. "
+            f"Hubs come up among the first {of_images.k} of far more queries than others do and push relevant items "
+            "down. A skewness near 0 means that all items come up about equally often; above 1 there are clear hubs. "
             "Below the pictures and captions: how often each is retrieved, and how often it is relevant." + sampled
         )
         content = (
