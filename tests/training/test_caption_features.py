@@ -9,6 +9,7 @@ import torch
 from crosspair.encode import features as module
 from crosspair.encode.features import cache_directory, caption_features
 from crosspair.encode.model import DualEncoder, create_model
+from crosspair.models.text import BiLSTMEncoder
 from crosspair.training import stage_features
 from crosspair.training.loop import train
 
@@ -83,25 +84,54 @@ def test_what_was_interrupted_goes_on_where_it_stopped(model, toy_data, monkeypa
     np.testing.assert_array_equal(caption_features(model, split, progress=False), resumed)
 
 
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """How many captions went through a text encoder in each call."""
+    sizes: list[int] = []
+    encode = BiLSTMEncoder.forward
+
+    def counting(self, tokens, lengths):
+        sizes.append(len(tokens))
+        return encode(self, tokens, lengths)
+
+    monkeypatch.setattr(BiLSTMEncoder, "forward", counting)
+    return sizes
+
+
+def kept() -> list[tuple[int, ...]]:
+    """Shapes of the caption features on disk; those of images have a third dimension."""
+    shapes = [np.load(path, mmap_mode="r").shape for path in cache_directory().glob("*.npy")]
+    return [shape for shape in shapes if len(shape) == 2]
+
+
 @pytest.mark.parametrize("mini_batch_size", [0, 4])
-def test_a_run_learns_the_same_from_them(toy_recipe, toy_data, tmp_path, metrics, monkeypatch, mini_batch_size):
+def test_a_run_learns_the_same_from_them(
+    toy_recipe, toy_data, tmp_path, metrics, monkeypatch, encoded, mini_batch_size
+):
     recipe = frozen(toy_recipe, batch_size=8, mini_batch_size=mini_batch_size)
     train(recipe, toy_data, tmp_path / "kept", progress=False)
+    assert encoded == [24]  # val has the captions of train
+    assert [count for count, _ in kept()] == [24]
+    monkeypatch.setenv("CROSSPAIR_CACHE", str(tmp_path / "another cache"))
     monkeypatch.setattr(stage_features, "_captions_stay", lambda *_: False)
     train(recipe, toy_data, tmp_path / "anew", progress=False)
-    kept, anew = (metrics(tmp_path / run) for run in ("kept", "anew"))
-    assert len(kept) == len(anew)
-    losses = [[row["loss"] for row in rows if row["kind"] == "train"] for rows in (kept, anew)]
+    assert len(encoded) > 1 + 2 * 2  # in each epoch those of the steps and of the validation
+    assert kept() == []
+    with_them, anew = (metrics(tmp_path / run) for run in ("kept", "anew"))
+    assert len(with_them) == len(anew)
+    losses = [[row["loss"] for row in rows if row["kind"] == "train"] for rows in (with_them, anew)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_a_text_encoder_whose_features_depend_on_the_batch_has_none(toy_recipe, toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage_features, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
+def test_a_text_encoder_whose_features_depend_on_the_batch_has_none(toy_recipe, toy_data, tmp_path, encoded):
     recipe = frozen(toy_recipe)
     recipe.model.text.pool_padding = True
     train(recipe, toy_data, tmp_path / "run", progress=False)
+    assert len(encoded) > 4
+    assert kept() == []
 
 
-def test_a_text_encoder_that_trains_has_none(toy_recipe, toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage_features, "caption_features", lambda *_, **__: pytest.fail("its features are kept"))
+def test_a_text_encoder_that_trains_has_none(toy_recipe, toy_data, tmp_path, encoded):
     train(toy_recipe(), toy_data, tmp_path / "run", progress=False)
+    assert len(encoded) > 4
+    assert kept() == []
