@@ -17,7 +17,7 @@ from crosspair.data.prepare import prepare
 from crosspair.data.records import Record
 from crosspair.errors import UserError
 
-ARROW = "data-00000-of-00001.arrow"
+ARROW = "data-00000.arrow"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def records(encode) -> list[Record]:
 
 @pytest.fixture
 def directory(records, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("crosspair.data.fill.CHUNK_RECORDS", 4)
+    monkeypatch.setattr("crosspair.data.prepare.CHECKPOINT_RECORDS", 4)
     output = tmp_path / "data"
     prepare(
         [*records, Record("x", b"", 0, ("a dog",), "val")],
@@ -84,10 +84,10 @@ def test_a_split_that_is_not_there_names_those_that_are(directory):
         open_data(directory).split("test")
 
 
-@pytest.mark.parametrize("batches", [1, 2, 100])
-def test_labels_are_counted_however_much_of_the_file_is_mapped_at_once(records, tmp_path, monkeypatch, batches):
-    monkeypatch.setattr("crosspair.data.fill.CHUNK_RECORDS", 3)
-    monkeypatch.setattr("crosspair.data.writer._BATCHES_MAPPED", batches)
+@pytest.mark.parametrize(("shard", "batch"), [(100, 100), (100, 3), (3, 2)])
+def test_labels_are_counted_over_all_shards_and_their_batches(records, tmp_path, monkeypatch, shard, batch):
+    monkeypatch.setattr("crosspair.data.prepare.CHECKPOINT_RECORDS", shard)
+    monkeypatch.setattr("crosspair.data.writer.BATCH_ROWS", batch)
     mixed = [replace(record, label=(7 * number) % 5, split="train") for number, record in enumerate(records)]
     summary = prepare(mixed, tmp_path / "mixed", source={"format": "test"}, workers=1, progress=False)
     assert summary.splits["train"].labels == 5
@@ -133,10 +133,10 @@ class TestWhatIsNoData:
     def test_a_split_cut_off_or_gone_says_so(self, directory):
         file = directory / "train" / ARROW
         file.write_bytes(file.read_bytes()[:-100])
-        with pytest.raises(UserError, match=r"arrow is damaged \([\d,]+ bytes, expected [\d,]+\); copy or prepare"):
+        with pytest.raises(UserError, match=r"train is damaged \([\d,]+ bytes, expected [\d,]+\); copy or prepare"):
             open_data(directory).split("train")
         shutil.rmtree(directory / "train")
-        with pytest.raises(UserError, match=r"arrow is damaged \(0 bytes"):
+        with pytest.raises(UserError, match=r"train is damaged \(0 bytes"):
             open_data(directory).split("train")
 
     @pytest.mark.parametrize("start", [0, 100])

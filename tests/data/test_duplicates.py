@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from crosspair.data.dataset import inspect_data, open_data
-from crosspair.data.duplicates import DuplicateFinder, digest
 from crosspair.data.layout import Duplicate
 from crosspair.data.prepare import describe, prepare
 from crosspair.data.records import Record
+from crosspair.data.scratch import DuplicateFinder, short_checksum
 
 
 def record(name: str, image: bytes, label: int, split: str = "train") -> Record:
@@ -18,7 +18,7 @@ def duplicates(records: list[Record]) -> list[Duplicate]:
     finder = DuplicateFinder()
     for one in records:
         assert isinstance(one.image, bytes)
-        finder.add(one, digest(one.image))
+        finder.add(one, short_checksum(one.image))
     return finder.found
 
 

@@ -25,11 +25,11 @@ import pytest
 from PIL import Image
 from tests.fixtures.paths import TFRECORDS
 
-from crosspair.data import fill
+from crosspair.data import prepare
 from crosspair.data.conversion import Converted, convert_image, read_source
-from crosspair.data.duplicates import digest
 from crosspair.data.images import ImageError
 from crosspair.data.records import Record
+from crosspair.data.scratch import short_checksum
 from crosspair.errors import UserError
 from crosspair.formats.crc32c import masked_crc32c
 from crosspair.registry import READERS
@@ -374,14 +374,17 @@ def unconverted(records: Iterator[Record], size: int, workers: int, folder: Path
     for record in records:
         try:
             data = record.image if isinstance(record.image, bytes) else read_source(record.image, folder)
-            yield record, Converted(data, len(data), digest=digest(data)) if data else Converted(b"", 0, "is empty")
+            yield (
+                record,
+                Converted(data, len(data), checksum=short_checksum(data)) if data else Converted(b"", 0, "is empty"),
+            )
         except ImageError as error:
             yield record, Converted(b"", 0, error.reason)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_damaged_source_is_read_whole_or_refused_with_a_sentence(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(fill, "convert_images", unconverted)
+    monkeypatch.setattr(prepare, "convert_images", unconverted)
     read, count, make = SOURCES[name]
     source = make(tmp_path) if name == "huggingface" else make()
     folder = tmp_path / "source"
@@ -417,7 +420,7 @@ def read_and_store(reader: str, source: Source, folder: Path, work: Path, store:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     with_splits = [Record(**{**vars(record), "split": record.split or "train"}) for record in records]
-    filled = fill.fill(
+    filled = prepare._fill(
         with_splits, work, {}, size=0, workers=1, on_error="skip", folder=folder / "images", progress=False
     )
     stored = sum(facts.images for facts in filled.manifest.splits.values())

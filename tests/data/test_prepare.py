@@ -95,7 +95,7 @@ class TestResult:
         Image.fromarray(noise).save(file, "PNG")
         captions = tuple(f"caption {number}" for number in range(50))
         run([record(image=file.getvalue(), captions=captions)], tmp_path / "data")
-        stored = (tmp_path / "data" / "train" / "data-00000-of-00001.arrow").stat().st_size
+        stored = (tmp_path / "data" / "train" / "data-00000.arrow").stat().st_size
         assert stored < 1.5 * len(file.getvalue())
 
     def test_any_number_of_workers_writes_the_same_files(self, record, tmp_path):
@@ -131,7 +131,7 @@ class TestResult:
         assert checksum(tmp_path / "1") != checksum(tmp_path / "2")
 
     def test_many_batches_are_one_split(self, record, tmp_path, monkeypatch):
-        monkeypatch.setattr("crosspair.data.fill.CHUNK_RECORDS", 4)
+        monkeypatch.setattr("crosspair.data.prepare.CHECKPOINT_RECORDS", 4)
         records = [record(number) for number in range(19)]
         run(records, tmp_path / "data")
         split = open_data(tmp_path / "data").split("train")

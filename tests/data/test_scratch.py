@@ -5,8 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosspair.data.duplicates import SeenNames
-from crosspair.data.scratch import pack, scratch_database, unpack
+from crosspair.data.scratch import SeenNames, pack, scratch_database, unpack
 
 TEXT = st.text(st.characters())  # halves of characters too
 

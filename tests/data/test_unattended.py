@@ -5,20 +5,19 @@ import hashlib
 import json
 import multiprocessing
 import os
-import random
 import resource
 import shutil
-import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import load_from_disk
+from tests.fixtures import killing
 
 from crosspair.cli import main
-from crosspair.data import fill
+from crosspair.data import prepare as module
 from crosspair.data.prepare import Summary, describe, prepare
 from crosspair.data.records import Record
 from crosspair.data.writer import DataWriter
@@ -28,8 +27,8 @@ fork = multiprocessing.get_context("fork")  # of this process: importing torch a
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fill, "CHUNK_RECORDS", 8)
+def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_RECORDS", 8)
 
 
 @pytest.fixture
@@ -76,28 +75,17 @@ def interrupted(records: list[Record], output: Path, after: int, **options: obje
 
 def test_killed_at_20_random_moments_it_ends_with_the_bytes_of_an_undisturbed_run(records, tmp_path):
     run(records[:8], tmp_path / "warm")  # what is imported at first is here before the clock starts
-    start = time.monotonic()
-    run(records, tmp_path / "whole")
-    duration = time.monotonic() - start
+    seconds = killing.duration(lambda: run(records, tmp_path / "whole"))
     expected = files(tmp_path / "whole")
     output = tmp_path / "data"
-    moments = random.Random(0)
-    kills, finished = 0, False
-    while kills < 20 or not finished:
+
+    def compare() -> None:
         if output.exists():
+            assert files(output) == expected
             shutil.rmtree(output)
-        process = fork.Process(target=run, args=(records, output))
-        process.start()
-        process.join(moments.uniform(0, 1.1 * duration) if kills < 20 else None)
-        if process.exitcode is None:
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-        kills += process.exitcode == -signal.SIGKILL
-        finished = process.exitcode == 0
-        assert finished or process.exitcode == -signal.SIGKILL
-        assert not output.exists() or files(output) == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images", "warm", "whole"]
+
+    killing.killed_at_random(lambda: run(records, output), 1.1 * seconds, kills=20, killed=compare, through=compare)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "warm", "whole"]
 
 
 @pytest.mark.parametrize("after", [1, 8, 9, 110, 239])
@@ -146,7 +134,7 @@ def test_a_skipped_picture_stops_the_run_that_does_not_skip(records, tmp_path):
     assert run(records, tmp_path / "data").taken_over == 96
 
 
-@pytest.mark.parametrize("name", ["data/train/data-00000-of-00001.arrow", "data/val/data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("name", ["data/train/data-00004.arrow", "data/val/data-00007.arrow"])
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_what_a_crash_of_the_machine_damaged_is_converted_anew(records, tmp_path, name, damage):
     interrupted(records, tmp_path / "data", 120)
@@ -154,17 +142,20 @@ def test_what_a_crash_of_the_machine_damaged_is_converted_anew(records, tmp_path
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    assert 0 < run(records, tmp_path / "data").taken_over < 119
+    assert run(records, tmp_path / "data").taken_over == 8 * int(path.stem.removeprefix("data-"))
     run(records, tmp_path / "whole")
     assert files(tmp_path / "data") == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("cut", [1, 50, 5000])
-def test_a_journal_that_was_cut_off_is_believed_up_to_there(records, tmp_path, cut):
+@pytest.mark.parametrize("cut", [1, 50, None])
+def test_checkpoints_are_believed_up_to_one_that_is_damaged_or_gone(records, tmp_path, cut):
     interrupted(records, tmp_path / "data", 120)
-    journal = tmp_path / ".data.partial" / "journal.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-cut])
-    assert run(records, tmp_path / "data").taken_over < 119
+    path = tmp_path / ".data.partial" / "checkpoints" / "00006.json"
+    if cut is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-cut])
+    assert run(records, tmp_path / "data").taken_over == 48
     run(records, tmp_path / "whole")
     assert files(tmp_path / "data") == files(tmp_path / "whole")
 
@@ -194,25 +185,39 @@ def test_two_at_once_on_one_output_refuse_each_other(records, tmp_path, karpathy
     assert files(tmp_path / "data") == files(tmp_path / "whole")
 
 
+def test_every_shard_of_an_interrupted_run_is_listed_once_and_datasets_opens_them_in_order(records, tmp_path):
+    interrupted(records, tmp_path / "data", 120)
+    run(records, tmp_path / "data")
+    for name, split in load_from_disk(str(tmp_path / "data")).items():
+        expected = [record.image_id for record in records if record.split == name and record.image_id != "100.jpg"]
+        assert split["image_id"] == expected
+        listed = json.loads((tmp_path / "data" / name / "state.json").read_text())["_data_files"]
+        present = sorted(path.name for path in (tmp_path / "data" / name).glob("*.arrow"))
+        assert [one["filename"] for one in listed] == present
+        assert len(present) == 30
+
+
 def test_a_full_disk_is_one_sentence_and_the_work_is_kept(records, tmp_path, monkeypatch):
-    flush, flushed = DataWriter.flush, 0
+    checkpoint, written = DataWriter.checkpoint, 0
 
     def full(writer):
-        nonlocal flushed
-        flushed += 1
-        if flushed == 5:
+        nonlocal written
+        written += 1
+        if written == 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return flush(writer)
+        return checkpoint(writer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DataWriter, "flush", full)
+        patch.setattr(DataWriter, "checkpoint", full)
         with pytest.raises(UserError, match=r"^the disk of .*data is full .* free some space and run again$"):
             run(records, tmp_path / "data")
     assert not (tmp_path / "data").exists()
     assert run(records, tmp_path / "data").taken_over == 32
 
 
-def test_a_file_that_may_not_grow_is_one_sentence(records, tmp_path):
+def test_a_file_that_may_not_grow_is_one_sentence(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_CHECKPOINT_RECORDS", 8)
+    monkeypatch.setattr(module, "CHECKPOINT_RECORDS", 4096)  # from 8 on, twice as many each time
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
@@ -238,8 +243,8 @@ def test_what_killed_runs_left_is_removed_and_that_of_living_ones_is_not(records
 
 def test_killed_after_its_data_got_their_name_a_run_leaves_no_folder_for_long(records, tmp_path):
     run(records[:9], tmp_path / "data")
-    (tmp_path / ".data.partial").mkdir()
-    (tmp_path / ".data.partial" / "journal.jsonl").write_text(json.dumps({}) + "\n")
+    (tmp_path / ".data.partial" / "checkpoints").mkdir(parents=True)
+    (tmp_path / ".data.partial" / "checkpoints" / "00000.json").write_text("{}")
     with pytest.raises(UserError, match="exists and is not empty"):
         run(records, tmp_path / "data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images"]

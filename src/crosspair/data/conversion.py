@@ -19,7 +19,6 @@ from pathlib import Path
 import PIL
 import torch
 
-from crosspair.data.duplicates import digest
 from crosspair.data.images import (
     ImageError,
     decode_image,
@@ -29,6 +28,7 @@ from crosspair.data.images import (
     resize_shorter_side,
 )
 from crosspair.data.records import Record
+from crosspair.data.scratch import short_checksum
 from crosspair.errors import UserError
 from crosspair.storage.files import leads_out
 from crosspair.version import __version__
@@ -47,7 +47,7 @@ class Converted:
     data: bytes
     source_bytes: int
     problem: str | None = None
-    digest: bytes = b""  # of the source's bytes
+    checksum: bytes = b""  # of the source's bytes
 
 
 # Whatever changes the bytes that come out: pictures of two kinds of converter are not mixed in one data set.
@@ -68,8 +68,8 @@ def convert_image(image: Path | bytes, size: int, folder: Path | None = None) ->
         return Converted(b"", len(data), error.reason)
     resized = resize_shorter_side(pixels, size) if size else pixels
     if size and (resized.shape != pixels.shape or not _is_plain(data)):
-        return Converted(encode_jpeg(resized, QUALITY), len(data), digest=digest(data))
-    return Converted(data, len(data), digest=digest(data))
+        return Converted(encode_jpeg(resized, QUALITY), len(data), checksum=short_checksum(data))
+    return Converted(data, len(data), checksum=short_checksum(data))
 
 
 def read_source(path: Path, folder: Path | None) -> bytes:

@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from crosspair.data.images import image_format
-from crosspair.data.layout import ARROW_FILE, Manifest, SplitFacts, describe_duplicates, describe_skipped, read_manifest
+from crosspair.data.layout import (
+    Manifest,
+    SplitFacts,
+    arrow_files,
+    describe_duplicates,
+    describe_skipped,
+    read_manifest,
+)
 from crosspair.data.tokens import tokenize
 from crosspair.errors import UserError
 
@@ -43,20 +50,19 @@ class Split:
     def __init__(self, path: Path, facts: SplitFacts) -> None:
         self.path = path
         self.facts = facts
-        file = path / ARROW_FILE
-        size = file.stat().st_size if file.is_file() else 0
+        files = arrow_files(path)
+        size = sum(file.stat().st_size for file in files if file.is_file())
         if size != facts.bytes:
             raise UserError(
-                f"{file} is damaged ({size:,} bytes, expected {facts.bytes:,}); copy or prepare the data again"
+                f"{path} is damaged ({size:,} bytes, expected {facts.bytes:,}); copy or prepare the data again"
             )
         try:
-            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
-                self._table = reader.read_all()
+            self._table = pa.concat_tables(map(_read_mapped, files))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file} is damaged ({error!s:.100}); copy or prepare the data again") from error
+            raise UserError(f"{path} is damaged ({error!s:.100}); copy or prepare the data again") from error
         if len(self._table) != facts.images:
             raise UserError(
-                f"{file} is damaged ({len(self._table):,} rows, expected {facts.images:,}); prepare the data again"
+                f"{path} is damaged ({len(self._table):,} rows, expected {facts.images:,}); prepare the data again"
             )
         chunks = self._table.column("image").chunks
         self._images = [chunk.field("bytes") for chunk in chunks]
@@ -106,6 +112,11 @@ class Split:
         images = self._images[chunk]
         data: bytes = images[index - int(self._chunk_ends[chunk]) + len(images)].as_py()
         return data
+
+
+def _read_mapped(file: Path) -> pa.Table:
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
+        return reader.read_all()
 
 
 def inspect_data(path: str | Path) -> str:

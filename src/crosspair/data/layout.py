@@ -2,7 +2,7 @@
 
 DATA/crosspair.json             format, source, counts, checksums, what was skipped and why
 DATA/dataset_dict.json     the splits, for `datasets.load_from_disk`
-DATA/train/                one folder per split: data-00000-of-00001.arrow, dataset_info.json, state.json
+DATA/train/                one folder per split: data-00000.arrow and so on, listed in state.json; dataset_info.json
 """
 
 import json
@@ -16,7 +16,7 @@ from crosspair.errors import UserError
 FORMAT = 1
 MANIFEST = "crosspair.json"
 DATASET_DICT = "dataset_dict.json"
-ARROW_FILE = "data-00000-of-00001.arrow"
+STATE = "state.json"  # of a split
 _FIRST_SPLITS = ("train", "val", "test", "restval")
 
 
@@ -27,7 +27,7 @@ class SplitFacts:
     images: int
     captions: int
     labels: int
-    bytes: int  # of its Arrow file
+    bytes: int  # of its Arrow files together
     checksum: str
 
 
@@ -71,6 +71,25 @@ class Manifest:
 def split_order(names: list[str]) -> list[str]:
     """train, val, test, restval, then the others by name."""
     return sorted(names, key=lambda name: (_FIRST_SPLITS.index(name) if name in _FIRST_SPLITS else 9, name))
+
+
+def arrow_file(number: int) -> str:
+    """The name of a split's shard."""
+    return f"data-{number:05d}.arrow"
+
+
+def arrow_files(split: Path) -> list[Path]:
+    """The shards of a split in their order, as its state.json lists them; none without it. Raises UserError."""
+    path = split / STATE
+    try:
+        names = [entry["filename"] for entry in json.loads(path.read_text(encoding="utf-8"))["_data_files"]]
+        if any(Path(name).name != name for name in names):
+            raise ValueError("it names files of other folders")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error!r:.100}); prepare the data again or copy it again") from error
+    return [split / name for name in names]
 
 
 def read_manifest(directory: Path) -> Manifest:

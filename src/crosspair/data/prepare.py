@@ -1,29 +1,40 @@
-"""Pictures and captions of any source to a DATA directory: each picture decoded once and stored once.
+"""Images and captions of any source to a DATA directory: each image decoded once and stored once.
 
-While it works, the data grow in `.DATA.partial` beside DATA, with a journal of what is whole (see
-crosspair.data.journal). A run that is killed leaves that folder, and the same command goes on from it.
+While it works, the data grow in `.DATA.partial` beside DATA, with checkpoints that say what of it is whole (see
+crosspair.data.writer). A run that is killed leaves that folder, and the same command goes on from it.
 """
 
+import operator
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from crosspair.data.fill import DATA, JOURNAL, OnError, fill
-from crosspair.data.journal import converted_images
-from crosspair.data.layout import Duplicate, Skipped, SplitFacts, describe_duplicates, describe_skipped
+from crosspair.data.conversion import CONVERTER, convert_images
+from crosspair.data.layout import Duplicate, Manifest, Skipped, SplitFacts, describe_duplicates, describe_skipped
 from crosspair.data.reader import Reader
-from crosspair.data.records import Record
+from crosspair.data.records import Record, caption_problem, check_record, is_unicode, printable
+from crosspair.data.scratch import DuplicateFinder, SeenNames
 from crosspair.data.splitting import Shares, with_splits
+from crosspair.data.writer import Checkpoint, DataWriter, records_checksum, stored_images
 from crosspair.errors import UserError
+from crosspair.progress import progress_bar
 from crosspair.storage.files import claimed, full_disk_is_an_error, refuse_occupied, remove_abandoned, write_through
 
 DEFAULT_SIZE = 256
+# Records between two checkpoints, which is all that a killed run loses: few at first, twice as many each time.
+FIRST_CHECKPOINT_RECORDS = 256
+CHECKPOINT_RECORDS = 4096  # at most
+CHECKPOINT_BYTES = 128 << 20  # about; of stored images, captions, and images that the records hold in memory
+
+OnError = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
@@ -121,9 +132,9 @@ def _prepare(
     output = output.resolve()  # "." has no name, and a link stays one
     start = time.monotonic()
     with _work_folder(output) as work:
-        filled = fill(read(), work, source, size=size, workers=workers, on_error=on_error, **options)
-        write_through(work / DATA)
-        (work / DATA).rename(output)
+        filled = _fill(read(), work, source, size=size, workers=workers, on_error=on_error, **options)
+        write_through(work / "data")
+        (work / "data").rename(output)
     manifest = filled.manifest
     return Summary(
         output,
@@ -152,13 +163,135 @@ def _work_folder(output: Path) -> Iterator[Path]:
             with full_disk_is_an_error(output):  # which says how much is free before any of it is freed
                 yield work
         except BaseException:
-            kept = converted_images(work / JOURNAL) if (work / DATA).is_dir() else 0
+            kept = stored_images(work) if (work / "data").is_dir() else 0
             if kept:
                 print(f"kept {kept:,} pictures in {work}; the same command goes on from there", file=sys.stderr)
             else:
                 shutil.rmtree(work)
             raise
         shutil.rmtree(work)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A data set in a work folder, whole but for its name."""
+
+    manifest: Manifest
+    source_bytes: int  # of the images that are in
+    image_bytes: int  # stored for them
+    taken_over: int  # images that an earlier run had stored
+
+
+def _fill(
+    records: Iterable[Record],
+    work: Path,
+    source: dict[str, Any],
+    *,
+    size: int,
+    workers: int,
+    on_error: OnError,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> _Filled:
+    """Write the data set of some records below `work`, which is this process's alone, or what is missing of it there.
+
+    The options are those of `prepare`. folder: an image whose path begins with it must be in it, wherever links lead.
+    Every byte depends on the records and on `size` alone, not on the workers or on how often the work was interrupted.
+    """
+    total = operator.length_hint(records) or None
+    records = _consistent(records)
+    first = next(records, None)
+    if first is None:
+        raise UserError("the source has no pictures; expected at least one")
+    records = chain([first], records)
+    tally = _Tally()
+    settings = {"size": size, "converter": CONVERTER}
+    with (
+        DataWriter(work, settings, first.tokens is not None, first.caption_ids is not None) as writer,
+        progress_bar(total=total, desc="prepare", unit=" pictures", disable=not progress) as bar,
+    ):
+        for done in writer.checkpoints():
+            some = list(islice(records, done.records))
+            allowed = on_error == "skip" or not done.skipped
+            if not (allowed and records_checksum(some) == done.checksum and writer.take_over(done)):
+                records = chain(some, records)
+                break
+            left_out = {one.image_id for one in done.skipped}
+            stored = [record for record in some if record.image_id not in left_out]
+            for record, image_checksum in zip(stored, done.each_image_checksum(), strict=True):
+                tally.duplicates.add(record, image_checksum)
+            tally.add(done)
+            bar.update(len(some))
+        taken_over = tally.images
+        writer.start()
+        held = 0  # bytes since the last checkpoint
+        for record, converted in convert_images(records, size, workers, folder):
+            problem = caption_problem(record) or converted.problem
+            if problem and on_error == "stop":
+                raise _unusable(record, problem)
+            if problem:
+                writer.skip(record, problem)
+            else:
+                writer.add(record, converted.data, converted.source_bytes, converted.checksum)
+                tally.duplicates.add(record, converted.checksum)
+            held += len(converted.data) + sum(map(len, record.captions))
+            held += len(record.image) if isinstance(record.image, bytes) else 0
+            bar.update()
+            # Where a shard ends depends on the records alone, and so does every byte of it. The last, which would be
+            # longer if the source had grown in the meantime, gets no checkpoint.
+            enough = min(CHECKPOINT_RECORDS, FIRST_CHECKPOINT_RECORDS << min(writer.number, 16))
+            if writer.open.records == enough or held >= CHECKPOINT_BYTES:
+                tally.add(writer.open)
+                writer.checkpoint()
+                held = 0
+        tally.add(writer.open)
+        if not tally.images:
+            raise _nothing_left(tally.skipped)
+        manifest = writer.finish(source, size, tally.skipped, tally.duplicates.found)
+    return _Filled(manifest, tally.source_bytes, tally.image_bytes, taken_over)
+
+
+class _Tally:
+    """What is known of all records so far."""
+
+    def __init__(self) -> None:
+        self.skipped: list[Skipped] = []
+        self.duplicates = DuplicateFinder()
+        self.images = self.source_bytes = self.image_bytes = 0
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        self.skipped += checkpoint.skipped
+        self.images += checkpoint.records - len(checkpoint.skipped)
+        self.source_bytes += checkpoint.source_bytes
+        self.image_bytes += checkpoint.image_bytes
+
+
+def _consistent(records: Iterable[Record]) -> Iterator[Record]:
+    """The records, as long as no two share their name and what names and numbers them can be stored."""
+    names = SeenNames()
+    for record in records:
+        check_record(record)
+        name = printable(record.image_id)
+        if not names.add(record.image_id):
+            raise UserError(f"{name} comes twice; expected every picture once, with all its captions")
+        if not is_unicode(record.image_id):
+            raise UserError(f"the picture {name} has a name that is not Unicode; rename it")
+        if not re.fullmatch(r"\w{1,60}", record.split):
+            raise UserError(f"{name} is in split {record.split[:80]!r}; expected a name of letters, digits and _")
+        yield record
+
+
+def _unusable(record: Record, problem: str) -> UserError:
+    name = printable(str(record.image) if isinstance(record.image, Path) else record.image_id)
+    return UserError(f"{name} {problem}; repair the source, or leave such pictures out with --on-error skip")
+
+
+def _nothing_left(skipped: list[Skipped]) -> UserError:
+    first = f"{printable(skipped[0].image_id)} {skipped[0].reason}"
+    return UserError(
+        f"all {len(skipped):,} pictures had to be skipped (the first: {first}); "
+        "check that --images names the folder they lie in"
+    )
 
 
 def describe(summary: Summary) -> str:
