@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 from tests.fixtures.paths import REPOSITORY, SOURCES
 
+import crosspair
+
+TESTS = REPOSITORY / "tests"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # Modules called otherwise than the package that brings them.
@@ -53,3 +56,14 @@ def test_the_versions_of_ci_are_those_of_the_dependencies_and_of_nothing_else():
 def test_development_installs_every_extra():
     [everything] = [each for each in PROJECT["optional-dependencies"]["dev"] if each.startswith("crosspair[")]
     assert set(re.findall(r"\w+", everything)) - {"crosspair"} == set(PROJECT["optional-dependencies"]) - {"dev"}
+
+
+def test_the_citation_names_the_version():
+    lines = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {crosspair.__version__}" in lines
+
+
+def test_the_tests_lie_as_the_sources_do():
+    others = {"fixtures", "browser"}
+    folders = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
+    assert {folder for folder in folders - others if not (SOURCES / "crosspair" / folder).is_dir()} == set()
