@@ -19,13 +19,13 @@ import torch
 from crosspair.data.batching import Batch, load_batches
 from crosspair.data.dataset import open_data
 from crosspair.encode.model import create_model
-from crosspair.training.batches import batch_source, epoch_plan
 from crosspair.training.distributed import launch
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.machine import settled
 from crosspair.training.optimizer import ScheduledAdam
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.step import TrainingStep
+from crosspair.training.trainer import batch_source, epoch_plan
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from crosspair.data.dataset import Split
+from crosspair.data.dataset import PreparedSplit
 from crosspair.encode.model import create_model
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import load_recipe
@@ -26,7 +26,7 @@ WARM = 6
 IMAGES = 64
 
 
-def compare_steps(recipe: Recipe, split: Split, stage: int, rounds: int) -> None:
+def compare_steps(recipe: Recipe, split: PreparedSplit, stage: int, rounds: int) -> None:
     ways = {"freed memory given back": Way(recipe, keeps_memory=False), "freed memory kept": Way(recipe)}
     found = time_steps(ways, split, stage, rounds, WARM)
     for way, took in found.items():
@@ -35,7 +35,7 @@ def compare_steps(recipe: Recipe, split: Split, stage: int, rounds: int) -> None
     print(f"kept memory: {given_back / kept:.2f} times as fast")
 
 
-def compare_encoding(recipe: Recipe, split: Split, rounds: int) -> None:
+def compare_encoding(recipe: Recipe, split: PreparedSplit, rounds: int) -> None:
     model = create_model(recipe.model, ["a dog"]).eval()
     images = [split.image(row) for row in range(IMAGES)]
     times: dict[int, list[float]] = {IMAGES: [], model.images_at_once: []}

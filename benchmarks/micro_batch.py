@@ -21,9 +21,9 @@ from crosspair.data.batching import Batch
 from crosspair.data.tokens import Vocabulary
 from crosspair.encode.model import DualEncoder
 from crosspair.models.config import ImageEncoderConfig, ModelConfig
-from crosspair.training.accumulation import EmbeddingsInParts
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.recipe import LossConfig
+from crosspair.training.step import EmbeddingsInParts
 
 CAPTIONS, WORDS = 5, 2500
 

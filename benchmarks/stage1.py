@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crosspair.data.dataset import Split
+from crosspair.data.dataset import PreparedSplit
 from crosspair.encode.backends import choose_backend
 from crosspair.encode.features import image_features, kept_agreement
 from crosspair.training.recipe import Recipe
@@ -36,7 +36,7 @@ TARGETS = {"slim_mobilenet_v1": 8, "slim_resnet_v1_152": 20}
 class Part:
     """Some pictures of a split, to encode a few at a time."""
 
-    def __init__(self, split: Split, rows: range) -> None:
+    def __init__(self, split: PreparedSplit, rows: range) -> None:
         self.split, self.rows = split, rows
         self.image_ids = [split.image_ids[row] for row in rows]
         self.checksum = f"{split.checksum} {rows}"
@@ -59,7 +59,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(encoder: str, split: Split, val: Split, images: int, captions: int, rounds: int) -> None:
+def measure(encoder: str, split: PreparedSplit, val: PreparedSplit, images: int, captions: int, rounds: int) -> None:
     per_pair = trainer(recipe(encoder, "--precision", "32-true", "--stage1.freeze_bn_stats", "false"), split, 1)
     per_pair_steps = EPOCHS * captions // per_pair.stage.batch_size
     five_captions = ("--stage1.batch_size", "128", "--stage1.captions_per_image", "5")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crosspair.data.batching import Batch
-from crosspair.data.dataset import Split, open_data
+from crosspair.data.dataset import PreparedSplit, open_data
 from crosspair.data.tokens import pad
 from crosspair.encode.backends import choose_backend
 from crosspair.encode.features import image_features, kept_agreement
@@ -127,7 +127,7 @@ def _model(encoder: str, size: int | None = None, stages: int = 0) -> DualEncode
 
 
 @torch.no_grad()
-def _encode_captions(model: DualEncoder, split: Split) -> Tensor:
+def _encode_captions(model: DualEncoder, split: PreparedSplit) -> Tensor:
     captions = [caption for row in split.captions for caption in row]
     rows = []
     with torch.autocast("cpu", torch.bfloat16):

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from crosspair.data.batching import Batch, load_batches
-from crosspair.data.dataset import Data, Split, open_data
+from crosspair.data.dataset import Data, PreparedSplit, open_data
 from crosspair.data.images import encode_jpeg
 from crosspair.data.prepare import prepare
 from crosspair.data.records import Record
 from crosspair.encode.model import DualEncoder, create_model
-from crosspair.training.batches import batch_source, epoch_plan
 from crosspair.training.distributed import launch
 from crosspair.training.layers import freeze_for_stage
 from crosspair.training.losses import MatchingLosses
@@ -25,6 +24,7 @@ from crosspair.training.machine import keep_memory, settled
 from crosspair.training.optimizer import ScheduledAdam
 from crosspair.training.recipe import Recipe, StageConfig
 from crosspair.training.step import TrainingStep
+from crosspair.training.trainer import batch_source, epoch_plan
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class Trainer:
 
 def trainer(
     recipe: Recipe,
-    split: Split,
+    split: PreparedSplit,
     number: int,
     features: np.ndarray | None = None,
     model: DualEncoder | None = None,

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from crosspair.data.dataset import Split
+from crosspair.data.dataset import PreparedSplit
 from crosspair.training.recipe import Recipe
 from trainers import trainer
 
@@ -33,7 +33,7 @@ class Took:
         return statistics.median(self.seconds)
 
 
-def time_steps(ways: dict[str, Way], split: Split, stage: int, steps: int, warm: int) -> dict[str, Took]:
+def time_steps(ways: dict[str, Way], split: PreparedSplit, stage: int, steps: int, warm: int) -> dict[str, Took]:
     """Train on the same batches in every way; `warm` steps of each come before those that count."""
     spawn = multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
@@ -53,7 +53,7 @@ def time_steps(ways: dict[str, Way], split: Split, stage: int, steps: int, warm:
     return found
 
 
-def _train_when_asked(asked: Connection, way: Way, split: Split, stage: int) -> None:
+def _train_when_asked(asked: Connection, way: Way, split: PreparedSplit, stage: int) -> None:
     """A step for each True that comes, answered with its seconds."""
     training = trainer(way.recipe, split, stage, keeps_memory=way.keeps_memory)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_stime

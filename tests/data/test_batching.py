@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosspair.data.batching import BatchPlan, BatchSource, load_batches, plan_epoch
+from crosspair.data.batching import BatchPlan, BatchSource, Reading, load_batches, plan_epoch
 from crosspair.data.transforms import ImageInput
 
 counts = st.lists(st.integers(1, 7), min_size=1, max_size=40)
@@ -58,7 +58,7 @@ def test_nothing_is_mirrored_where_mirroring_is_off():
 def test_a_batch_holds_a_picture_once_with_its_captions(memory_split):
     split = memory_split([["a", "b b"], ["c c c"]], np.array([2**40, 7]))
     features = np.arange(2 * 2 * 3, dtype=np.float32).reshape(2, 2, 3)
-    source = BatchSource(split, lambda caption: [len(caption)] * len(caption.split()), ImageInput(), features=features)
+    source = BatchSource(split, Reading(lambda caption: [len(caption)] * len(caption.split()), ImageInput(), features))
     batch = source[
         BatchPlan(np.array([1, 0]), [np.array([0]), np.array([1, 0])], np.array([True, False]), np.zeros((2, 4)))
     ]
@@ -76,17 +76,17 @@ def test_a_picture_is_not_mirrored_with_a_caption_that_says_left_or_right(memory
     drawn = [np.array([0]), np.array([0]), np.array([0]), np.array([0])]
     hflipped = BatchPlan(np.arange(4), drawn, np.array([True, True, True, False]), np.zeros((4, 4)))
     both = BatchPlan(np.array([0]), [np.array([0, 1])], np.array([True]), np.zeros((1, 4)))
-    source = BatchSource(split, lambda caption: [2], ImageInput(), features=features)
+    source = BatchSource(split, Reading(lambda caption: [2], ImageInput(), features))
     assert source[hflipped].features[:, 0].tolist() == [1, 1, 0, 0]
     assert source[both].features[:, 0].tolist() == [0]
-    source = BatchSource(split, lambda caption: [2], ImageInput(), features=features, hflip_sides=True)
+    source = BatchSource(split, Reading(lambda caption: [2], ImageInput(), features, hflip_sides=True))
     assert source[hflipped].features[:, 0].tolist() == [1, 1, 1, 0]
     assert source[both].features[:, 0].tolist() == [1]
 
 
 def test_batches_come_in_the_order_of_their_plans(memory_split):
     split = memory_split([["a"]] * 12, np.arange(12))
-    source = BatchSource(split, lambda caption: [2], ImageInput(), features=np.zeros((12, 2, 3), np.float32))
+    source = BatchSource(split, Reading(lambda caption: [2], ImageInput(), np.zeros((12, 2, 3), np.float32)))
     plans = plan(source.caption_counts)
     seen = [batch.image_labels.tolist() for batch in load_batches(source, plans, 0, torch.device("cpu"))]
     assert seen == [batch.images.tolist() for batch in plans]

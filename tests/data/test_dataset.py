@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from crosspair.cli import main
-from crosspair.data.dataset import Split, inspect_data, open_data
+from crosspair.data.dataset import PreparedSplit, inspect_data, open_data
 from crosspair.data.prepare import prepare
 from crosspair.data.records import Record
 from crosspair.errors import UserError
@@ -45,7 +45,7 @@ def directory(records, tmp_path, monkeypatch) -> Path:
     return output
 
 
-def read_images(split: Split) -> list[bytes]:
+def read_images(split: PreparedSplit) -> list[bytes]:
     return [split.image(index) for index in range(len(split))]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from crosspair.data import decoded
-from crosspair.data.batching import BatchSource, plan_epoch
+from crosspair.data.batching import BatchSource, Reading, plan_epoch
 from crosspair.data.decoded import decoded_images
 from crosspair.data.images import decode_image
 from crosspair.data.transforms import ImageInput
@@ -44,7 +44,7 @@ def test_batches_are_the_same_with_and_without_the_cache(split, smallest_crop):
     how = {"batch_size": 4, "captions_per_image": 1, "covers": "images", "hflip": True, "seed": (0,)}
     for plan in plan_epoch([1] * 9, **how):
         seen = [
-            BatchSource(split, lambda _: [2], INPUT, smallest_crop=smallest_crop, decoded=cache)[plan].images
+            BatchSource(split, Reading(lambda _: [2], INPUT, smallest_crop=smallest_crop, decoded=cache))[plan].images
             for cache in (None, kept)
         ]
         assert torch.equal(*seen)
@@ -52,7 +52,7 @@ def test_batches_are_the_same_with_and_without_the_cache(split, smallest_crop):
 
 def test_a_second_run_reads_what_the_first_decoded(split, monkeypatch):
     build(split)
-    monkeypatch.setattr(decoded, "decode_image", None)
+    monkeypatch.setattr(decoded, "load_image", None)
     assert torch.equal(build(split)[3], INPUT.resize(decode_image(split.images[3])))
 
 
@@ -116,11 +116,11 @@ from crosspair.data import decoded
 from crosspair.data.dataset import open_data
 from crosspair.data.transforms import ImageInput
 decoded.CHUNK = 2
-load, seen = decoded.decode_image, []
+load, seen = decoded.load_image, []
 def decode(data, name):
     seen.append(name)
     return load(data, name) if len(seen) < 6 else os.kill(os.getpid(), signal.SIGKILL)
-decoded.decode_image = decode
+decoded.load_image = decode
 split = open_data(sys.argv[1]).split("train")
 decoded.decoded_images(split, ImageInput(24, 20), resized=True, budget_gb=1.0, progress=False)
 """
@@ -144,7 +144,7 @@ def test_after_a_kill_midway_the_next_run_makes_it_whole(split, folder, karpathy
 
 def test_of_two_runs_at_once_one_decodes(split, monkeypatch):
     calls = []
-    monkeypatch.setattr(decoded, "decode_image", lambda data, name: (calls.append(name), decode_image(data))[1])
+    monkeypatch.setattr(decoded, "load_image", lambda data, name: (calls.append(name), decode_image(data))[1])
     threads = [threading.Thread(target=build, args=(split,)) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -10,12 +10,11 @@ from tests.fixtures.models import create_tiny_model
 
 from crosspair.data.batching import Batch
 from crosspair.encode.model import DualEncoder
-from crosspair.training.accumulation import EmbeddingsInParts
 from crosspair.training.interruption import Interrupted
 from crosspair.training.loop import train
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.recipe import LossConfig, StageConfig
-from crosspair.training.step import TrainingStep
+from crosspair.training.step import EmbeddingsInParts, TrainingStep
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ LORA += ["--stage2.text_learning_rate=1e-2"]
 
 
 def test_adapters_train_alone_and_the_model_kept_is_plain(tiny, toy_data: Data, pair: Path, tmp_path: Path):
-    best = train(tiny(RECIPES[0], *LORA), toy_data, tmp_path / "run", progress=False)
+    best = train(tiny(RECIPES[0], *LORA), toy_data, tmp_path / "run", progress=False).best
     assert changed(tmp_path / "run", pair) == {"image", "text"}
     checkpoint = load_file(next((tmp_path / "run" / "checkpoints").glob("*")) / "model.safetensors")
     assert any(".lora_A." in name for name in checkpoint)
@@ -150,7 +150,9 @@ def test_a_run_with_adapters_is_resumed_to_the_bit(tiny, toy_data: Data, tmp_pat
 def test_the_card_names_what_a_model_started_from_its_scores_and_what_it_is_not_for(
     tiny, toy_data: Data, pair: Path, tmp_path: Path
 ):
-    best = train(tiny(RECIPES[1], "--stage2.freeze_image_encoder=true"), toy_data, tmp_path / "run", progress=False)
+    best = train(
+        tiny(RECIPES[1], "--stage2.freeze_image_encoder=true"), toy_data, tmp_path / "run", progress=False
+    ).best
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "test_vit" in card
     assert str(pair / "text") in card

@@ -13,7 +13,7 @@ from crosspair.training.loop import train
 def test_a_run_with_heads_and_lower_stages_saves_the_model_that_it_validated(toy_data, toy_recipe, tmp_path):
     model = tiny_config(image={"pooled_stages": 2}, text={"min_count": 1}, projection={"heads": 2})
     recipe = toy_recipe(model=model)
-    best = train(recipe, toy_data, tmp_path / "run", progress=False)
+    best = train(recipe, toy_data, tmp_path / "run", progress=False).best
     stages = {row["stage"] for row in read_metrics(tmp_path / "run") if row["kind"] == "val"}
     assert stages == {number for number, _ in recipe.stages}
     model = DualEncoder.from_pretrained(tmp_path / "run" / "model")

@@ -23,20 +23,22 @@ from crosspair.data.dataset import open_data
 from crosspair.encode.model import DualEncoder
 from crosspair.training import loop
 from crosspair.training.recipe_files import load_recipe
+from crosspair.training.run import finished
+from crosspair.training.step import TrainingStep
 
 RANDOM_KILLS = 20
 recipe, data, folder = load_recipe(sys.argv[1]), open_data(sys.argv[2]), Path(sys.argv[3])
 
 # Where to die: the function, the call of it that is the last, and whether that call is done first.
 MOMENTS = {
-    "before the first step": (loop._Training, "_epoch", 1, False),
-    "between the stages": (loop, "freeze_for_stage", 2, False),
+    "before the first step": (loop, "_run_epoch", 1, False),
+    "between the stages": (loop, "build_stage", 2, False),
     "while features are computed": (DualEncoder, "image_features", 2, False),
-    "in the middle of an epoch": (loop.TrainingStep, "__call__", 5, True),
-    "between a validation and its checkpoint": (loop._Training, "_validate", 3, True),
+    "in the middle of an epoch": (TrainingStep, "__call__", 5, True),
+    "between a validation and its checkpoint": (loop, "_validate", 3, True),
     "while a checkpoint is written": (safetensors.torch, "save_file", 33, True),
     "while a checkpoint gets its name": (Path, "rename", 5, False),
-    "after the last step": (loop.TrainingStep, "__call__", 12, True),
+    "after the last step": (TrainingStep, "__call__", 12, True),
 }
 
 
@@ -60,6 +62,8 @@ def start(run, moment=None):
     os.environ["CROSSPAIR_CACHE"] = f"{run}.cache"
     if moment:
         die_at(*MOMENTS[moment])
+    if finished(run):  # the kill came between the last row and the end of the process
+        os._exit(0)
     try:
         loop.train(recipe, data, run, resume=(run / "recipe.yaml").exists(), progress=False)
     except BaseException as error:

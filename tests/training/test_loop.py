@@ -61,7 +61,7 @@ def go(toy_data, toy_recipe, tmp_path):
     """Trains the toy recipe into a run of that name."""
 
     def run(name: str = "run", *, data=toy_data, resume: bool = False, **changes):
-        return train(toy_recipe(**changes), data, tmp_path / name, resume=resume, progress=False)
+        return train(toy_recipe(**changes), data, tmp_path / name, resume=resume, progress=False).best
 
     return run
 

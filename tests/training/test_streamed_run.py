@@ -50,12 +50,12 @@ def weights(run: Path) -> dict[str, bytes]:
 KILLED = """
 import os, signal, sys
 from crosspair.cli import main
-from crosspair.training import loop
-train, left = loop.TrainingStep.__call__, [int(sys.argv[1])]
+from crosspair.training.step import TrainingStep
+train, left = TrainingStep.__call__, [int(sys.argv[1])]
 def step(*arguments, **options):
     left[0] -= 1
     return train(*arguments, **options) if left[0] else os.kill(os.getpid(), signal.SIGKILL)
-loop.TrainingStep.__call__ = step
+TrainingStep.__call__ = step
 main(sys.argv[2:])
 """
 

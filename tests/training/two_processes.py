@@ -17,12 +17,12 @@ import timm  # noqa: F401 - before the fork
 import torch
 import torch.utils.tensorboard
 
-from crosspair.data.batching import Batch, BatchSource, plan_epoch
+from crosspair.data.batching import Batch, BatchSource, Reading, plan_epoch
 from crosspair.data.dataset import open_data
 from crosspair.encode.split import embed_split  # noqa: F401
 from crosspair.errors import UserError
 from crosspair.training import loop
-from crosspair.training.distributed import Processes, launch
+from crosspair.training.distributed import Processes, launch, synchronise_batch_norm
 from crosspair.training.interruption import Interrupted
 from crosspair.training.loop import train
 from crosspair.training.losses import MatchingLosses
@@ -30,7 +30,7 @@ from crosspair.training.optimizer import ScheduledAdam
 from crosspair.training.recipe import LossConfig, StageConfig
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.step import TrainingStep
-from crosspair.training.synchronised import synchronise_batch_norm
+from crosspair.training.trainer import build_trainer
 
 EVERY_LOSS = LossConfig(cmpm=1.0, cmpc=0.7, infonce=0.5, sdm=0.3, triplet=0.2, siglip=0.1)
 data, folder = open_data(Path(sys.argv[1])), Path(sys.argv[2])
@@ -113,8 +113,8 @@ def a_step(rank, mini_batch_size=0):
         torch.manual_seed(0)
         with loop.quiet_libraries():
             settings = replace(calm, loss=EVERY_LOSS, precision="64-true")
-            training = loop._Training(settings, data, folder, False, alone(), False)
-        model, losses = training.model, training.losses
+            trainer = build_trainer(settings, data, folder, alone(), show=False, with_weights=False)
+        model, losses = trainer.model, trainer.losses
         if processes.size > 1:
             synchronise_batch_norm(model)
         stage = StageConfig(1, batch_size=7, captions_per_image=0, learning_rate=1e-3)
@@ -122,7 +122,7 @@ def a_step(rank, mini_batch_size=0):
         optimizer = ScheduledAdam(model, losses, calm.optimizer, stage, 1)
         step = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
         step.mini_batch_size = mini_batch_size if processes.size > 1 else 0
-        source = BatchSource(data.split("train"), model.tokenize, model.image_input)
+        source = BatchSource(data.split("train"), Reading(model.tokenize, model.image_input))
         how = {"captions_per_image": 0, "covers": "images", "hflip": True, "seed": (1,)}
         plan = plan_epoch(source.caption_counts, batch_size=7, **how)[0]
         model.train()

@@ -21,7 +21,7 @@ from crosspair.training.recipe_files import load_recipe
 from crosspair.training.run import finished
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
+    from crosspair.data.dataset import PreparedSplit
 
 QUERIES = 4  # examples in words
 
@@ -78,7 +78,7 @@ def _data(path: Path) -> Data:
     return open_data(path)
 
 
-def _examples(model: DualEncoder, split: "Split") -> str:
+def _examples(model: DualEncoder, split: "PreparedSplit") -> str:
     """For a few names, evenly spread over the split, the drawings found for them by their own names."""
     seen = embed_split(model, split)
     names = [captions[0].removeprefix("a drawing of ") for captions in split.captions]

@@ -35,7 +35,7 @@ from crosspair.storage.files import refuse_directory
 from crosspair.version import __version__
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
+    from crosspair.data.dataset import PreparedSplit
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _refuse_to_replace(embeddings: Path, output: Path | None) -> None:
         raise UserError(f"the result would replace the embeddings in {embeddings}; name another --output")
 
 
-def embed(model: Any, split: "Split") -> Embeddings:
+def embed(model: Any, split: "PreparedSplit") -> Embeddings:
     """The embeddings of a split, with names for exported rankings and the picture of every caption."""
     from crosspair.encode.split import embed_split
 

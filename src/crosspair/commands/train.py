@@ -9,8 +9,7 @@ from crosspair.errors import UserError
 from crosspair.training.recipe_files import field_help, load_recipe
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Data
-    from crosspair.data.streams.stream import StreamData
+    from crosspair.data.splits import TrainingData
     from crosspair.training.recipe import Recipe
 
 
@@ -34,7 +33,7 @@ def _train(recipe: "Recipe", source: str, val: Path | None, run: Path, *, resume
 
     try:
         data = _open(source, val, recipe)
-        best = train(recipe, data, run, resume=resume)
+        best = train(recipe, data, run, resume=resume).best
     except Interrupted as stop:
         if is_first_process():
             print(f"crosspair: {stop}; the same command with --resume goes on from here", file=sys.stderr)
@@ -47,14 +46,14 @@ def _train(recipe: "Recipe", source: str, val: Path | None, run: Path, *, resume
         return 0
     from crosspair.commands.report import report_run
 
-    report_run(run, data.path, "val", run / "report.html")
+    report_run(run, data.split("val").directory, "val", run / "report.html")
     where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
     print(f"best on val: rsum {best['rsum']:.1f} ({where})")
     print(f"model: {run / 'model'}\nreport: {run / 'report.html'}")
     return 0
 
 
-def _open(source: str, val: Path | None, recipe: "Recipe") -> "Data | StreamData":
+def _open(source: str, val: Path | None, recipe: "Recipe") -> "TrainingData":
     """A DATA directory, or a stream, which takes its split val from the DATA directory `val`."""
     from crosspair.data.dataset import open_data
     from crosspair.data.layout import MANIFEST
@@ -66,8 +65,8 @@ def _open(source: str, val: Path | None, recipe: "Recipe") -> "Data | StreamData
         return open_data(source)
     if prepared:
         raise UserError(f"--val goes with a stream, and {source} is a DATA directory; leave --val out")
-    from crosspair.data.streams.stream import StreamData, open_stream
+    from crosspair.data.splits import GivenData
+    from crosspair.data.streams.stream import open_stream
 
-    held_out = open_data(val)
-    held_out.split("val")  # before the stream is read
-    return StreamData(source, open_stream(source, on_error=recipe.stream.on_error), held_out)
+    held_out = open_data(val).split("val")  # before the stream is read
+    return GivenData({"train": open_stream(source, on_error=recipe.stream.on_error), "val": held_out})

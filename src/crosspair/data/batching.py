@@ -4,22 +4,137 @@ A batch holds each of its pictures once with several of its captions: b pictures
 randomness (order, captions, mirroring, crops), so batches are the same for any number of workers and after a resume.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from crosspair.data.images import load_image
 from crosspair.data.samplers import label_balanced, shuffled
-from crosspair.data.tokens import pad, says_side
+from crosspair.data.tokens import pad, says_side, tokenize
 from crosspair.data.transforms import ImageInput, random_crop
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
-    from crosspair.data.decoded import DecodedImages
+    from PIL.Image import Image
+
+
+class TrainingSplit(Protocol):
+    """What training asks of the data it learns from: n images with labels and captions, read in whatever way.
+
+    `Split` is the usual case, of images that can be read in any order; a stream is another one.
+    """
+
+    def __len__(self) -> int:
+        """The number of images, n."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [n]; images and captions of one label match."""
+
+    @property
+    def checksum(self) -> str:
+        """Of the contents; a run goes on only where it is the same."""
+
+    @property
+    def by_index(self) -> "Split | None":
+        """This split where its images can be read in any order, else None: then no features are kept of them."""
+
+    @property
+    def directory(self) -> Path | None:
+        """The DATA directory that it belongs to, if any."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the first row of a run's metrics.jsonl tells of it, beside `directory` and `checksum`."""
+
+    def word_counts(self) -> Counter[str]:
+        """How often each word is in the captions."""
+
+    def batch_source(self, reading: "Reading") -> "BatchSource":
+        """What makes its batches."""
+
+
+class Split(TrainingSplit, Protocol):
+    """n images with labels and captions that can be read in any order; row i of everything is image i.
+
+    A subclass gives what is not given here: the length, `labels`, `captions`, `checksum` and `image`.
+    """
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """The captions of each image, at least one of each."""
+
+    @property
+    def image_ids(self) -> list[str]:
+        """A name of each image, for messages."""
+        return [f"image {row}" for row in range(len(self))]
+
+    def image(self, index: int) -> "bytes | str | Path | Image | np.ndarray | Tensor":
+        """Image 0 <= index < n: encoded bytes, a path, a PIL image, an array uint8 [h, w, 3] or tensor uint8 [3, h, w].
+
+        The same each time: what varies (flips, crops) is the recipe's.
+        """
+
+    @property
+    def by_index(self) -> "Split | None":
+        return self
+
+    @property
+    def directory(self) -> Path | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def word_counts(self) -> Counter[str]:
+        return Counter(word for row in self.captions for caption in row for word in tokenize(caption))
+
+    def batch_source(self, reading: "Reading") -> "BatchSource":
+        return BatchSource(self, reading)
+
+
+class ImagesByRow(Protocol):
+    """Decoded images, uint8 [3, h, w], by their row."""
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images and captions become a model's input.
+
+    tokenize: a caption's token numbers. features: float32 [n, 1 or 2, num_features] (of each image and of its mirror
+    image); with them no image is read. text_features: float32 [all captions, num_features], in the order of their
+    images. smallest_crop: images are cropped to a random share of their area, from this to 1. hflip_sides: flip also
+    images of which a caption in the batch says left or right. decoded: the images, where they are kept decoded.
+    """
+
+    tokenize: Callable[[str], list[int]]
+    image_input: ImageInput
+    features: np.ndarray | None = None
+    text_features: np.ndarray | None = None
+    smallest_crop: float = 1.0
+    hflip_sides: bool = False
+    decoded: ImagesByRow | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the batches of an epoch are drawn, as a recipe's stage says it; shuffle_buffer is for streams alone."""
+
+    batch_size: int
+    captions_per_image: int = 1
+    covers: Literal["images", "captions"] = "captions"
+    hflip: bool = False
+    sampler: str = "shuffled"
+    images_per_label: int = 1
+    shuffle_buffer: int = 1
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,51 +249,51 @@ def plan_epoch(
 
 
 class BatchSource:
-    """Makes the batches of a split.
+    """Makes the batches of a split."""
 
-    features: float32 [n, 1 or 2, num_features] (plain, mirrored); with them no picture is read. text_features: float32
-    [all captions, num_features], in the order of their pictures. hflip_sides: mirror also pictures of which a caption
-    in the batch says left or right.
-    """
-
-    def __init__(
-        self,
-        split: "Split",
-        tokenize: Callable[[str], list[int]],
-        image_input: ImageInput,
-        *,
-        features: np.ndarray | None = None,
-        text_features: np.ndarray | None = None,
-        smallest_crop: float = 1.0,
-        hflip_sides: bool = False,
-        decoded: "DecodedImages | None" = None,
-    ) -> None:
+    def __init__(self, split: Split, reading: Reading) -> None:
         self.split = split
-        self.image_input = image_input
-        self.features = features
-        self.text_features = text_features
-        self.smallest_crop = smallest_crop
-        self.hflip_sides = hflip_sides
-        self.decoded = decoded
         self.tokens: list[list[list[int]]] | dict[int, list[list[int]]]
-        self.tokens = [[tokenize(caption) for caption in captions] for captions in split.captions]
+        self.tokens = [[reading.tokenize(caption) for caption in captions] for captions in split.captions]
         self.caption_counts = [len(captions) for captions in self.tokens]
         self._first_captions = np.cumsum([0, *self.caption_counts])
+        self._prepare(split, reading)
+
+    def _prepare(self, split: TrainingSplit, reading: Reading) -> None:
+        self.reading = reading
         found, numbers = np.unique(split.labels, return_inverse=True)
         self.num_classes = len(found)
         self._labels = torch.from_numpy(numbers.astype(np.int64))
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self._labels)
 
     @property
     def labels(self) -> list[int]:
         """The label's number among the training labels, of each picture."""
         return self._labels.tolist()
 
+    def plan(self, drawing: Drawing, seed: Sequence[int]) -> Sequence[BatchPlan]:
+        """The batches of one epoch, as all processes together see them; `share` is one process's part."""
+        return plan_epoch(
+            self.caption_counts,
+            batch_size=drawing.batch_size,
+            captions_per_image=drawing.captions_per_image,
+            covers=drawing.covers,
+            hflip=drawing.hflip,
+            seed=seed,
+            identities=self.labels if drawing.sampler == "identities" else None,
+            images_per_label=drawing.images_per_label,
+        )
+
+    def share(self, plans: Sequence[BatchPlan], rank: int, processes: int) -> Sequence[BatchPlan]:
+        """What one of the processes takes of each batch."""
+        return [plan.shard(rank, processes) for plan in plans]
+
     def __getitem__(self, plan: BatchPlan) -> Batch:
         """The batch of a plan (named so that a DataLoader with the plans as its sampler can call it)."""
-        if not self.hflip_sides:
+        reading = self.reading
+        if not reading.hflip_sides:
             plan = replace(plan, hflipped=plan.hflipped & ~self._says_side(plan))
         rows = torch.from_numpy(plan.images)
         counts = torch.tensor([len(chosen) for chosen in plan.captions])
@@ -187,14 +302,14 @@ class BatchSource:
         tokens, lengths = pad([self.tokens[image][caption] for image, row in chosen for caption in row])
         labels = self._labels[rows]
         images: dict[str, Tensor] = {}
-        if self.features is not None:
-            images["features"] = torch.from_numpy(self.features[plan.images, plan.hflipped.astype(np.int64)]).float()
+        if reading.features is not None:
+            images["features"] = torch.from_numpy(reading.features[plan.images, plan.hflipped.astype(np.int64)]).float()
         else:
             images["images"] = torch.stack(self._images(plan))
-        if self.text_features is not None:
+        if reading.text_features is not None:
             firsts = self._first_captions[plan.images]
             read = np.concatenate([first + chosen for first, chosen in zip(firsts, plan.captions, strict=True)])
-            images["text_features"] = torch.from_numpy(self.text_features[read])
+            images["text_features"] = torch.from_numpy(reading.text_features[read])
         return Batch(tokens, lengths, labels, labels[image_rows], image_rows, **images)
 
     def batches(self, plans: Sequence[BatchPlan], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
@@ -205,7 +320,7 @@ class BatchSource:
             self,  # type: ignore[arg-type]
             batch_size=None,
             sampler=plans,
-            num_workers=0 if self.features is not None else workers,
+            num_workers=0 if self.reading.features is not None else workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # a loader left to itself would draw from the generator that dropout uses
         )
@@ -224,18 +339,16 @@ class BatchSource:
 
     def _image(self, plan: BatchPlan, row: int) -> Tensor:
         image = self._pixels(int(plan.images[row]))
-        if self.smallest_crop < 1:
-            image = random_crop(image, self.smallest_crop, plan.crops[row])
-        resized = self.image_input.resize(image)
+        if self.reading.smallest_crop < 1:
+            image = random_crop(image, self.reading.smallest_crop, plan.crops[row])
+        resized = self.reading.image_input.resize(image)
         return resized.flip(-1) if plan.hflipped[row] else resized
 
     def _pixels(self, index: int) -> Tensor:
         """The decoded picture of a row, or what the cache keeps of it."""
-        from crosspair.data.images import decode_image
-
-        if self.decoded is not None:
-            return self.decoded[index]
-        return decode_image(self.split.image(index), self.split.image_ids[index])
+        if self.reading.decoded is not None:
+            return self.reading.decoded[index]
+        return load_image(self.split.image(index), self.split.image_ids[index])
 
 
 def load_batches(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from crosspair.data.batching import Split
 from crosspair.data.images import image_format
 from crosspair.data.layout import (
     Manifest,
@@ -36,16 +37,16 @@ class Data:
     def split_names(self) -> list[str]:
         return list(self.manifest.splits)
 
-    def split(self, name: str) -> "Split":
+    def split(self, name: str) -> "PreparedSplit":
         """Raises UserError naming the splits there are."""
         if name not in self.manifest.splits:
             fix = "; prepare it again with --split 0.9,0.1,0, which draws val from train" if name == "val" else ""
             raise UserError(f"{self.path} has no split '{name}'; it has {', '.join(self.split_names)}{fix}")
-        return Split(self.path / name, self.manifest.splits[name])
+        return PreparedSplit(self.path / name, self.manifest.splits[name])
 
 
-class Split:
-    """n pictures with their captions; row i of everything below is picture i."""
+class PreparedSplit(Split):
+    """One split of a DATA directory."""
 
     def __init__(self, path: Path, facts: SplitFacts) -> None:
         self.path = path
@@ -68,7 +69,7 @@ class Split:
         self._images = [chunk.field("bytes") for chunk in chunks]
         self._chunk_ends = np.cumsum([len(chunk) for chunk in chunks])
 
-    def __reduce__(self) -> tuple[type["Split"], tuple[Path, SplitFacts]]:
+    def __reduce__(self) -> tuple[type["PreparedSplit"], tuple[Path, SplitFacts]]:
         return type(self), (self.path, self.facts)  # another process maps the file itself
 
     def __len__(self) -> int:
@@ -78,6 +79,10 @@ class Split:
     def checksum(self) -> str:
         """A checksum of the split's contents."""
         return self.facts.checksum
+
+    @property
+    def directory(self) -> Path:
+        return self.path.parent.resolve()
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -134,7 +139,7 @@ def inspect_data(path: str | Path) -> str:
     return "\n".join(lines + describe_skipped(manifest.skipped) + describe_duplicates(manifest.duplicates))
 
 
-def _describe_split(name: str, split: Split) -> str:
+def _describe_split(name: str, split: PreparedSplit) -> str:
     facts = split.facts
     captions = _range([len(captions) for captions in split.captions])
     words = _range([len(tokenize(caption)) for captions in split.captions for caption in captions])
@@ -146,7 +151,7 @@ def _range(values: Sequence[int]) -> str:
     return f"{min(values)}..{max(values)}"
 
 
-def _sizes(split: Split, sample: int = 200) -> str:
+def _sizes(split: PreparedSplit, sample: int = 200) -> str:
     """Smallest and largest width and height of evenly spaced pictures, and their formats."""
     rows = np.unique(np.linspace(0, len(split) - 1, min(sample, len(split))).astype(int))
     seen = [image_format(split.image(row), split.image_ids[row]) for row in rows]

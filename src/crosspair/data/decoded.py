@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosspair.data.images import decode_image, image_format
+from crosspair.data.images import image_format, load_image
 from crosspair.errors import UserError
 from crosspair.progress import progress_bar
 from crosspair.storage.cache import locked, user_cache
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
+    from crosspair.data.batching import Split
     from crosspair.data.transforms import ImageInput
 
 CHUNK = 64  # pictures decoded at a time
@@ -91,7 +91,7 @@ def decoded_images(
 
 def _decode(split: "Split", image_input: "ImageInput", resized: bool, path: Path, progress: bool) -> None:
     def load(index: int) -> Tensor:
-        image = decode_image(split.image(index), split.image_ids[index])
+        image = load_image(split.image(index), split.image_ids[index])
         return image_input.resize(image) if resized else image
 
     partial = path.with_suffix(".partial")
@@ -127,8 +127,16 @@ def _is_whole(path: Path, count: int) -> bool:
 def _bytes_needed(split: "Split", image_input: "ImageInput", resized: bool) -> int:
     if resized:
         return len(split) * (3 * image_input.height * image_input.width + 16)
-    formats = (image_format(split.image(row), split.image_ids[row]) for row in range(len(split)))
-    return sum(3 * width * height + 16 for width, height, _ in formats)
+    return sum(3 * _pixels(split, row) + 16 for row in range(len(split)))
+
+
+def _pixels(split: "Split", row: int) -> int:
+    """Width times height of an image, which encoded bytes tell without being decoded."""
+    image, name = split.image(row), split.image_ids[row]
+    if isinstance(image, bytes):
+        width, height, _ = image_format(image, name)
+        return width * height
+    return load_image(image, name)[0].numel()
 
 
 def _make_room(directory: Path, needed: int, budget_gb: float) -> bool:

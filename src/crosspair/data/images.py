@@ -67,28 +67,29 @@ def read_image_bytes(path: Path) -> bytes:
         raise ImageError(str(path), f"can't be read ({error.strerror})") from error
 
 
-def load_image(image: "str | Path | bytes | Image | np.ndarray | Tensor") -> Tensor:
+def load_image(image: "str | Path | bytes | Image | np.ndarray | Tensor", name: str = "") -> Tensor:
     """A path, encoded bytes, PIL picture, array uint8 [h, w] or [h, w, 3 or 4] or tensor uint8 [3, h, w] -> the last.
 
-    Raises ImageError when it can't be read, UserError when a tensor or an array has another shape.
+    name: of what is no path, for errors. Raises ImageError when it can't be read, UserError when a tensor or an array
+    has another shape.
     """
     from PIL import Image
 
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, bytes):
-        return decode_image(image)
+        return decode_image(image, name)
     if isinstance(image, Image.Image):
-        with _pillow_errors(""):
-            return _from_pillow(image, "")
+        with _pillow_errors(name):
+            return _from_pillow(image, name)
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
         if image.numel() == 0:
-            raise ImageError("", "has no pixels")
+            raise ImageError(name, "has no pixels")
         return image
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         is_image = image.ndim in (2, 3) and image.shape[2:] in [(), (3,), (4,)]
         if is_image:
-            return _from_pillow(Image.fromarray(image), "")
+            return _from_pillow(Image.fromarray(image), name)
     found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor | np.ndarray) else type(image)
     raise UserError(
         f"found {found} as a picture; expected a path, bytes, a PIL picture, an array uint8 [h, w, 3] "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crosspair.data.dataset import Data, Split
+from crosspair.data.dataset import Data, PreparedSplit
 from crosspair.data.images import load_image
 from crosspair.data.records import printable
 from crosspair.errors import UserError
@@ -66,7 +66,7 @@ def _sheet(tiles: "list[Image]") -> "Image":
     return sheet
 
 
-def _tile(split: Split, name: str, row: int) -> "Image":
+def _tile(split: PreparedSplit, name: str, row: int) -> "Image":
     """One picture, whole, above what the data say about it."""
     from PIL import Image, ImageDraw, ImageFont
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crosspair.data.images import decode_image
+from crosspair.data.images import load_image
 from crosspair.data.tokens import pad
 from crosspair.encode.backends import SAMPLE, Agreement, Backend, agreement_on
 from crosspair.encode.model import DualEncoder
@@ -24,7 +24,7 @@ from crosspair.storage.cache import locked, user_cache
 from crosspair.storage.files import full_disk_is_an_error, write_text
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
+    from crosspair.data.batching import Split
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def _resized(model: DualEncoder, split: "Split", rows: Iterable[int]) -> Iterato
     """Images [3, height, width] as the encoder's input has them, not normalized."""
 
     def load(row: int) -> Tensor:
-        return model.image_input.resize(decode_image(split.image(row), split.image_ids[row]))
+        return model.image_input.resize(load_image(split.image(row), split.image_ids[row]))
 
     return read_ahead(load, rows)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from crosspair.encode.model import DualEncoder
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
+    from crosspair.data.batching import Split
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Images:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Any]:
         return (self.split.image(index) for index in range(len(self)))
 
 

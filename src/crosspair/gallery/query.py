@@ -1,6 +1,7 @@
-"""A query as a user types it: a sentence, or the name of a picture's file."""
+"""A query as a user types it, a sentence or the name of an image's file, and what a gallery has nearest to it."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,26 @@ from crosspair.data.readers.folder import SUFFIXES
 from crosspair.data.tokens import Vocabulary, tokenize
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
+from crosspair.gallery.gallery import Gallery, Item
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image of a gallery that was found, the nearest first."""
+
+    item: Item
+    score: float  # cosine, -1..1
+
+
+def search(gallery: Gallery | str | Path, query: str, top: int = 10) -> list[Hit]:
+    """The `top` images of a gallery nearest to a query, a sentence or the path of an image.
+
+    gallery: opened, or its directory, which `crosspair index` wrote. Raises UserError for a gallery that can't be read,
+    a query that the model knows no word of, and an image that can't be read; ValueError for a top below 1.
+    """
+    opened = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
+    found = opened.search(encode_query(opened.model(), query), top)
+    return [Hit(opened.item(row), float(score)) for row, score in zip(found.rows[0], found.scores[0], strict=True)]
 
 
 def encode_query(model: DualEncoder, query: str) -> np.ndarray:

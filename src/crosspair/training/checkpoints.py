@@ -1,6 +1,6 @@
 """Checkpoints to resume from: tensors as safetensors, the rest as JSON, written whole or not at all.
 
-checkpoints/step-00001200/{model,losses,averages,optimizer,random}.safetensors and state.json
+checkpoints/step-00001200/{model,losses,ema,optimizer,random}.safetensors and state.json
 """
 
 import hashlib
@@ -29,8 +29,8 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write `directory`/step-N (N: state["step"]) and remove all but it and the newest KEPT - 1 before it.
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write `directory`/step-N (N: state["step"]) and remove all but it and the newest KEPT - 1 before it; its path.
 
     One of a later step is damaged, or the run would have gone on from it: it must not outlast those that are whole.
     """
@@ -49,6 +49,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     at = found.index(written)
     for other in found[:at] + found[at + KEPT :]:
         shutil.rmtree(other)
+    return written
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosspair.data.batching import Batch
 from crosspair.errors import UserError
-from crosspair.training.collectives import gather
 from crosspair.training.recipe import Recipe
 
 T = TypeVar("T")
@@ -130,7 +132,7 @@ class Processes:
         most = max(int(count.sum()) for count in counts)
         own = torch.cat([image_embeddings, text_embeddings])
         # One collective for both, so that the backward pass is one as well and all processes take it in one order.
-        gathered = gather(F.pad(own, (0, 0, 0, most - len(own))))
+        gathered = gather_rows(F.pad(own, (0, 0, 0, most - len(own))))
         labels = torch.cat([batch.image_labels.cpu(), batch.text_labels.cpu()])
         all_labels = self._gather_facts(F.pad(labels, (0, most - len(labels))))
         num_images, captions = ([int(count[kind]) for count in counts] for kind in (0, 1))
@@ -168,7 +170,7 @@ class Processes:
         moving = [
             value
             for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            if isinstance(module, _BatchNorm) and module.training
             for value in (module.running_mean, module.running_var)
             if value is not None
         ]
@@ -254,3 +256,90 @@ def launch(recipe: Recipe) -> Processes:
         ) from error
     fabric.launch()
     return Processes(fabric)
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """A tensor [...] of one shape in all processes -> [processes, ...], the same in all of them."""
+    gathered: Tensor = _Gather.apply(own)
+    return gathered
+
+
+def sum_over_processes(own: Tensor) -> Tensor:
+    """The sum over the processes of a tensor of one shape in all of them."""
+    summed: Tensor = _Total.apply(own)
+    return summed
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        gathered = own.new_empty(dist.get_world_size(), *own.shape)
+        dist.all_gather(list(gathered), own.contiguous())
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """What all processes' losses ask of this process's rows."""
+        own = torch.empty_like(gradient[0])
+        dist.reduce_scatter(own, list(gradient.contiguous()))
+        return own
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        summed = own.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone()
+        dist.all_reduce(summed)
+        return summed
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Make every batch norm of a model see the rows of all processes. Names and values of its tensors stay."""
+    for name, child in model.named_children():
+        if not isinstance(child, _BatchNorm):
+            synchronise_batch_norm(child)
+        elif child.weight.is_cuda:
+            model.add_module(name, convert_sync_batchnorm(child).train(child.training))
+        else:
+            child.__class__ = _SynchronisedBatchNorm
+
+
+class _SynchronisedBatchNorm(_BatchNorm):
+    """What PyTorch's own does on GPUs only."""
+
+    def _check_input_dim(self, rows: Tensor) -> None:
+        """Any number of dimensions; the second one counts the channels."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        result = self._normalized(rows) if self.training else super().forward(rows)
+        for name in ("drop", "act"):  # what timm joins to a batch norm
+            result = getattr(self, name, nn.Identity())(result)
+        return result
+
+    def _normalized(self, rows: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        values = rows.to(self.weight.dtype)
+        axes = [axis for axis in range(rows.ndim) if axis != 1]
+        shape = [1, -1, *[1] * (rows.ndim - 2)]
+        count = torch.tensor([rows.numel() / rows.shape[1]], dtype=values.dtype)
+        sums = sum_over_processes(torch.cat([values.sum(axes), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        centred = values - mean.view(shape)
+        variance = sum_over_processes(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            momentum = self.momentum or 0.0
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1), momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scaled = centred * ((variance + self.eps).rsqrt() * self.weight).view(shape) + self.bias.view(shape)
+        return scaled.to(rows.dtype)

@@ -1,4 +1,4 @@
-"""An encoder's layers, counted from its top: to train only the upper ones, or at rates that fall (BEiT, ELECTRA)."""
+"""What trains of an encoder: all of it, its upper layers, or adapters. Layers are counted from its top."""
 
 import re
 from typing import Any
@@ -8,9 +8,10 @@ from torch import nn
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.models.image import JoinedEncoders, PooledStages
+from crosspair.models.projection import add_adapters
 from crosspair.models.text import BiLSTMEncoder
 from crosspair.models.transformer_text import TransformerTextEncoder
-from crosspair.training.recipe import StageConfig
+from crosspair.training.recipe import LoraConfig, StageConfig
 
 
 def layers_from_top(encoder: nn.Module) -> dict[int, int]:
@@ -63,6 +64,22 @@ def freeze_below(encoder: nn.Module, layers: int) -> None:
     for value in encoder.parameters():
         if above[id(value)] >= layers:
             value.requires_grad_(False)
+
+
+def add_recipe_adapters(model: DualEncoder, config: LoraConfig) -> None:
+    """Give the encoders their adapters. Raises UserError where an encoder has no layers for them."""
+    if config.rank == 0:
+        return
+    for name, encoder in (("image", model.image_encoder), ("text", model.text_encoder)):
+        if config.encoders in {"both", name}:
+            add_adapters(
+                encoder,
+                name,
+                rank=config.rank,
+                alpha=config.alpha,
+                dropout=config.dropout,
+                layers=config.layers,
+            )
 
 
 def _of_transformer(encoder: nn.Module) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What a recipe leaves to the machine: which precision its device is fastest in, what becomes of freed memory."""
+"""What a recipe leaves to the machine: the precision that its device is fastest in, and the malloc trimming policy."""
 
 import ctypes
 import sys

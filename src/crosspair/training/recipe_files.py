@@ -25,6 +25,11 @@ def built_in_recipes() -> dict[str, Traversable]:
     return found
 
 
+def list_recipes() -> list[str]:
+    """The names of the built-in recipes, as `load_recipe` and `train` take them."""
+    return list(built_in_recipes())
+
+
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """A built-in recipe or a YAML file, with overrides such as ["--stage1.epochs", "3"].
 

@@ -1,16 +1,13 @@
 """A run's directory: what it was trained on, whether it is finished, whether it can go on, and its model's card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from crosspair.data.streams.stream import StreamData
+from crosspair.data.splits import TrainingData
 from crosspair.errors import UserError
 from crosspair.training.log import read_metrics
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import differences, load_recipe
-
-if TYPE_CHECKING:
-    from crosspair.data.dataset import Data
 
 
 def finished(run: Path) -> bool:
@@ -34,17 +31,14 @@ def model_directory(name: str) -> str:
     raise UserError(f"{run} is half-trained ({reached}); finish it with crosspair train ... --resume{best}")
 
 
-def describe_source(data: "Data | StreamData") -> dict[str, Any]:
+def describe_source(data: TrainingData) -> dict[str, Any]:
     """What a run reads, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
-    checksums = {name: data.split(name).checksum for name in ("train", "val")}
-    source: dict[str, Any] = {"data": str(data.path.resolve()), "fingerprints": checksums}
-    if isinstance(data, StreamData):
-        train = data.split("train")
-        source |= {"stream": data.name, "images": len(train), "skipped": len(train.skipped)}
-    return source
+    train, val = data.split("train"), data.split("val")
+    directory = None if val.directory is None else str(val.directory)
+    return {"data": directory, "checksums": {"train": train.checksum, "val": val.checksum}, **train.describe()}
 
 
-def check_same_run(recipe: Recipe, data: "Data | StreamData", run: Path) -> None:
+def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
     """Resuming under another recipe or on other data would give a run that nothing describes."""
     path = run / "recipe.yaml"
     if not path.exists():
@@ -55,13 +49,18 @@ def check_same_run(recipe: Recipe, data: "Data | StreamData", run: Path) -> None
             f"{path} differs from the recipe given in {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; "
             "resume with the same recipe and overrides, or start another run"
         )
-    rows = read_metrics(run)
-    if rows and rows[0]["fingerprints"] != describe_source(data)["fingerprints"]:
-        found = data.name if isinstance(data, StreamData) else data.path
-        before = rows[0].get("stream", rows[0]["data"])
-        raise UserError(f"{run} was trained on other data than {found}; resume with --data {before}")
+    rows, source = read_metrics(run), describe_source(data)
+    if rows and rows[0]["checksums"] != source["checksums"]:
+        found, before = _name(source), _name(rows[0])
+        advice = f"--data {before}" if before != rows[0].get("dataset") else f"the {before} that it started with"
+        raise UserError(f"{run} was trained on other data than {found}; resume with {advice}")
     if finished(run):
         raise UserError(f"{run} is finished already; start another run with another --output")
+
+
+def _name(source: dict[str, Any]) -> str:
+    """What a user calls the data of a run: its stream, its dataset or its DATA directory."""
+    return str(source.get("stream") or source.get("dataset") or source["data"])
 
 
 RESPONSIBLE_USE = """\

@@ -3,19 +3,15 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crosspair.data.streams.stream import StreamSplit
+from crosspair.data.batching import Split, TrainingSplit
 from crosspair.encode.backends import choose_backend
 from crosspair.encode.features import caption_features, image_features, kept_agreement
 from crosspair.encode.model import DualEncoder
 from crosspair.models.text import BiLSTMEncoder
 from crosspair.training.recipe import Recipe, StageConfig
-
-if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,8 @@ def stage_features(
     model: DualEncoder,
     recipe: Recipe,
     stage: StageConfig,
-    train: "Split | StreamSplit",
-    val: "Split",
+    train: TrainingSplit,
+    val: Split,
     *,
     autocast: Callable[[], AbstractContextManager[object]],
     tell: Callable[[str], object],
@@ -48,7 +44,7 @@ def stage_features(
     A stream's training pictures and captions have none: it is read in its own order, and is too large to keep.
     autocast: entered around the encoders. tell: is given the lines that say how pictures are encoded.
     """
-    kept = None if isinstance(train, StreamSplit) else train
+    kept = train.by_index
     train_images = val_images = train_captions = val_captions = None
     if _images_stay(stage):
         setting, precision = recipe.feature_backend, recipe.precision

@@ -12,7 +12,7 @@ from crosspair.evaluation.metrics import evaluate_retrieval
 from crosspair.training.ema import WeightEMA
 
 if TYPE_CHECKING:
-    from crosspair.data.dataset import Split
+    from crosspair.data.batching import Split
 
 
 def validation_rows(

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crosspair.data.batching import Reading
 from crosspair.data.streams import http
 from crosspair.data.streams.batches import StreamSource, plan_stream
 from crosspair.data.streams.stream import ShardFacts, StreamSplit, open_stream
@@ -123,7 +124,7 @@ def plans(split: StreamSplit, **changes):
 
 def batches(split: StreamSplit, planned) -> list[tuple[list[int], list[list[int]], torch.Tensor]]:
     """Labels, tokens and pictures; the tokens of "caption 1 of picture 12" are [1, 12]."""
-    source = StreamSource(split, lambda text: [int(text.split()[1]), int(text.split()[4])], ImageInput(4, 4))
+    source = StreamSource(split, Reading(lambda text: [int(text.split()[1]), int(text.split()[4])], ImageInput(4, 4)))
     found = source.batches(planned, 2)
     return [(batch.image_labels.tolist(), batch.tokens.tolist(), batch.images) for batch in found]
 
@@ -152,7 +153,7 @@ def test_a_picture_is_not_mirrored_with_a_caption_that_says_left_or_right(tmp_pa
     split = open_train(str(tmp_path / "shard.tar"))
 
     def flipped(**settings: bool) -> set[tuple[bool, int]]:
-        source = StreamSource(split, lambda text: [int("left" in text)], ImageInput(2, 4), **settings)
+        source = StreamSource(split, Reading(lambda text: [int("left" in text)], ImageInput(2, 4), **settings))
         [batch] = source.batches(plans(split, batch_size=40), 1)
         seen = zip((batch.images[:, 0, 0, 0] > 128).tolist(), batch.tokens[:, 0].tolist(), strict=True)
         return set(seen)
@@ -320,7 +321,7 @@ counts = st.lists(st.lists(st.integers(1, 5), max_size=8), min_size=1, max_size=
 
 @given(counts, st.integers(1, 7), st.integers(0, 3), st.integers(0, 30), st.integers(1, 4))
 def test_every_plan_covers_its_items_once_within_its_buffer(shard_counts, batch, group, buffer, processes):
-    split = StreamSplit([None] * len(shard_counts), [ShardFacts(captions=one) for one in shard_counts], Path())
+    split = StreamSplit("", [None] * len(shard_counts), [ShardFacts(captions=one) for one in shard_counts], Path())
     planned = plans(split, batch_size=batch, captions_per_image=group, shuffle_buffer=buffer, processes=processes)
     drawn = Counter(
         (row, caption)
@@ -349,7 +350,7 @@ def _shard_of(split: StreamSplit) -> np.ndarray:
 
 
 def test_draws_are_even():
-    split = StreamSplit([None], [ShardFacts(captions=[3] * 4000)], Path())
+    split = StreamSplit("", [None], [ShardFacts(captions=[3] * 4000)], Path())
     planned = plans(split, covers="images", batch_size=4000, shuffle_buffer=1)[0]
     assert abs(planned.hflipped.mean() - 0.5) < 0.03
     assert np.abs(planned.crops.mean(axis=0) - 0.5).max() < 0.03

@@ -5,22 +5,30 @@ at most `shuffle_buffer` places: no more than so many pictures are in memory, an
 without reading what comes before it.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import numpy as np
 from torch import Tensor
 
 from crosspair.data.ahead import ahead
-from crosspair.data.batching import Batch, BatchPlan, BatchSource
-from crosspair.data.transforms import ImageInput
+from crosspair.data.batching import Batch, BatchPlan, BatchSource, Drawing, Reading, TrainingSplit
 
 if TYPE_CHECKING:
     from crosspair.data.readers.webdataset import Sample
-    from crosspair.data.streams.stream import StreamSplit
 
 _CAPTIONS = 8  # the draws of an item before those that order its captions
+
+
+class Shards(TrainingSplit, Protocol):
+    """A split that is read shard after shard."""
+
+    shard_ends: np.ndarray  # int64 [shards], the row behind each shard's last image
+    caption_counts: np.ndarray  # int64 [n], of each image
+
+    def read(self, shard: int) -> "Generator[tuple[int, Sample], None, None]":
+        """The samples of a shard, in their order, with their rows."""
 
 
 class StreamPlans(Sequence[BatchPlan]):
@@ -78,7 +86,7 @@ class StreamPlans(Sequence[BatchPlan]):
 
 
 def plan_stream(
-    split: "StreamSplit",
+    split: Shards,
     *,
     batch_size: int,
     captions_per_image: int,
@@ -95,7 +103,7 @@ def plan_stream(
     """
     random = np.random.default_rng(list(seed))
     key = random.integers(2**63, dtype=np.uint64)
-    shards = random.permutation(len(split.shards))
+    shards = random.permutation(len(split.shard_ends))
     starts = np.concatenate([[0], split.shard_ends[:-1]])
     rows = np.concatenate([np.arange(starts[shard], split.shard_ends[shard]) for shard in shards])
     groups_each = np.ones_like(rows)
@@ -120,22 +128,29 @@ def plan_stream(
 class StreamSource(BatchSource):
     """Makes the batches of a stream. A picture is in memory from when its shard is read until its last use."""
 
-    def __init__(
-        self,
-        split: "StreamSplit",
-        tokenize: Callable[[str], list[int]],
-        image_input: ImageInput,
-        *,
-        smallest_crop: float = 1.0,
-        hflip_sides: bool = False,
-    ) -> None:
-        chosen = {"smallest_crop": smallest_crop, "hflip_sides": hflip_sides}
-        super().__init__(split, tokenize, image_input, **chosen)  # type: ignore[arg-type]
+    def __init__(self, split: Shards, reading: Reading) -> None:
         self.stream = split
         self.caption_counts = split.caption_counts.tolist()
-        self._tokenize = tokenize
         self._held: dict[int, Sample] = {}
         self.tokens = {}  # of what is held
+        self._prepare(split, reading)
+
+    def plan(self, drawing: Drawing, seed: Sequence[int]) -> "StreamPlans":
+        """The batches of one epoch; the only sampler of a stream is `shuffled`."""
+        return plan_stream(
+            self.stream,
+            batch_size=drawing.batch_size,
+            captions_per_image=drawing.captions_per_image,
+            covers=drawing.covers,
+            hflip=drawing.hflip,
+            seed=seed,
+            shuffle_buffer=drawing.shuffle_buffer,
+            processes=drawing.processes,
+        )
+
+    def share(self, plans: Sequence[BatchPlan], rank: int, processes: int) -> "StreamPlans":
+        assert isinstance(plans, StreamPlans)
+        return plans.shard(rank, processes)
 
     def batches(self, plans: Sequence[BatchPlan], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
         """The batches of `plans` (StreamPlans), read and decoded in advance by threads, at least one."""
@@ -153,7 +168,7 @@ class StreamSource(BatchSource):
                     while row not in self._held:
                         arrived, sample = next(arriving)
                         self._held[arrived] = sample
-                        self.tokens[arrived] = [self._tokenize(caption) for caption in sample.captions]
+                        self.tokens[arrived] = [self.reading.tokenize(caption) for caption in sample.captions]
                 batch = self[plan]
                 yield batch.pin_memory() if pin_memory else batch
                 for row in plan.images.tolist():
@@ -165,7 +180,8 @@ class StreamSource(BatchSource):
         """The wanted samples with their rows; of each shard no more is read than that takes."""
         for shard in shards.tolist():
             end = int(self.stream.shard_ends[shard])
-            left = int(wanted[end - len(self.stream.facts[shard].captions) : end].sum())
+            start = int(self.stream.shard_ends[shard - 1]) if shard else 0
+            left = int(wanted[start:end].sum())
             samples = self.stream.read(shard)
             while left:
                 row, sample = next(samples)

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from crosspair.data.dataset import Data
+from crosspair.data.batching import Reading
 from crosspair.data.images import ImageError, decode_image
 from crosspair.data.readers.webdataset import Sample
 from crosspair.data.records import Record, caption_problem, printable
+from crosspair.data.streams.batches import StreamSource
 from crosspair.data.streams.shards import Shard, find_shards
 from crosspair.data.tokens import tokenize
 from crosspair.errors import UserError
@@ -46,9 +47,13 @@ class ShardFacts:
 
 
 class StreamSplit:
-    """n pictures in shards; row i of what is known in advance is the i-th one that can be used."""
+    """n images in shards; row i of what is known in advance is the i-th one that can be used."""
 
-    def __init__(self, shards: list[Shard], facts: list[ShardFacts], where: Path) -> None:
+    by_index = None  # it is read in its own order, and is too large for features to be kept
+    directory = None
+
+    def __init__(self, name: str, shards: list[Shard], facts: list[ShardFacts], where: Path) -> None:
+        self.name = name
         self.shards = shards
         self.facts = facts
         self.where = where  # of the facts
@@ -58,11 +63,6 @@ class StreamSplit:
 
     def __len__(self) -> int:
         return len(self.caption_counts)
-
-    @property
-    def captions(self) -> list[list[str]]:
-        """None: they come with the pictures."""
-        return []
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -81,7 +81,12 @@ class StreamSplit:
         values: list[np.ndarray] = [self._checksums, self.caption_counts, self.labels, self.shard_ends]
         return hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest()
 
-    @property
+    def describe(self) -> dict[str, Any]:
+        return {"stream": self.name, "images": len(self), "skipped": len(self.skipped)}
+
+    def batch_source(self, reading: Reading) -> StreamSource:
+        return StreamSource(self, reading)
+
     def word_counts(self) -> Counter[str]:
         """How often each word is in the captions."""
         counts: Counter[str] = Counter()
@@ -114,20 +119,6 @@ class StreamSplit:
         )
 
 
-class StreamData:
-    """A stream to train on, and the val split of a DATA directory; to training what `Data` is."""
-
-    def __init__(self, stream: str, train: StreamSplit, val: Data) -> None:
-        self.name = stream
-        self.path = val.path
-        self._train = train
-        self._val = val
-
-    def split(self, name: str) -> Any:
-        """`train` is a StreamSplit, every other name a Split."""
-        return self._train if name == "train" else self._val.split(name)
-
-
 def open_stream(source: str, *, on_error: OnError = "stop", progress: bool = True) -> StreamSplit:
     """A stream opened for training; the first time it is read once.
 
@@ -142,7 +133,7 @@ def open_stream(source: str, *, on_error: OnError = "stop", progress: bool = Tru
         facts = _first_pass(shards, directory, on_error, progress)
     if not any(one.captions for one in facts):
         raise UserError(f"{source} holds no sample with a picture and a caption; name another stream")
-    return StreamSplit(shards, facts, directory)
+    return StreamSplit(source, shards, facts, directory)
 
 
 def _first_pass(shards: list[Shard], directory: Path, on_error: OnError, progress: bool) -> list[ShardFacts]:

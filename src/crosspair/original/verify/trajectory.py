@@ -196,7 +196,7 @@ class _Run:
         """Between our present weights or averages and recorded variables; the original averages no text encoder."""
         present = dict(self.model.state_dict())
         if ema and self.training.ema is not None:
-            present |= self.training.ema.shadows
+            present |= self.training.ema.averages
         expected: dict[str, Tensor] = {}
         for part, (scope, module) in self.parts.items():
             if not (ema and part == "text_encoder"):

@@ -1,0 +1,135 @@
+"""Data of one's own to train on: any dataset of (image, captions, label), and splits brought together from anywhere."""
+
+import hashlib
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from crosspair.data.batching import Split, TrainingSplit
+from crosspair.data.dataset import open_data
+from crosspair.data.images import load_image
+from crosspair.errors import UserError
+from crosspair.progress import progress_bar
+
+
+class ImageTextDataset(Protocol):
+    """What `from_dataset` takes: a `torch.utils.data.Dataset` that knows its length, or anything with these methods."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """(image, captions, label): what `Split.image` may give, a sentence or a list of them, an integer."""
+
+
+class TrainingData(Protocol):
+    """Splits to train and to validate on, by name; `open_data` gives one, `GivenData` is another."""
+
+    def split(self, name: str) -> Any:
+        """`train` is a TrainingSplit, `val` a Split. Raises UserError for a split that there is not."""
+
+
+class GivenData:
+    """Splits by name, from anywhere.
+
+    splits: `train` and `val` to train with, each a dataset as `from_dataset` takes it, a stream, a split of opened
+    data, or the path of a DATA directory that has a split of that name. Raises UserError for what can't be used.
+    """
+
+    def __init__(self, splits: Mapping[str, TrainingSplit | ImageTextDataset | str | Path]) -> None:
+        self._splits = {name: _as_split(name, given) for name, given in splits.items()}
+
+    def split(self, name: str) -> Any:
+        """Raises UserError where there is no such split, or where it is a stream and not `train`."""
+        if name not in self._splits:
+            raise UserError(f"the data has no split '{name}'; it has {', '.join(self._splits)}")
+        found = self._splits[name]
+        if name != "train" and found.by_index is None:
+            raise UserError(f"split '{name}' is a stream; expected images that can be read in any order")
+        return found
+
+
+class DatasetSplit(Split):
+    """A dataset of (image, captions, label), whose captions and labels are kept in memory and its images are not."""
+
+    def __init__(self, dataset: ImageTextDataset, captions: list[list[str]], labels: np.ndarray, checksum: str) -> None:
+        self.dataset = dataset
+        self._captions = captions
+        self._labels = labels
+        self._checksum = checksum
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    @property
+    def captions(self) -> list[list[str]]:
+        return self._captions
+
+    @property
+    def checksum(self) -> str:
+        """Of labels, captions and pixels."""
+        return self._checksum
+
+    def image(self, index: int) -> Any:
+        """As the dataset gives it."""
+        return self.dataset[index][0]
+
+    def describe(self) -> dict[str, Any]:
+        return {"dataset": type(self.dataset).__name__, "images": len(self)}
+
+
+def from_dataset(dataset: ImageTextDataset, *, progress: bool = True) -> DatasetSplit:
+    """A split to train or to validate on, from any dataset of (image, captions, label).
+
+    image: a path, encoded bytes, a PIL image, an array uint8 [h, w] or [h, w, 3 or 4], or a tensor uint8 [3, h, w]; the
+    same each time, as flips and crops are the recipe's, and resuming and kept features depend on it. captions: a
+    sentence, or a list of them. label: an integer of 64 bits; images and captions of equal labels match.
+
+    Reads every item once, so that training meets no surprise. Raises UserError naming an item that can't be used.
+    """
+    if not len(dataset):
+        raise UserError("the dataset is empty; expected at least one item (image, captions, label)")
+    captions: list[list[str]] = []
+    labels: list[int] = []
+    checksum = hashlib.sha256()
+    for index in progress_bar(range(len(dataset)), desc="reading the dataset", unit=" images", disable=not progress):
+        image, sentences, label = _item(dataset[index], index)
+        pixels = load_image(image, f"image {index} of the dataset")
+        captions.append(sentences)
+        labels.append(label)
+        checksum.update(repr((label, sentences, tuple(pixels.shape))).encode())
+        checksum.update(pixels.contiguous().numpy().data)
+    return DatasetSplit(dataset, captions, np.array(labels, dtype=np.int64), checksum.hexdigest())
+
+
+def _as_split(name: str, given: Any) -> TrainingSplit:
+    if isinstance(given, str | Path):
+        return open_data(given).split(name)
+    return given if hasattr(given, "batch_source") else from_dataset(given)
+
+
+def _item(item: Any, index: int) -> tuple[Any, list[str], int]:
+    """The three parts of an item. Raises UserError for an item of another form."""
+    if not isinstance(item, Sequence) or len(item) != 3:
+        found = f"{len(item)} values" if isinstance(item, Sequence) else type(item).__name__
+        raise UserError(f"item {index} of the dataset is {found}; expected (image, captions, label)")
+    image, captions, label = item
+    sentences = [captions] if isinstance(captions, str) else captions
+    usable = isinstance(sentences, Sequence) and len(sentences) > 0
+    if not usable or not all(isinstance(each, str) and each.strip() for each in sentences):
+        raise UserError(
+            f"item {index} of the dataset has the captions {captions!r:.80}; expected a sentence or several"
+        )
+    try:
+        number = operator.index(label)
+    except TypeError:
+        raise UserError(f"item {index} of the dataset has the label {label!r:.80}; expected an integer") from None
+    if not -(2**63) <= number < 2**63:
+        raise UserError(f"item {index} of the dataset has the label {number}, which no 64 bits hold")
+    return image, list(sentences), number

@@ -1,0 +1,191 @@
+"""A run in progress: what it is made of, and how that is built from a recipe and its data."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crosspair.data.batching import BatchPlan, BatchSource, Drawing, Reading, Split, TrainingSplit
+from crosspair.data.decoded import decoded_images
+from crosspair.data.splits import TrainingData
+from crosspair.encode.model import DualEncoder, create_model
+from crosspair.errors import UserError
+from crosspair.training.callbacks import Callback, Progress
+from crosspair.training.checkpoints import Checkpoint
+from crosspair.training.distributed import Processes, synchronise_batch_norm
+from crosspair.training.ema import WeightEMA
+from crosspair.training.layers import add_recipe_adapters, freeze_for_stage
+from crosspair.training.log import RunLog
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.recipe import Recipe, StageConfig
+from crosspair.training.stage_features import StageFeatures, stage_features
+from crosspair.training.step import TrainingStep
+
+
+@dataclass
+class Trainer:
+    """A run in progress: what stays the same through all stages, and where it is."""
+
+    recipe: Recipe
+    run: Path
+    processes: Processes
+    train: TrainingSplit
+    val: Split
+    model: DualEncoder
+    losses: MatchingLosses
+    callbacks: Sequence[Callback] = ()
+    show: bool = True  # progress bars and lines on the screen
+    progress: Progress = field(default_factory=Progress)
+    log: RunLog | None = None  # of the first process
+    last_saved: float = field(default_factory=time.monotonic)  # when the newest checkpoint was written
+
+    def tell(self, event: str, *arguments: Any) -> None:
+        """Call the callbacks' method `event` in the first process; where one fails, all stop."""
+        if self.callbacks:
+            self.processes.once(lambda: [getattr(each, event)(self.progress, *arguments) for each in self.callbacks])
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A row for metrics.jsonl, from the first process."""
+        self.processes.once(lambda: self.log.write(row) if self.log is not None else None)
+
+
+@dataclass
+class Stage:
+    """The stage under way, and what is made anew for each."""
+
+    number: int
+    config: StageConfig
+    features: StageFeatures
+    source: BatchSource
+    step: TrainingStep
+    batches: int  # in an epoch
+    workers: int  # processes that decode images
+    bar: Any = None
+
+
+def build_trainer(
+    recipe: Recipe,
+    data: TrainingData,
+    run: Path,
+    processes: Processes,
+    *,
+    callbacks: Sequence[Callback] = (),
+    show: bool = True,
+    with_weights: bool = True,
+) -> Trainer:
+    """The model and the losses at their start.
+
+    with_weights: False where a checkpoint brings the image encoder's weights. Raises UserError for what can't be had.
+    """
+    train, val = data.split("train"), data.split("val")
+    for number, stage in recipe.stages:
+        processes.check_batch(min(stage.batch_size, len(train)), f"stage{number}")
+        if stage.sampler != "shuffled" and train.by_index is None:
+            raise UserError(
+                f"stage{number}.sampler is {stage.sampler}, which needs prepared data; train on a DATA directory or "
+                f"set stage{number}.sampler to shuffled"
+            )
+    torch.manual_seed(recipe.seed)
+    image = recipe.model.image if with_weights else replace(recipe.model.image, weights="none")
+    model = create_model(replace(recipe.model, image=image), train.word_counts()).to(processes.fabric.device)
+    model.config = recipe.model
+    add_recipe_adapters(model, recipe.lora)
+    projection = recipe.model.projection
+    losses = MatchingLosses(recipe.loss, len(np.unique(train.labels)), projection.dim, projection.heads)
+    losses = losses.to(processes.fabric.device)
+    if recipe.precision == "64-true":
+        model.double()
+        losses.double()
+    if recipe.sync_batch_norm and processes.size > 1:
+        synchronise_batch_norm(model)
+    model.use_channels_last(recipe.channels_last)
+    if recipe.compile:
+        model.image_encoder.compile()  # in place: names in checkpoints stay
+    processes.seed(recipe.seed)
+    return Trainer(recipe, run, processes, train, val, model, losses, callbacks, show)
+
+
+def build_stage(trainer: Trainer, number: int, config: StageConfig, checkpoint: Checkpoint | None = None) -> Stage:
+    """Freeze what the stage freezes, make its features and its optimizer, which a checkpoint may have left."""
+    recipe, processes, model = trainer.recipe, trainer.processes, trainer.model
+    freeze_for_stage(model, config)
+    # Anew for each stage, as other weights train. The losses are computed outside, in the weights' own precision.
+    wrapped = processes.fabric.setup_module(model)
+    features = _features(trainer, config)
+    kept = (features.train_images, features.train_captions)
+    source = batch_source(trainer.train, model, recipe, config, *kept, progress=trainer.show)
+    batches = len(epoch_plan(source, recipe, config, number, 0, processes.size))
+    ema = None
+    if recipe.ema.decay > 0:
+        ema = WeightEMA(model, recipe.ema.decay, ("text_encoder.",) if recipe.ema.parts == "image" else ())
+    optimizer = ScheduledAdam(model, trainer.losses, recipe.optimizer, config, batches * config.epochs)
+    settings = (recipe.ema.before_update, recipe.optimizer.grad_clip_norm, config.mini_batch_size)
+    step = TrainingStep(processes, wrapped, trainer.losses, optimizer, ema, *settings)
+    if checkpoint is not None and "optimizer" in checkpoint.tensors:
+        optimizer.load(checkpoint.tensors["optimizer"])
+        if ema is not None:
+            ema.load(checkpoint.tensors["ema"])
+    return Stage(number, config, features, source, step, batches, _workers(recipe, processes.fabric.device))
+
+
+def batch_source(
+    split: TrainingSplit,
+    model: DualEncoder,
+    recipe: Recipe,
+    stage: StageConfig,
+    images: np.ndarray | None = None,
+    captions: np.ndarray | None = None,
+    *,
+    progress: bool = False,
+) -> BatchSource:
+    """Makes a stage's batches. images, captions: their features, where an encoder is frozen (see `Reading`)."""
+    decoded = None
+    if images is None and split.by_index is not None:
+        budget, whole = recipe.decoded_cache_gb, stage.smallest_crop == 1
+        decoded = decoded_images(split.by_index, model.image_input, resized=whole, budget_gb=budget, progress=progress)
+    return split.batch_source(
+        Reading(model.tokenize, model.image_input, images, captions, stage.smallest_crop, recipe.hflip_sides, decoded)
+    )
+
+
+def epoch_plan(
+    source: BatchSource, recipe: Recipe, stage: StageConfig, number: int, epoch: int, processes: int
+) -> Sequence[BatchPlan]:
+    """The batches of an epoch (from 0) of stage `number`; each is shared by the processes."""
+    drawing = Drawing(
+        batch_size=stage.batch_size,
+        captions_per_image=stage.captions_per_image,
+        covers=stage.epoch_covers,
+        hflip=recipe.hflip,
+        sampler=stage.sampler,
+        images_per_label=stage.images_per_label,
+        shuffle_buffer=recipe.stream.shuffle_buffer,
+        processes=processes,
+    )
+    return source.plan(drawing, (recipe.seed, number, epoch))
+
+
+def _features(trainer: Trainer, config: StageConfig) -> StageFeatures:
+    tell: Callable[[str], object] = print if trainer.show and trainer.processes.first else lambda line: None
+    return stage_features(
+        trainer.model,
+        trainer.recipe,
+        config,
+        trainer.train,
+        trainer.val,
+        autocast=trainer.processes.fabric.autocast,
+        tell=tell,
+        progress=trainer.show,
+    )
+
+
+def _workers(recipe: Recipe, device: torch.device) -> int:
+    if recipe.workers >= 0:
+        return recipe.workers
+    return 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) // recipe.devices)
