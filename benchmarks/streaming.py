@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from crosspair.evaluation.cost import duration, estimate_cost
 from crosspair.evaluation.metrics import DirectionResult
-from crosspair.evaluation.prediction import duration, predict
 from crosspair.evaluation.ranking import prepare_counting, rank_positives, ranks_of
 from crosspair.evaluation.shards import count_shard, merge_parts
 
@@ -98,13 +98,13 @@ def main() -> None:
         images, texts = options.beyond
         empty(directory, images, texts, options.dimension)
         counting = prepare_counting(*mapped(directory))
-        print(predict(counting, counting.pairs()).describe())
+        print(estimate_cost(counting, counting.pairs()).describe())
 
 
 def measure(directory: Path, shards: int) -> None:
     counting = prepare_counting(*mapped(directory))
     with Peak() as measuring:
-        predicted = predict(counting, counting.pairs())
+        predicted = estimate_cost(counting, counting.pairs())
     print(predicted.describe(), flush=True)
     del counting
     with Peak() as peak:

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from tests.fixtures.paths import REPOSITORY
 
-pytest_plugins = ["tests.fixtures.models", "tests.fixtures.galleries", "tests.fixtures.original"]
+pytest_plugins = [
+    "tests.fixtures.models",
+    "tests.fixtures.galleries",
+    "tests.fixtures.original",
+    "tests.fixtures.results",
+]
 
 
 @dataclass

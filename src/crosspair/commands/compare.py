@@ -6,9 +6,9 @@ from pathlib import Path
 from crosspair.commands.evaluate import measure_model, own_path
 from crosspair.errors import UserError
 from crosspair.evaluation.comparison import compare
-from crosspair.evaluation.comparison_tables import to_text, write_tables
 from crosspair.evaluation.protocols import plugin_facts
 from crosspair.evaluation.results import StoredResult, read_result
+from crosspair.report.comparison_tables import to_text, write_tables
 
 
 def run(options: Namespace) -> None:

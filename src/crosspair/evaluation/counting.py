@@ -1,4 +1,4 @@
-"""Counting the scores that reach each positive's, over the tiles of a score matrix that is never held.
+"""Exact ranks by counting: how many scores reach each positive's, tile by tile of a score matrix that is never held.
 
 Both sides are sorted by label, which gathers all positives in the few tiles along the diagonal. A first pass over these
 reads the positives' scores, a second over all tiles counts what reaches them, along the rows for the images and along

@@ -1,4 +1,4 @@
-"""Retrieval with hubs held down: cross-domain similarity local scaling (CSLS).
+"""Retrieval with less hubness: cross-domain similarity local scaling (CSLS).
 
 Conneau et al., "Word Translation without Parallel Data" (ICLR 2018), section 2.3: a score is lowered by how near the
 item is to its nearest queries. That looks at all queries at once, which a search engine does not have, so the numbers

@@ -1,4 +1,4 @@
-"""ECCV Caption: COCO's 5,000 test pictures with far more relevant captions than their own five.
+"""ECCV Caption: COCO's 5,000 test images with far more relevant captions than their own five.
 
 Chun et al., "ECCV Caption: Correcting False Negatives by Collecting Machine-and-Human-verified Image-Caption
 Associations for MS-COCO" (ECCV 2022). Relevance is not given by labels, but by lists of COCO's ids, which come with
@@ -143,7 +143,7 @@ def _judgements(path: Path, direction: str, ids: tuple[NDArray[np.int64], NDArra
 
 
 def _in_order(embeddings: Embeddings, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64]) -> Embeddings:
-    """The pictures and captions of these ids, in their order, each picture with its own label."""
+    """The images and captions of these ids, in their order, each image with its own label."""
     if embeddings.image_ids is None or embeddings.caption_ids is None:
         raise UserError(_NO_IDS)
     images, captions = _rows_of(embeddings.image_ids, image_ids), _rows_of(embeddings.caption_ids, caption_ids)

@@ -1,4 +1,4 @@
-"""Pictures and texts to be ranked: their embeddings and labels, from a model of ours or from anyone's files.
+"""Images and texts to be ranked: their embeddings and labels, from a model of ours or from anyone's files.
 
 An .npz file is read into memory. A directory of .npy files of the same names is mapped, and may be larger.
 """
@@ -28,10 +28,10 @@ _CHUNK = 65_536
 
 @dataclass(frozen=True)
 class Embeddings:
-    """n pictures and m texts, checked: finite numbers, one integer label each, equal means match.
+    """n images and m texts, checked: finite numbers, one integer label each, equal means match.
 
     images [n, d], texts [m, d]: float16, float32 or float64, need not be of unit length; may be mapped files.
-    text_images [m]: row of the picture that each text was written for, or None where nobody knows.
+    text_images [m]: row of the image that each text was written for, or None where nobody knows.
     image_ids [n], caption_ids [m]: COCO's own, which lists of relevant items go by; None where nobody knows.
     given_image_names, given_text_names: for exported rankings; without them rows are names.
     """
@@ -85,7 +85,7 @@ class Embeddings:
         return self.given_text_names or tuple(f"text-{row}" for row in range(len(self.texts)))
 
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Embeddings":
-        """The pictures and texts of these rows; which picture a text was written for is no longer known."""
+        """The images and texts of these rows; which image a text was written for is no longer known."""
         image_names, text_names = self.image_names, self.text_names
         return Embeddings(
             self.images[images],
@@ -114,7 +114,7 @@ class Embeddings:
             self.image_labels,
             labels,
             given_image_names=self.given_image_names,
-            given_text_names=tuple(f"class-{label}" for label in labels),
+            given_text_names=tuple(f"label-{label}" for label in labels),
         )
 
 

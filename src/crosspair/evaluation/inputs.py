@@ -1,4 +1,4 @@
-"""What an evaluation asks of its embeddings and labels, and the sentences for what it can't use."""
+"""Validation of embeddings and labels, with a sentence for what can't be evaluated."""
 
 from typing import Any
 

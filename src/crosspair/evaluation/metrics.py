@@ -211,7 +211,7 @@ def evaluate_retrieval(
 
     image_embeddings [n, d], text_embeddings [m, d]: any float type, need not be normalised; mapped files are read in
     blocks.
-    image_labels [n], text_labels [m]: integers; equal means match. A picture appears once, however many texts match it.
+    image_labels [n], text_labels [m]: integers; equal means match. An image appears once, however many texts match it.
     ks: cut-offs of Recall@K, positive; a k beyond the gallery gives 100.
     metric: "cosine" or "euclidean"; see `rank_positives` for zero rows and ties, which count against the model.
     metric_definition: "original" adds `mAP_original`, the short average precision of the released CMPL code.

@@ -107,7 +107,7 @@ def rank_positives(
     counting = prepare_counting(image_embeddings, text_embeddings, image_labels, text_labels, metric, tile, device)
     pairs = counting.pairs()
     if progress:
-        from crosspair.evaluation.prediction import announced
+        from crosspair.evaluation.cost import announced
 
         steps = announced(counting, pairs)
     else:

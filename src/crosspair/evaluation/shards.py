@@ -1,4 +1,4 @@
-"""A ranking in parts: each counts some of the scores by itself, on any machine, and their sums are the ranks.
+"""Sharded ranking: each part counts some of the scores by itself, on any machine, and their sums are the ranks.
 
 A part is an .npz file with `header` (JSON: what was counted of what) and the counts so far, `image_to_text` and
 `text_to_image` [pairs of a query and its positive, queries by label]. It is written every few minutes, so that a part
@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from crosspair.errors import UserError
+from crosspair.evaluation.cost import announced
 from crosspair.evaluation.counting import Counting
-from crosspair.evaluation.prediction import announced
 from crosspair.storage.files import whole_file
 
 FORMAT = 1

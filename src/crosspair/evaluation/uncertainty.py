@@ -1,6 +1,6 @@
-"""How far a number could be off by the choice of queries: bootstrap intervals, paired differences and their test.
+"""Cluster bootstrap intervals, paired differences and permutation tests of retrieval metrics.
 
-The queries of one picture are no independent draws: its five captions are found or missed together. So pictures are
+The queries of one image are no independent draws: its five captions are found or missed together. So images are
 drawn, each with all of its queries in both directions (a cluster bootstrap; Davison and Hinkley, "Bootstrap Methods and
 their Application", 1997, section 3.8).
 """
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 class Intervals:
     """Percentile intervals of 95 per cent for every metric of both directions, and for rsum under ("", "rsum").
 
-    clusters: how many pictures (or persons or classes) were drawn from.
+    clusters: how many images (or labels) were drawn from.
     """
 
     bounds: dict[Name, tuple[float, float]]
@@ -63,7 +63,7 @@ class Intervals:
 class Difference:
     """A metric of one group of runs minus that of another, on the same queries.
 
-    low, high: its interval. p: how often a difference at least as large comes about when each picture's results are
+    low, high: its interval. p: how often a difference at least as large comes about when each image's results are
     swapped between the two by a coin (two-sided; never 0, at least 1 / (resamples + 1)).
     """
 

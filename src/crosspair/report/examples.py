@@ -119,7 +119,7 @@ Card = Callable[[Query], str]
 
 
 def text_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) -> Card:
-    """A card of a sentence: the nearest pictures, and the one it sought if it isn't among them."""
+    """A card of a sentence: the nearest images, and the one it sought if it isn't among them."""
 
     def card(query: Query) -> str:
         items = "".join(
@@ -140,7 +140,7 @@ def text_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) -> 
 
 
 def image_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) -> Card:
-    """A card of a picture: the nearest captions, and one of its own if none is among them."""
+    """A card of an image: the nearest captions, and one of its own if none is among them."""
 
     def card(query: Query) -> str:
         items = "".join(

@@ -91,7 +91,7 @@ def recall_by_length(direction: DirectionResult, captions: Sequence[str]) -> str
 
 
 def recall_by_positives(direction: DirectionResult) -> str:
-    """Recall of pictures by their number of relevant captions; empty when all have as many."""
+    """Recall of images by their number of relevant captions; empty when all have as many."""
     note = "Image to text; bars are 95 % intervals that take pictures for independent (Wilson)."
     return _recall_by("By captions of the picture", direction.ranks.positives, direction, "relevant captions", note)
 
@@ -106,7 +106,7 @@ def _recall_by(title: str, values: NDArray[np.int64], direction: DirectionResult
 
 
 def hubness_chart(hubness: Hubness, items: str, queries: str) -> str:
-    """How many items are retrieved how often; items and queries in words, such as "pictures" and "sentences"."""
+    """How many items are retrieved how often; items and queries in words, such as "images" and "sentences"."""
     note = (
         f"Skewness {hubness.skewness:.2f}. The most retrieved 5 % of the {items} take "
         f"{100 * hubness.share_of_most_retrieved():.0f} % of the places; {100 * hubness.never:.1f} % of the {items} "

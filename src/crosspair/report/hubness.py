@@ -113,7 +113,7 @@ def count_retrieved(neighbours: Neighbours) -> Hubness:
 
 
 def hub_images(hubness: Hubness, shown: ShownImages, count: int = 6) -> str:
-    """The most retrieved pictures."""
+    """The most retrieved images."""
     items = "".join(
         f'<li>{shown.show(row)}<span class="note">{_times(hubness, row)}</span></li>' for row in hubness.hubs(count)
     )

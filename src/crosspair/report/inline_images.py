@@ -1,4 +1,4 @@
-"""The pictures of a report inside its HTML: those shown large once each, and all of the map in one sheet."""
+"""The images of a report inside its HTML: those shown large once each, and all of the map in one sheet."""
 
 import base64
 import io
@@ -18,9 +18,9 @@ Thumbnail = Callable[[int], bytes]
 
 
 class ShownImages:
-    """Thumbnails as backgrounds of style classes, so that a picture shown many times is stored once.
+    """Thumbnails as backgrounds of style classes, so that an image shown many times is stored once.
 
-    thumbnail: row of a picture to its encoded bytes. names [n], captions [n]: said of it to who can't see it.
+    thumbnail: row of an image to its encoded bytes. names [n], captions [n]: said of it to who can't see it.
     """
 
     def __init__(self, thumbnail: Thumbnail, names: Sequence[str], captions: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ class ShownImages:
         self._data: dict[int, str] = {}
 
     def show(self, row: int) -> str:
-        """A picture as HTML."""
+        """An image as HTML."""
         if row not in self._data:
             small = _decode(self.thumbnail(row), _THUMBNAIL)
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -36,16 +36,16 @@ class ShownImages:
         return f'<span class="picture p{row}" role="img" aria-label="{escape(self.describe(row))}"></span>'
 
     def describe(self, row: int) -> str:
-        """What a picture is, in words."""
+        """What an image is, in words."""
         return f"{self.names[row]}: {self.captions[row]}" if self.captions[row] else self.names[row]
 
     def styles(self) -> str:
-        """The style sheet that the pictures shown so far need."""
+        """The style sheet that the images shown so far need."""
         return "\n".join(f".p{row}{{background-image:{data}}}" for row, data in self._data.items())
 
 
 class Sheet:
-    """Many pictures, each cut to a square, side by side in one."""
+    """Many images, each cut to a square, side by side in one."""
 
     def __init__(self, thumbnail: Thumbnail, rows: NDArray[np.int64]) -> None:
         self.columns = math.ceil(math.sqrt(len(rows)))
@@ -58,7 +58,7 @@ class Sheet:
         self._data = _webp(sheet, 50)
 
     def position(self, place: int) -> str:
-        """The CSS background-position that shows the picture at a place."""
+        """The CSS background-position that shows the image at a place."""
         across, down = place % self.columns, place // self.columns
         return f"{_percent(across, self.columns - 1)} {_percent(down, self.lines - 1)}"
 
@@ -72,7 +72,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _decode(image: bytes, side: int) -> Image.Image:
-    """A picture in RGB over white, decoded no larger than needed for `side` pixels."""
+    """An image in RGB over white, decoded no larger than needed for `side` pixels."""
     with Image.open(io.BytesIO(image)) as opened:
         opened.draft("RGB", (2 * side, 2 * side))
         if opened.mode == "RGB":

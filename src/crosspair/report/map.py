@@ -20,7 +20,7 @@ from crosspair.report.inline_images import Sheet
 _EXAGGERATION, _EXAGGERATED_STEPS = 12.0, 150
 _STEPS = 500
 WIDTH, HEIGHT, _MARGIN = 1000, 860, 45
-_APART = 118  # between pictures that the map shows by themselves
+_APART = 118  # between images that the map shows by themselves
 # Names of the groups that points are marked by, with the highest rank of the first relevant caption.
 GROUPS = {"relevant caption first": 1, "among the first ten": 10, "later": np.inf}
 _SHAPES = ("M-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0Z", "M-6-6H6V6H-6Z", "M0-9L8.5 6.5H-8.5Z")
@@ -63,8 +63,8 @@ def draw_map(
 ) -> str:
     """The map as HTML, for the script of report.html.
 
-    places [n, 2]: of the pictures, in any unit. first [n]: rank of their first relevant caption.
-    names [n], notes [n]: what to say of a picture, its own caption first. sheet: holds the pictures, in this order.
+    places [n, 2]: of the images, in any unit. first [n]: rank of their first relevant caption.
+    names [n], notes [n]: what to say of an image, its own caption first. sheet: holds the images, in this order.
     """
     spots = _spots(places)
     groups = np.searchsorted(list(GROUPS.values()), first)

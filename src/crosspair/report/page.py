@@ -1,6 +1,6 @@
 """One self-contained HTML file about a run: its numbers, what it retrieves, where it fails, and its training.
 
-The page needs no network, follows the reader's light or dark scheme, and holds every picture once beside the map's
+The page needs no network, follows the reader's light or dark scheme, and holds every image once beside the map's
 sheet. Only the map runs a script; the page's policy allows that script by its hash and nothing else.
 """
 
@@ -29,7 +29,7 @@ from crosspair.report.inline_images import Sheet, ShownImages, Thumbnail
 from crosspair.report.map import draw_map, kept_neighbours, tsne
 from crosspair.storage.files import write_text
 
-ON_MAP = 1000  # pictures; the layout's time and memory grow with their square
+ON_MAP = 1000  # images; the layout's time and memory grow with their square
 QUERIES = 25_000  # of a direction, whose first items are counted
 FAILURES = 4  # shown of a kind
 
@@ -49,10 +49,10 @@ def write_report(
     """Write the report of one evaluation to `output`, whole or not at all.
 
     facts: what was evaluated, by name, shown on top; the protocol is added.
-    embeddings: of n pictures and m texts; evaluation: of these by a protocol. captions: the m texts.
-    thumbnail: row of a picture to its encoded bytes (JPEG, PNG).
+    embeddings: of n images and m texts; evaluation: of these by a protocol. captions: the m texts.
+    thumbnail: row of an image to its encoded bytes (JPEG, PNG).
     history: rows of metrics.jsonl, of kinds "train" and "val"; may be empty.
-    queries: how many examples to show, half of them texts and half pictures.
+    queries: how many examples to show, half of them texts and half images.
     """
     if len(captions) != len(embeddings.texts):
         raise EvaluationInputError(
@@ -101,7 +101,7 @@ class _Section:
 
 
 class _Page:
-    """The sections, and the pictures that they show."""
+    """The sections, and the images that they show."""
 
     def __init__(
         self, embeddings: Embeddings, evaluation: Evaluation, captions: Sequence[str], thumbnail: Thumbnail
@@ -260,7 +260,7 @@ def _training(history: list[dict[str, Any]]) -> _Section | None:
 
 
 def _of_all(evaluation: Evaluation, embeddings: Embeddings) -> RetrievalResult:
-    """The ranks of every text among all pictures and of every picture among all texts."""
+    """The ranks of every text among all images and of every image among all texts."""
     if evaluation.protocol.ranks_whole_split:
         return evaluation.result
     return PLAIN.evaluate(embeddings, evaluation.result.metric).result
@@ -282,7 +282,7 @@ def _sample(count: int, most: int) -> NDArray[np.int64]:
 
 
 def _captions_of_images(data: Embeddings, captions: Sequence[str]) -> list[str]:
-    """The first caption of each picture, or of another picture that means the same; for who can't see it."""
+    """The first caption of each image, or of another image that means the same; for who can't see it."""
     of_label: dict[int, str] = {}
     for label, caption in zip(data.text_labels.tolist(), captions, strict=True):
         of_label.setdefault(label, caption)

@@ -30,8 +30,8 @@ from crosspair.version import __version__
 TOP = 40
 MAX_TOP = 500
 MAX_CHARACTERS = 1000  # of a sentence
-FOREVER = "private, max-age=31536000, immutable"  # a picture's id is made of its bytes
-# By their first bytes, never by their name: a browser must not take a picture for a page.
+FOREVER = "private, max-age=31536000, immutable"  # an image's id is made of its bytes
+# By their first bytes, never by their name: a browser must not take an image for a page.
 _TYPES = (
     (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
@@ -43,7 +43,7 @@ _TYPES = (
 
 
 class Result(BaseModel):
-    """A picture of the gallery."""
+    """An image of the gallery."""
 
     id: str
     name: str
@@ -58,7 +58,7 @@ class Result(BaseModel):
 
 
 class Answer(BaseModel):
-    """Pictures, best first."""
+    """Images, best first."""
 
     images: int  # in the gallery
     query: Result | None  # the image of the gallery whose like was searched
@@ -109,7 +109,7 @@ def create_app(
     """The service of one gallery. Raises UserError when its model can't be had.
 
     token: needed for everything but the empty page. Without one, only requests for one of `hosts` are answered.
-    upload_seconds: that a client may take to send a picture.
+    upload_seconds: that a client may take to send an image.
     """
     answerer = Answerer(gallery)
     batcher: Batcher[SearchQuery, list[Hit]] = Batcher(
@@ -203,7 +203,7 @@ def create_app(
 
 
 class Shown:
-    """How a gallery's pictures appear outside: under ids made of their checksums, never by a path."""
+    """How a gallery's images appear outside: under ids made of their checksums, never by a path."""
 
     def __init__(self, gallery: Gallery, token: str | None) -> None:
         self._gallery = gallery
@@ -214,7 +214,7 @@ class Shown:
         self._described = lru_cache(8192)(self._describe)
 
     def row(self, image_id: str) -> int:
-        """The first row of a picture. Raises HTTPException when there is none."""
+        """The first row of an image. Raises HTTPException when there is none."""
         number = np.uint64(int(image_id, 16))
         place = int(np.searchsorted(self._sorted, number))
         if place == len(self._sorted) or self._sorted[place] != number:

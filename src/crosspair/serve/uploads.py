@@ -25,7 +25,7 @@ FORMATS = {"jpeg", "mpo", "png", "webp", "gif", "bmp", "tiff", "avif"}
 
 
 class Uploads:
-    """Receives pictures and decodes them on threads, a core each."""
+    """Receives images and decodes them on threads, a core each."""
 
     def __init__(self, image_input: ImageInput, *, max_seconds: float = MAX_SECONDS, max_held: int = MAX_HELD):
         self._image_input = image_input
@@ -35,7 +35,7 @@ class Uploads:
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
     async def image(self, request: Request) -> Tensor:
-        """The picture in a request's body, as it is or as a file of a form: uint8 [3, h, w], at the model's size.
+        """The image in a request's body, as it is or as a file of a form: uint8 [3, h, w], at the model's size.
 
         Raises HTTPException with a sentence for whoever sent it.
         """
@@ -91,7 +91,7 @@ class Uploads:
                 503, "there is no memory for this picture now; try again", {"Retry-After": "5"}
             ) from None
         resized = self._image_input.resize(image)
-        # Only uint8 can go on as a picture; where the resize gives fractions, the model does it itself.
+        # Only uint8 can go on as an image; where the resize gives fractions, the model does it itself.
         return resized if resized.dtype == torch.uint8 else image
 
 

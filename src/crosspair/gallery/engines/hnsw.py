@@ -1,8 +1,8 @@
 """Approximate search of a large gallery: a graph of near neighbours (HNSW, Malkov and Yashunin 2018) by faiss.
 
-Without an engine's name every vector is compared up to EXACT_UP_TO pictures, which is faster than one can see and finds
+Without an engine's name every vector is compared up to EXACT_UP_TO images, which is faster than one can see and finds
 everything. Beyond it a search walks the graph with a list of `breadth` candidates: the least breadth is kept that finds
-LEAST_RECALL of the ten true nearest, measured on the gallery's own pictures and, where it has them, on its captions.
+LEAST_RECALL of the ten true nearest, measured on the gallery's own images and, where it has them, on its captions.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from crosspair.gallery.engines.engine import Content, Engine, Renewal, Request
 from crosspair.gallery.engines.exact import ExactEngine
 from crosspair.registry import register_engine
 
-EXACT_UP_TO = 50_000  # pictures
+EXACT_UP_TO = 50_000  # images
 LEAST_RECALL = 0.98  # of the ten nearest, for each kind of query
 LINKS = 32  # of a vector in the graph
 BUILD_BREADTH = 80
@@ -84,7 +84,7 @@ class HnswEngine(Engine):
 
 @dataclass(frozen=True)
 class Queries:
-    """What recall is measured with. own_rows: of queries that are pictures of the gallery and must not count."""
+    """What recall is measured with. own_rows: of queries that are images of the gallery and must not count."""
 
     kind: str
     vectors: np.ndarray  # float32 [q, d]
@@ -93,7 +93,7 @@ class Queries:
 
 @register_engine("auto")
 class AutoEngine(HnswEngine):
-    """Exact up to 50,000 pictures; beyond, a graph if it finds 98 % of the ten nearest."""
+    """Exact up to 50,000 images; beyond, a graph if it finds 98 % of the ten nearest."""
 
     @classmethod
     def build(cls, content: Content) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def calibrate(index: Any, vectors: np.ndarray, queries: list[Queries]) -> tuple[
         engine = HnswEngine(index, vectors, breadth)
         for one, (best, _) in zip(queries, truths, strict=True):
             scores, _ = _without_own(*engine.search(one.vectors, NEIGHBOURS + 1), one)
-            # By score, so that of two pictures alike either counts.
+            # By score, so that of two images alike either counts.
             recalls[one.kind] = round(float((scores >= best[:, -1:] - 1e-6).mean()), 4)
         if min(recalls.values()) >= LEAST_RECALL:
             return breadth, recalls
@@ -155,7 +155,7 @@ def _own(vectors: np.ndarray) -> Queries:
 
 
 def _without_own(scores: np.ndarray, rows: np.ndarray, queries: Queries) -> tuple[np.ndarray, np.ndarray]:
-    """The first ten columns after each query's own picture was taken out."""
+    """The first ten columns after each query's own image was taken out."""
     if queries.own_rows is None:
         return scores[:, :NEIGHBOURS], rows[:, :NEIGHBOURS]
     order = np.argsort(rows == queries.own_rows[:, None], axis=1, kind="stable")[:, :NEIGHBOURS]

@@ -1,8 +1,8 @@
 """Galleries whose vectors are searched by Milvus: a cluster at an address, or a local file that needs no server.
 
-A picture's key is the SHA-256 of its bytes, not its row: rows move when pictures are added, keys never do. Adding a
-picture again changes nothing, so that an indexing run may be killed anywhere and repeated, and every picture is there
-once; searches go on meanwhile, as pictures are added before the gallery's new state and removed after it.
+An image's key is the SHA-256 of its bytes, not its row: rows move when images are added, keys never do. Adding an
+image again changes nothing, so that an indexing run may be killed anywhere and repeated, and every image is there
+once; searches go on meanwhile, as images are added before the gallery's new state and removed after it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -109,7 +109,7 @@ class MilvusEngine(Engine):
     def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
         """queries float32 [q, d] -> scores float32 [q, min(top, n)] and rows int64, best first, equal ones by row.
 
-        Raises UserError for a top above 16,384, and when the collection does not hold the gallery's pictures.
+        Raises UserError for a top above 16,384, and when the collection does not hold the gallery's images.
         """
         wanted = min(top, self._count)
         if wanted > MOST_HITS:
@@ -120,7 +120,7 @@ class MilvusEngine(Engine):
             best = [self._known(of_query)[:wanted] for of_query in hits]
             if all(len(of_query) == wanted for of_query in best):
                 break
-            # Pictures that an indexing run has just added, or not yet removed, took places: ask for more.
+            # Images that an indexing run has just added, or not yet removed, took places: ask for more.
             if limit == MOST_HITS or all(len(of_query) < limit for of_query in hits):
                 raise UserError(
                     f"the collection {self._collection.name} at {self._collection.where} lacks pictures of the "

@@ -24,8 +24,8 @@ BATCH_NUMBERS = 1 << 20  # of vectors in one request: 4 MB, far below the 64 MB 
 KEYS = 1000  # read or removed at a time
 MOST_HITS = 16_384  # that Milvus gives for one query
 SECONDS = 10.0  # to reach a server
-EXACT_UP_TO = 100_000  # pictures
-IN_MEMORY_UP_TO = 100_000_000  # pictures; 205 GB of 512 float32 numbers
+EXACT_UP_TO = 100_000  # images
+IN_MEMORY_UP_TO = 100_000_000  # images; 205 GB of 512 float32 numbers
 T = TypeVar("T")
 
 
@@ -109,7 +109,7 @@ def release(where: str) -> None:
 
 
 def index_kind(where: str, count: int) -> tuple[str, dict[str, int]]:
-    """The index for a collection of `count` pictures, and its parameters.
+    """The index for a collection of `count` images, and its parameters.
 
     A local file is compared with whole. So are a cluster's first 100,000; then comes a graph in memory, then on disks.
     """
@@ -119,7 +119,7 @@ def index_kind(where: str, count: int) -> tuple[str, dict[str, int]]:
 
 
 class Collection:
-    """The vectors of one gallery in Milvus, under the SHA-256 of their pictures."""
+    """The vectors of one gallery in Milvus, under the SHA-256 of their images."""
 
     def __init__(self, where: str, name: str, dimension: int) -> None:
         self.where = where
@@ -146,7 +146,7 @@ class Collection:
         return True
 
     def create(self, count: int) -> None:
-        """For about `count` pictures; where it exists, its index is made the one for so many."""
+        """For about `count` images; where it exists, its index is made the one for so many."""
         from pymilvus import DataType, MilvusClient, MilvusException
 
         kind, parameters = index_kind(self.where, count)
@@ -178,7 +178,7 @@ class Collection:
             raise self._failed("loaded", error) from error
 
     def count(self) -> int:
-        """Pictures in it now."""
+        """Images in it now."""
         from pymilvus import MilvusException
 
         try:
@@ -188,7 +188,7 @@ class Collection:
         return int(found[0]["count(*)"])
 
     def keys(self) -> Iterator[str]:
-        """The SHA-256 of every picture in it."""
+        """The SHA-256 of every image in it."""
         from pymilvus import MilvusException
 
         try:
@@ -214,7 +214,7 @@ class Collection:
             raise self._failed("written to", error) from error
 
     def remove(self, keys: Iterable[str]) -> None:
-        """The pictures with these SHA-256; those that are not there are none of them."""
+        """The images with these SHA-256; those that are not there are none of them."""
         from pymilvus import MilvusException
 
         try:
@@ -224,7 +224,7 @@ class Collection:
             raise self._failed("written to", error) from error
 
     def search(self, queries: np.ndarray, limit: int) -> list[list[tuple[str, float]]]:
-        """SHA-256 and cosine of at most `limit` pictures nearest to each query, best first."""
+        """SHA-256 and cosine of at most `limit` images nearest to each query, best first."""
         from pymilvus import MilvusException
 
         try:

@@ -1,4 +1,4 @@
-"""What a ranking will cost, said before it starts: time from a short measurement, memory from the sizes."""
+"""Estimated cost of a ranking, printed before it starts: time from a short measurement, memory from the sizes."""
 
 import os
 import re
@@ -27,7 +27,7 @@ _LIBRARIES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Cost:
     """Cost of counting some pairs of blocks.
 
     scores: how many. seconds: with reading the positives. scores_per_second: measured, counted in both directions.
@@ -53,7 +53,7 @@ class Prediction:
         )
 
 
-def predict(counting: Counting, pairs: Sequence[Pair]) -> Prediction:
+def estimate_cost(counting: Counting, pairs: Sequence[Pair]) -> Cost:
     """Count a few tiles at the beginning, in the middle and at the end without keeping anything; about a second."""
     seconds_a_score, seconds_a_row = _measure(counting)
     scores = sum(size(images) * size(texts) for images, texts in pairs)
@@ -67,7 +67,7 @@ def predict(counting: Counting, pairs: Sequence[Pair]) -> Prediction:
     device = str(counting.device) if counting.device.type != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
     dimension = counting.images.embeddings.shape[1]
     sizes = len(counting.images), len(counting.texts), dimension
-    return Prediction(*sizes, scores, seconds, 1 / seconds_a_score, _memory(counting), device)
+    return Cost(*sizes, scores, seconds, 1 / seconds_a_score, _memory(counting), device)
 
 
 def announced(counting: Counting, pairs: Sequence[Pair], done: int = 0) -> Iterator[Pair]:
@@ -78,15 +78,15 @@ def announced(counting: Counting, pairs: Sequence[Pair], done: int = 0) -> Itera
     left = pairs[done:]
     if sum(size(images) * size(texts) for images, texts in left) < LARGE:
         return iter(left)
-    prediction = predict(counting, left)
+    cost = estimate_cost(counting, left)
     free = available_memory()
-    print(f"{prediction.describe()} ({free / 1e9:.1f} GB available)", file=sys.stderr)
-    if counting.device.type == "cpu" and prediction.memory > free:
+    print(f"{cost.describe()} ({free / 1e9:.1f} GB available)", file=sys.stderr)
+    if counting.device.type == "cpu" and cost.memory > free:
         raise UserError(
-            f"ranking needs {prediction.memory / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are available; "
+            f"ranking needs {cost.memory / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are available; "
             "free some or use a larger machine"
         )
-    return _with_bar(left, prediction.scores)
+    return _with_bar(left, cost.scores)
 
 
 def available_memory() -> int:
