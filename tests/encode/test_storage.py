@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crosspair.encode.model import DualEncoder
+from crosspair.encode.storage import model_checksum
 from crosspair.errors import UserError
 
 FILES = {"config.json", "model.safetensors", "vocabulary.txt"}
@@ -250,3 +251,38 @@ def test_pushing_uploads_the_saved_files(tiny_model, monkeypatch):
     model.card = "# Scores"
     assert model.push_to_hub("user/model") == "https://hub.example/user/model"
     assert uploaded == {"user/model": FILES | {"README.md"}}
+
+
+class TestChecksum:
+    def test_is_of_all_that_decides_the_embeddings_and_nothing_else(self, saved):
+        before = model_checksum(saved)
+        config = json.loads((saved / "config.json").read_text())
+        (saved / "config.json").write_text(json.dumps({**config, "crosspair": "another version"}))
+        (saved / "README.md").write_text("# A card\n")
+        assert model_checksum(saved) == before
+        changes = {
+            "vocabulary.txt": (saved / "vocabulary.txt").read_text().replace("dog", "cow"),
+            "config.json": json.dumps({**config, "image_input": {**config["image_input"], "height": 33}}),
+        }
+        for name, text in changes.items():
+            kept = (saved / name).read_text()
+            (saved / name).write_text(text)
+            assert model_checksum(saved) != before
+            (saved / name).write_text(kept)
+        state = load_file(saved / "model.safetensors")
+        next(iter(state.values())).add_(1)
+        save_file(state, saved / "model.safetensors")
+        assert model_checksum(str(saved)) != before
+
+    def test_of_what_is_no_model_is_refused(self, tmp_path):
+        with pytest.raises(UserError, match="is not a model"):
+            model_checksum(tmp_path)
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda", "is not available"), ("gpu", "found device 'gpu'")])
+def test_a_device_that_is_not_there_is_refused(saved, device, message):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(UserError, match=message):
+        DualEncoder.from_pretrained(saved, device=device)
+    assert DualEncoder.from_pretrained(saved, device="cpu").device.type == "cpu"

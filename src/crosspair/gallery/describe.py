@@ -7,8 +7,9 @@ from typing import Any
 
 from crosspair.data.records import printable
 from crosspair.gallery.engines.engine import SearchResult, find_engine
-from crosspair.gallery.gallery import Gallery, Item
+from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import IndexSummary
+from crosspair.gallery.items import Item
 from crosspair.gallery.layout import Manifest, Place, Skipped
 
 SHOWN = 10  # of what was skipped

@@ -4,11 +4,11 @@ An image whose bytes were encoded before, under whatever name, is recognised by 
 """
 
 import hashlib
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from crosspair.encode.backends import Backend, TorchBackend, agreement_on
 from crosspair.encode.features import encode_in_groups
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.reader import read_ahead
+from crosspair.encode.store import VectorStore
+from crosspair.gallery.items import encode_thumbnail, thumbnail_path
 from crosspair.gallery.sources import Entry, NoImageError
-from crosspair.gallery.thumbnails import encode_thumbnail, thumbnail_path
+from crosspair.storage.files import whole_file
 
 READ_AT_ONCE = 8  # files a task
+_VECTORS = "vectors.f32"
 
 
 @dataclass
@@ -69,11 +72,70 @@ class ImageReader:
             return SourceImage(number, problem=error.reason)
         except NoImageError:
             return SourceImage(number, is_none=True)
-        _write(thumbnail, encode_thumbnail(pixels))
+        if not thumbnail.exists():
+            with whole_file(thumbnail, shared=True, synced=False) as file:
+                file.write(encode_thumbnail(pixels))
         if size is not None:
             return SourceImage(number, sha256, len(data), size, known=True)
         upright = (pixels.shape[2], pixels.shape[1])
         return SourceImage(number, sha256, len(data), upright, pixels=self._input.resize(pixels))
+
+
+class EncodedImages:
+    """What an indexing run has encoded so far: vectors by the SHA-256 of their images, so that names don't matter.
+
+    folder: that no other process writes to; what an earlier run left in it whole is taken over.
+    settings: what the vectors depend on; what was made with others is thrown away.
+    """
+
+    def __init__(self, folder: Path, dimension: int, settings: dict[str, Any]) -> None:
+        self._store = VectorStore(folder / _VECTORS, (dimension,), settings)
+        self._rows = {image["sha256"]: row for row, image in enumerate(self._store.rows)}
+        self.dimension = dimension
+        self.taken_over = len(self._rows)
+
+    def __contains__(self, sha256: str) -> bool:
+        return sha256 in self._rows
+
+    def size(self, sha256: str) -> tuple[int, int]:
+        """Width and height in pixels, upright."""
+        image = self._store.rows[self._rows[sha256]]
+        return image["width"], image["height"]
+
+    def row(self, sha256: str) -> int:
+        """Of `vectors`."""
+        return self._rows[sha256]
+
+    @property
+    def backends(self) -> set[str]:
+        """What the images were encoded by."""
+        return {image["backend"] for image in self._store.rows}
+
+    def add(self, images: Sequence[SourceImage], vectors: np.ndarray, backend: str) -> None:
+        """vectors: float32 [images, dimension] of unit length."""
+        rows: list[dict[str, Any]] = []
+        for image in images:
+            self._rows[image.sha256] = self._store.count + len(rows)
+            width, height = image.size
+            rows.append({"sha256": image.sha256, "width": width, "height": height, "backend": backend})
+        self._store.append(vectors, rows)
+
+    def flush(self) -> None:
+        """Give what was added to the system, from where even a kill does not take it."""
+        self._store.flush()
+
+    def vectors(self) -> np.ndarray:
+        """float32 [count, dimension], memory-mapped."""
+        return self._store.vectors()
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def encoded_bytes(folder: Path) -> int:
+    """Of the vectors in a folder, and of the parts that other machines have done; 0 where there are none."""
+    files = [folder / _VECTORS, *(folder / "parts").glob("*.parquet")]
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def encode_images(
@@ -112,13 +174,3 @@ def _choose(model: DualEncoder, setting: str, sample: list[SourceImage], tell: C
 def _pixels(image: SourceImage) -> Tensor:
     assert image.pixels is not None
     return image.pixels
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all when the process is killed."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}")  # other machines may write the same one
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -6,20 +6,19 @@ gallery.item(found.rows[0, 0]).item_id, gallery.thumbnail(found.rows[0, 0])
 """
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crosspair.errors import UserError
 from crosspair.gallery.engines.engine import Content, Engine, SearchResult, find_engine
+from crosspair.gallery.items import Item, make_thumbnail, map_embeddings, read_items, thumbnail_path
 from crosspair.gallery.layout import (
     EMBEDDINGS,
     INDEX,
-    ITEMS,
     THUMBNAILS,
     Manifest,
     Place,
@@ -27,48 +26,33 @@ from crosspair.gallery.layout import (
     current_file,
     read_manifest,
 )
-from crosspair.gallery.thumbnails import make_thumbnail, thumbnail_path
 from crosspair.storage.files import leads_out
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from crosspair.data.dataset import Data
     from crosspair.encode.model import DualEncoder
-
-
-@dataclass(frozen=True)
-class Item:
-    """A row of `items.parquet`."""
-
-    item_id: str  # the path inside its folder, or DATA's image_id
-    path: str | None  # inside the folder
-    split: str | None  # of DATA
-    data_row: int | None  # in the split
-    sha256: str  # of the encoded picture
-    width: int  # pixels, upright
-    height: int
-    bytes: int
-    label: int | None
-    captions: list[str] | None
 
 
 class Gallery:
     """n pictures; row i of everything below is picture i. Many threads may use one gallery."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: str = "auto") -> None:
         self.path = path
+        self.device = device
         self.manifest = manifest
         self._embeddings_file = checked_file(path, EMBEDDINGS, manifest.files[EMBEDDINGS], contents=False)
-        self.embeddings = _map_embeddings(self._embeddings_file, manifest)
-        self.items = Items(_read_items(path, manifest))
+        self.embeddings = map_embeddings(self._embeddings_file, manifest)
+        self.items = read_items(path, manifest)
         self._loading = Lock()
 
     @classmethod
-    def open(cls, path: str | Path) -> "Gallery":
-        """What `crosspair index` wrote. Raises UserError when it is something else, unfinished or damaged."""
+    def open(cls, path: str | Path, *, device: str = "auto") -> "Gallery":
+        """What `crosspair index` wrote. Raises UserError when it is something else, unfinished or damaged.
+
+        device: that queries are encoded on: auto, cpu, cuda, cuda:1 or mps.
+        """
         gallery = Path(path)
-        return cls(gallery, read_manifest(gallery))
+        return cls(gallery, read_manifest(gallery), device)
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -133,7 +117,7 @@ class Gallery:
                 f"the model {where} is not the one {self.path} was made with; put that one back, "
                 "or index the pictures into a new gallery"
             )
-        return DualEncoder.from_pretrained(where)
+        return DualEncoder.from_pretrained(where, device=self.device)
 
     @cached_property
     def _engine(self) -> Engine:
@@ -166,54 +150,3 @@ class Gallery:
             return path.read_bytes()
         except (OSError, ValueError) as error:
             raise UserError(f"the picture {path} is gone or can't be read; run `crosspair index` again") from error
-
-
-class Items:
-    """The columns of `items.parquet`: `items["item_id"]` is a list, or an array for numbers that none lacks."""
-
-    def __init__(self, table: "pa.Table") -> None:
-        self._table = table
-        self._columns: dict[str, Any] = {}
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._columns:
-            self._columns[name] = self._table.column(name).to_pylist()
-        return self._columns[name]
-
-    def item(self, row: int) -> Item:
-        """Raises IndexError unless 0 <= row < n."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        return Item(**self._table.slice(row, 1).to_pylist()[0])
-
-
-def _map_embeddings(path: Path, manifest: Manifest) -> np.ndarray:
-    try:
-        embeddings: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error!s:.100}); copy the gallery again or index anew") from error
-    if embeddings.dtype != np.float32 or embeddings.shape != (manifest.count, manifest.dimension):
-        raise UserError(
-            f"{path} is damaged (it has {embeddings.dtype} {list(embeddings.shape)}, expected float32 "
-            f"[{manifest.count}, {manifest.dimension}]); copy the gallery again or index anew"
-        )
-    return embeddings
-
-
-def _read_items(gallery: Path, manifest: Manifest) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from crosspair.gallery.items import SCHEMA
-
-    path = checked_file(gallery, ITEMS, manifest.files[ITEMS], contents=True)
-    try:
-        table = pq.read_table(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({error!s:.100}); copy the gallery again or index anew") from error
-    if not table.schema.equals(SCHEMA) or len(table) != manifest.count:
-        raise UserError(f"{path} is damaged (other columns or rows than expected); copy the gallery again")
-    return table.combine_chunks()

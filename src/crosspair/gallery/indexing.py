@@ -16,16 +16,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from crosspair.data.records import printable
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.storage import local_directory, model_checksum
 from crosspair.errors import UserError
-from crosspair.gallery.encoded import EncodedImages, encoded_bytes
-from crosspair.gallery.encoding import ImageReader, SourceImage, encode_images
+from crosspair.gallery.encoding import EncodedImages, ImageReader, SourceImage, encode_images, encoded_bytes
 from crosspair.gallery.engines.engine import Content, Renewal, Request, open_renewal
-from crosspair.gallery.gallery import Gallery, Item
+from crosspair.gallery.gallery import Gallery
+from crosspair.gallery.items import Item, write_embeddings, write_items
 from crosspair.gallery.layout import (
     EMBEDDINGS,
     INDEX,
@@ -42,7 +41,6 @@ from crosspair.gallery.layout import (
     work_folder,
 )
 from crosspair.gallery.sources import Source, open_source
-from crosspair.gallery.writing import write_embeddings, write_items
 from crosspair.progress import progress_bar
 from crosspair.storage.files import claimed, full_disk_is_an_error
 
@@ -82,13 +80,15 @@ def index_images(
     engine: str | None = None,
     address: str | None = None,
     distributed: str | None = None,
+    device: str = "auto",
     progress: bool = True,
     tell: Callable[[str], object] = lambda line: None,
 ) -> IndexSummary:
     """Make or renew the gallery `output` of the pictures in `source`, a folder or a DATA directory.
 
     model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read pictures
-    and threads that encode them, default one a core. runtime: auto, torch, openvino-bf16 or openvino-f32. engine:
+    and threads that encode them, default one a core. backend: auto, torch, openvino-bf16, openvino-f32 or
+    onnxruntime-f32. device: of PyTorch, auto, cpu, cuda, cuda:1 or mps. engine:
     the registered name of a search engine, by default the gallery's or else auto. address: of Milvus, a cluster's or a
     local file. distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does. tell:
     is given a line about what pictures are encoded with. Raises UserError when the gallery was made with
@@ -102,9 +102,7 @@ def index_images(
     opened = open_source(source, splits)
     with _claimed(output) as work, _cluster(distributed):
         previous = _previous(output, checksum, opened)
-        model = DualEncoder.from_pretrained(model_name)
-        if torch.cuda.is_available():
-            model = model.to("cuda")
+        model = DualEncoder.from_pretrained(model_name, device=device)
         store = EncodedImages(work, model.config.projection.dim, {"model": checksum})
         renewal: Renewal | None = None
         try:
@@ -126,6 +124,7 @@ def index_images(
                     run.known_by_name(),
                     settings={"model": checksum},
                     backend=backend,
+                    device=device,
                     workers=workers,
                     tell=tell,
                 )
@@ -185,8 +184,8 @@ class _Run:
                         bar.update()
 
             for group, vectors, name in encode_images(self.model, fresh(), backend=backend, threads=threads, tell=tell):
-                for image, vector in zip(group, vectors, strict=True):
-                    self.store.add(image.sha256, image.size, vector, name)
+                self.store.add(group, vectors, name)
+                for image in group:
                     image.pixels = None
                     self.images.append(image)
                 self.encoded += len(group)
@@ -204,8 +203,8 @@ class _Run:
                     if vector is None:
                         self._note(image)
                         continue
-                    if image.sha256 not in self.store.images and image.sha256 not in self._previous_rows:
-                        self.store.add(image.sha256, image.size, vector, part.backend)
+                    if image.sha256 not in self.store and image.sha256 not in self._previous_rows:
+                        self.store.add([image], vector[None], part.backend)
                         self.store.taken_over += not part.by_this_run
                     self.images.append(image)
                     self.encoded += part.by_this_run
@@ -229,10 +228,7 @@ class _Run:
         if sha256 in self._previous_rows and self.previous is not None:
             row = self._previous_rows[sha256]
             return self.previous.items["width"][row], self.previous.items["height"][row]
-        if sha256 in self.store.images:
-            _, image = self.store.images[sha256]
-            return image.width, image.height
-        return None
+        return self.store.size(sha256) if sha256 in self.store else None
 
     def _note(self, image: SourceImage) -> None:
         entry = self.source.entries[image.number]
@@ -250,7 +246,6 @@ class _Run:
             raise UserError(f"found no picture in {self.source.path} ({tried}); expected at least one that can be read")
         self.images.sort(key=lambda image: image.number)
         items = [self._item(image) for image in self.images]
-        backends = {image.backend for _, image in self.store.images.values()}
         manifest = Manifest(
             model,
             checksum,
@@ -259,7 +254,7 @@ class _Run:
             self.source.splits,
             self.model.config.projection.dim,
             len(items),
-            sorted(backends | set(self.previous.manifest.backends if self.previous else ())),
+            sorted(self.store.backends | set(self.previous.manifest.backends if self.previous else ())),
             {},
             engine,
             skipped=self.skipped,
@@ -306,7 +301,7 @@ class _Run:
         if self.previous is not None and sha256 in self._previous_rows:
             vector = self.previous.embeddings[self._previous_rows[sha256]]
         else:
-            vector = made[self.store.images[sha256][0]]
+            vector = made[self.store.row(sha256)]
         return vector
 
     @property

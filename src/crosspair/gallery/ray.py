@@ -16,7 +16,6 @@ import os
 import platform
 import shutil
 import socket
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from crosspair.errors import UserError
 from crosspair.gallery.encoding import ImageReader, SourceImage, choose_setting, encode_images
 from crosspair.gallery.layout import THUMBNAILS
 from crosspair.gallery.sources import Entry, Source, folder_entry
+from crosspair.storage.files import whole_file
 
 PART = 1024  # pictures; what a worker that dies loses at most
 SECONDS = 5.0  # to reach a cluster
@@ -49,7 +49,8 @@ class Job:
     thumbnails: str
     parts: str  # the folder for their files
     model: str  # a copy of its directory
-    backend: str  # the same for all: torch, openvino-bf16 or openvino-f32
+    backend: str  # the same for all: torch, openvino-bf16, openvino-f32 or onnxruntime-f32
+    device: str  # auto or cpu
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def encode_parts(
     *,
     settings: dict[str, str],
     backend: str,
+    device: str,
     workers: int | None,
     tell: Callable[[str], object],
 ) -> Iterator[DonePart]:
@@ -92,7 +94,7 @@ def encode_parts(
     when workers keep dying.
     """
     ray = _import_ray()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     chosen = "torch" if gpus else _choose(model, source, output, backend, tell)
     job = Job(
         str(source.path.resolve()),
@@ -101,6 +103,7 @@ def encode_parts(
         str(work.resolve() / "parts"),
         str(work.resolve() / "model"),
         chosen,
+        "auto" if gpus else "cpu",
     )
     _prepare_folders(job, model_directory)
     missing = []
@@ -255,9 +258,7 @@ class PartEncoder:
                 machine = platform.node()
                 self._problem = f"the machine {machine} does not see {path}; put it on a disk that all machines share"
                 return
-        self._model = DualEncoder.from_pretrained(self._job.model)
-        if torch.cuda.is_available():
-            self._model = self._model.to("cuda")
+        self._model = DualEncoder.from_pretrained(self._job.model, device=self._job.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         described = json.loads(row["part"])
@@ -319,17 +320,9 @@ def write_part(job: Job, part: Part, model: DualEncoder) -> None:
         "is_none": [image.is_none for image in seen],
         "vector": pa.array(vectors, pa.binary()),
     }
-    path = _path(job, part.name)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}")
-    try:
-        table = pa.table(columns).replace_schema_metadata({"backend": backend})
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="none")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    table = pa.table(columns).replace_schema_metadata({"backend": backend})
+    with whole_file(_path(job, part.name), shared=True) as file:
+        pq.write_table(table, file, compression="none")
 
 
 def read_part(job: Job, part: Part, *, by_this_run: bool) -> DonePart:

@@ -4,8 +4,10 @@ import errno
 import fcntl
 import glob
 import os
+import platform
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -58,16 +60,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` when the block ends well and vanishes when it fails."""
+def whole_file(path: Path, *, shared: bool = False, synced: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` when the block ends well and vanishes when it fails.
+
+    shared: threads and machines that share the disk may write the same file at once. synced: after a power failure,
+    too, it is whole or not there.
+    """
     refuse_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    own = f"{platform.node()}-{threading.get_ident()}-{os.getpid()}" if shared else str(os.getpid())
+    temporary = path.with_name(f".{path.name}.{own}")
     try:
         with full_disk_is_an_error(path), temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
