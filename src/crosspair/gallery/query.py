@@ -10,7 +10,8 @@ from crosspair.data.readers.folder import SUFFIXES
 from crosspair.data.tokens import Vocabulary, tokenize
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
-from crosspair.gallery.gallery import Gallery, Item
+from crosspair.gallery.gallery import Gallery
+from crosspair.gallery.items import Item
 
 
 @dataclass(frozen=True)
