@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspair import UserError, evaluate_retrieval
-from crosspair.evaluation import counting, prediction, shards
+from crosspair.evaluation import cost, counting, shards
 from crosspair.evaluation.counting import Counting, Layout
 from crosspair.evaluation.ranking import prepare_counting, rank_positives, ranks_of
 from crosspair.evaluation.shards import count_shard, merge_parts, parse_shard, read_part
@@ -239,7 +239,7 @@ def test_memory_does_not_grow_with_the_gallery(mapped, monkeypatch):
 
 
 def test_a_long_job_says_what_it_costs_before_it_starts_and_shows_a_bar(small_blocks, monkeypatch, capsys):
-    monkeypatch.setattr(prediction, "LARGE", 1000)
+    monkeypatch.setattr(cost, "LARGE", 1000)
     events = []
     read = Counting.read_positives
     monkeypatch.setattr(
@@ -258,8 +258,8 @@ def test_a_short_job_says_nothing(capsys):
 
 
 def test_a_ranking_that_does_not_fit_the_memory_is_refused_before_it_starts(monkeypatch):
-    monkeypatch.setattr(prediction, "LARGE", 1000)
-    monkeypatch.setattr(prediction, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(cost, "LARGE", 1000)
+    monkeypatch.setattr(cost, "available_memory", lambda: 10**6)
     monkeypatch.setattr(Counting, "read_positives", lambda self: pytest.fail("started"))
     with pytest.raises(UserError, match=r"ranking needs 0\.1 GB of memory, 0\.0 GB are available; free some"):
         rank_positives(*retrieval(100), progress=True)
@@ -268,7 +268,7 @@ def test_a_ranking_that_does_not_fit_the_memory_is_refused_before_it_starts(monk
 def test_the_prediction_grows_with_the_scores_and_leaves_no_counts(small_blocks):
     job = prepare_counting(*retrieval(200))
     pairs = job.pairs()
-    whole, half = prediction.predict(job, pairs), prediction.predict(job, pairs[: len(pairs) // 2])
+    whole, half = cost.estimate_cost(job, pairs), cost.estimate_cost(job, pairs[: len(pairs) // 2])
     assert whole.scores == 200 * 1000
     assert half.scores < whole.scores
     assert whole.memory == half.memory > 0
@@ -280,11 +280,11 @@ def test_the_prediction_grows_with_the_scores_and_leaves_no_counts(small_blocks)
     ("seconds", "text"), [(3, "3 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 hours"), (200_000, "2.3 days")]
 )
 def test_durations_are_for_people(seconds, text):
-    assert prediction.duration(seconds) == text
+    assert cost.duration(seconds) == text
 
 
 def test_the_available_memory_is_that_of_the_machine_or_of_its_container(tmp_path, monkeypatch):
-    free = prediction.available_memory()
+    free = cost.available_memory()
     assert 0 < free < 10**15
     for name, text in {
         "max": "5000",
@@ -292,10 +292,10 @@ def test_the_available_memory_is_that_of_the_machine_or_of_its_container(tmp_pat
         "stat": "anon 1000\nactive_file 700\ninactive_file 300\n",
     }.items():
         (tmp_path / f"memory.{name}").write_text(text)
-    monkeypatch.setattr(prediction, "_CGROUP", tmp_path)
-    assert prediction.available_memory() == 3000
+    monkeypatch.setattr(cost, "_CGROUP", tmp_path)
+    assert cost.available_memory() == 3000
     (tmp_path / "memory.max").write_text("max")
-    assert prediction.available_memory() > 10**6
+    assert cost.available_memory() > 10**6
 
 
 @pytest.mark.parametrize(
