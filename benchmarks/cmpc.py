@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crosspair.losses import cmpc_terms
-from crosspair.losses.inputs import unit_vectors
+from crosspair.losses.base import unit_vectors
 
 DIMENSION = 512
 

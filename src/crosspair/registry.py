@@ -5,8 +5,8 @@ A built-in thing registers as a user's own does, by the decorator of its kind:
     @register_loss("half")
     def half(image_embeddings, text_embeddings, image_labels, text_labels, *, share: float = 0.5): ...
 
-Own things come from an installed package's entry points (groups `crosspair.losses` and so on), from plugins named on
-the command line (`--plugin FILE.py` or a module) and from those in the environment variable CROSSPAIR_PLUGINS.
+What others add comes from an installed package's entry points (groups `crosspair.losses` and so on), from plugins named
+on the command line (`--plugin FILE.py` or a module) and from those in the environment variable CROSSPAIR_PLUGINS.
 """
 
 import difflib
@@ -14,14 +14,17 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from crosspair.errors import UserError
+from crosspair.settings import Setting, settings_of
 
 Thing = TypeVar("Thing")
 Registered = TypeVar("Registered")
@@ -31,10 +34,15 @@ _ENVIRONMENT = "CROSSPAIR_PLUGINS"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A file or module that was loaded for what it registers. checksum: SHA-256 of its source, "" without one."""
+    """A file, module or installed package that registers things.
+
+    name: my_loss.py, a module, or a package with its version (crosspair-half==0.3). checksum: SHA-256 of the source
+    file, "" where there is none to read. source: what `load_plugin` takes in another process, "" for a package.
+    """
 
     name: str
-    checksum: str
+    checksum: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Entry(Generic[Thing]):
     name: str
     thing: Thing
     plugin: Plugin | None = None  # None: built in, or registered by the caller's own code
+    given: Collection[str] = ()  # parameters that are no settings of it
 
     @property
     def summary(self) -> str:
@@ -52,43 +61,58 @@ class Entry(Generic[Thing]):
         text = summary if isinstance(summary, str) else getattr(self.thing, "__doc__", None) or ""
         return text.strip().partition("\n")[0]
 
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Its settings by name."""
+        return settings_of(self.thing, self.given)
+
 
 class Registry(Generic[Thing]):
     """Names of one kind of things.
 
     kind: a word for one of them, as messages use it; plural also names the group of entry points.
     built_in: the module that registers each built-in name, imported when the name is first asked for.
+    given: names of parameters that a thing can ask for by having them, which are then no settings.
     """
 
-    def __init__(self, kind: str, plural: str, built_in: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, plural: str, built_in: Mapping[str, str], given: Collection[str] = ()) -> None:
         self.kind = kind
         self.plural = plural
+        self.given = given
         self._built_in = dict(built_in)
         self._entries: dict[str, Entry[Thing]] = {}
-        self._from_packages: dict[str, EntryPoint] | None = None
+        self._homes: dict[str, str] = {}  # where each was defined
+        self._from_packages: dict[str, list[EntryPoint]] | None = None
         REGISTRIES[plural] = self
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
         """A decorator that gives a function, class or object its name; it returns the thing as it is.
 
-        Raises UserError when the name is taken by something that was defined elsewhere.
+        Raises UserError for a name that can't be written in a recipe, and for one that is taken by something that was
+        defined elsewhere.
         """
+        if not isinstance(name, str):  # the decorator without brackets
+            raise UserError(f'a {self.kind} needs a name; write @register_{self.kind.replace(" ", "_")}("name")')
+        if not re.fullmatch(r"\w[\w-]*", name):
+            raise UserError(f"the {self.kind} '{name}' can't be called so; expected letters, digits, - and _ alone")
+
+        module = sys._getframe(1).f_globals.get("__name__", "")
 
         # An object's own module is that of its class; what registers it is the module that calls.
         module = str(sys._getframe(1).f_globals.get("__name__"))
 
         def add(thing: Registered) -> Registered:
-            known = self._entries.get(name)
-            if known is not None and _home(known.thing) != _home(thing):
-                raise UserError(
-                    f"the {self.kind} '{name}' is registered twice, by {_home(known.thing)} and {_home(thing)}; "
-                    "rename one of them"
-                )
+            home = f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
             if name in self._built_in and module != self._built_in[name]:
                 raise UserError(f"'{name}' is a built-in {self.kind}; give your own another name")
+            if self._homes.setdefault(name, home) != home:  # what is run again, as in a notebook, may replace itself
+                raise UserError(
+                    f"the {self.kind} '{name}' is registered twice, by {self._homes[name]} and {home}; "
+                    "rename one of them"
+                )
             # A plugin's imports may be the first to load the module of something built in, which isn't the plugin's.
             plugin = _loading[-1] if _loading and name not in self._built_in else None
-            self._entries[name] = Entry(name, thing, plugin)  # type: ignore[arg-type]
+            self._entries[name] = Entry(name, thing, plugin, self.given)  # type: ignore[arg-type]
             return thing
 
         return add
@@ -120,22 +144,26 @@ class Registry(Generic[Thing]):
         return name in self.names()
 
     def _load(self, name: str) -> None:
+        found = self._packages().get(name, [])
+        homes = [_distribution(point) for point in found]
+        if name in self._built_in and found:
+            raise UserError(f"{homes[0]} adds a {self.kind} '{name}', which is a built-in name; uninstall {homes[0]}")
+        if len(found) > 1:
+            raise UserError(f"{' and '.join(homes)} both add a {self.kind} '{name}'; uninstall one of them")
         if name in self._built_in:
             importlib.import_module(self._built_in[name])
-        elif name in self._packages():
-            point = self._packages()[name]
-            plugin = Plugin(f"{point.dist.name} {point.dist.version}" if point.dist else point.value, "")
-            _loading.append(plugin)
-            try:
+        for point in found:
+            with _loaded_as(Plugin(homes[0])):
                 thing = point.load()
-                if name not in self._entries:  # else the module has registered it itself
+                if name not in self._entries:  # else its module has registered it
                     self.register(name)(thing)
-            finally:
-                _loading.pop()
 
-    def _packages(self) -> dict[str, EntryPoint]:
+    def _packages(self) -> dict[str, list[EntryPoint]]:
+        """What installed packages add, by name."""
         if self._from_packages is None:
-            self._from_packages = {point.name: point for point in entry_points(group=f"crosspair.{self.plural}")}
+            self._from_packages = {}
+            for point in entry_points(group=f"crosspair.{self.plural}"):
+                self._from_packages.setdefault(point.name, []).append(point)
         return self._from_packages
 
 
@@ -150,59 +178,56 @@ def load_plugin(name: str) -> Plugin:
 
     Raises UserError where there is none of that name, or when it fails.
     """
-    is_file = name.endswith(".py")
-    path = Path(name).resolve()
-    key = str(path) if is_file else name
-    if key in _plugins:
-        return _plugins[key]
-    if is_file and not path.is_file():
-        raise UserError(f"there is no plugin {name}; expected a Python file, or the name of a module")
-    spec = _spec(path if is_file else None, name)
+    path = Path(name).resolve() if name.endswith(".py") else None
+    source = name if path is None else str(path)
+    if source in _plugins:
+        return _plugins[source]
+    spec = _spec(name) if path is None else _file_spec(path, name)
     origin = Path(spec.origin) if spec.origin else None
     checksum = hashlib.sha256(origin.read_bytes()).hexdigest() if origin and origin.suffix == ".py" else ""
-    plugin = Plugin(path.name if is_file else name, checksum)
-    _loading.append(plugin)
+    plugin = _plugins[source] = Plugin(path.name if path else name, checksum, source)
     try:
-        if is_file:
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses and worker processes look their module up
-            assert spec.loader is not None
-            spec.loader.exec_module(module)
-        else:
-            importlib.import_module(name)
-    except UserError:
+        with _loaded_as(plugin):
+            if path is None:
+                importlib.import_module(name)
+            else:
+                module = importlib.util.module_from_spec(spec)
+                sys.modules[spec.name] = module  # dataclasses look their module up
+                spec.loader.exec_module(module)
+    except BaseException:
+        del _plugins[source]
         sys.modules.pop(spec.name, None)
         raise
-    except Exception as error:  # a stranger's code raises anything
-        sys.modules.pop(spec.name, None)
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"the plugin {name} fails with {reason}; mend it, or leave it out") from error
-    finally:
-        _loading.pop()
-    _plugins[key] = plugin
     return plugin
 
 
 def load_plugins_of_environment() -> None:
     """Load what CROSSPAIR_PLUGINS names, separated as in PATH."""
     for name in filter(None, os.environ.get(_ENVIRONMENT, "").split(os.pathsep)):
-        if not any(plugin is not None and plugin.name == name for plugin in _loading):
-            load_plugin(name)
+        load_plugin(name)
 
 
 def loaded_plugins() -> list[Plugin]:
-    """The plugins of this process, in the order of their loading."""
+    """The plugins of this process, in the order of their loading, without installed packages."""
     return list(_plugins.values())
 
 
-def plugin_module(name: str) -> str:
-    """The name of the module that a plugin's file FILE.py becomes."""
-    return f"crosspair_plugin_{Path(name).stem}"
+@contextmanager
+def _loaded_as(plugin: Plugin) -> Iterator[None]:
+    """What is registered meanwhile belongs to a plugin, whose failures are one sentence."""
+    _loading.append(plugin)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's code raises anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"the plugin {plugin.name} fails with {reason}; mend it, or leave it out") from error
+    finally:
+        _loading.pop()
 
 
-def _spec(path: Path | None, name: str) -> Any:
-    if path is not None:
-        return importlib.util.spec_from_file_location(plugin_module(path.name), path)
+def _spec(name: str) -> Any:
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -212,10 +237,22 @@ def _spec(path: Path | None, name: str) -> Any:
     return spec
 
 
-def _home(thing: object) -> str:
-    """Where a thing was defined, in words that stay the same when its file is loaded again."""
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{named.__module__}.{named.__qualname__}"
+def _file_spec(path: Path, name: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"there is no plugin {name}; expected a Python file, or the name of a module")
+    return importlib.util.spec_from_file_location(plugin_module(str(path)), path)
+
+
+def plugin_module(source: str) -> str:
+    """The name of the module that a plugin becomes; files of one name in different folders are different ones."""
+    path = Path(source)
+    if path.suffix != ".py":
+        return source
+    return f"crosspair_plugin_{path.stem}_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:8]}"
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name}=={point.dist.version}" if point.dist else point.value
 
 
 def _in(package: str, *names: str) -> dict[str, str]:
@@ -223,7 +260,12 @@ def _in(package: str, *names: str) -> dict[str, str]:
     return {name: f"crosspair.{package}.{name}" for name in names}
 
 
-LOSSES: Registry[Any] = Registry("loss", "losses", _in("losses", "cmpm", "cmpc", "infonce", "sdm", "triplet", "siglip"))
+LOSSES: Registry[Any] = Registry(
+    "loss",
+    "losses",
+    _in("losses", "cmpm", "cmpc", "infonce", "sdm", "triplet", "siglip"),
+    given=("num_classes", "embedding_dim"),
+)
 _SLIM = [f"slim_mobilenet_v1{depth}" for depth in ("", "_075", "_050", "_025")]
 _SLIM += [f"slim_resnet_v1_{layers}" for layers in (50, 101, 152)]
 IMAGE_ENCODERS: Registry[Any] = Registry(
@@ -254,9 +296,18 @@ PROTOCOLS: Registry[Any] = Registry(
         "eccv-caption": "crosspair.evaluation.eccv",
     },
 )
-SAMPLERS: Registry[Any] = Registry("sampler", "samplers", {})
-OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers", {})
-SCHEDULES: Registry[Any] = Registry("schedule", "schedules", {})
+SAMPLERS: Registry[Any] = Registry(
+    "sampler", "samplers", dict.fromkeys(("shuffled", "labels"), "crosspair.data.samplers"), given=("images",)
+)
+OPTIMIZERS: Registry[Any] = Registry(
+    "optimizer",
+    "optimizers",
+    dict.fromkeys(("adam", "adamw", "tensorflow-adam"), "crosspair.training.optimizer"),
+    given=("params", "lr", "weight_decay"),  # torch's own names: every group of parameters has them
+)
+SCHEDULES: Registry[Any] = Registry(
+    "schedule", "schedules", dict.fromkeys(("constant", "cosine"), "crosspair.training.optimizer")
+)
 ENGINES: Registry[Any] = Registry(
     "search engine",
     "engines",

@@ -380,7 +380,7 @@ def plugin_of(name: str, side: Literal["image", "text"]) -> Plugin | None:
     if not timm.is_model(name):
         return None
     module = timm.model_entrypoint(name).__module__  # of timm's own registry, which plugins add to as well
-    found = (plugin for plugin in loaded_plugins() if module in (plugin.name, plugin_module(plugin.name)))
+    found = (plugin for plugin in loaded_plugins() if module == plugin_module(plugin.source))
     return next(found, None)
 
 

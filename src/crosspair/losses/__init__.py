@@ -1,10 +1,10 @@
-"""Losses of image-text matching. They know tensors alone: embeddings in, a scalar out."""
+"""Losses of image-text matching, a file each. They know tensors alone: embeddings in, a scalar out."""
 
+from crosspair.losses.base import LearnedScale, MatchingLoss
 from crosspair.losses.cmpc import CMPCLoss, CMPCTerms, cmpc_terms
 from crosspair.losses.cmpm import CMPMLoss, CMPMTerms, cmpm_terms
 from crosspair.losses.distances import PairDistances, pair_distances
 from crosspair.losses.infonce import InfoNCELoss, InfoNCETerms, infonce_terms
-from crosspair.losses.scale import LearnedScale
 from crosspair.losses.sdm import SDMLoss, SDMTerms, sdm_terms
 from crosspair.losses.siglip import SigLIPLoss, SigLIPTerms, siglip_terms
 from crosspair.losses.triplet import TripletLoss, TripletTerms, triplet_terms
@@ -17,6 +17,7 @@ __all__ = [
     "InfoNCELoss",
     "InfoNCETerms",
     "LearnedScale",
+    "MatchingLoss",
     "PairDistances",
     "SDMLoss",
     "SDMTerms",

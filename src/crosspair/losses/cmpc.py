@@ -1,13 +1,23 @@
-"""Cross-modal projection classification: each modality, projected onto the other, must show the identity."""
+"""Cross-modal projection classification: each modality, projected onto the other, must show the label.
+
+The cross entropy is written for many classes: their weights are read, and never copied to be normalised.
+"""
 
 import math
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from crosspair.losses.class_entropy import class_entropies
-from crosspair.losses.inputs import check_embeddings, check_labels, computing_dtype, unit_vectors
+from crosspair.losses.base import (
+    SQUARED_LENGTH_FLOOR,
+    check_embeddings,
+    check_labels,
+    computing_dtype,
+    unit_vectors,
+)
+from crosspair.registry import register_loss
+from crosspair.settings import Range
 
 
 class CMPCTerms(NamedTuple):
@@ -17,17 +27,29 @@ class CMPCTerms(NamedTuple):
     text_to_image: Tensor
 
 
+@register_loss("cmpc")
 class CMPCLoss(nn.Module):
-    """Cross-modal projection classification loss (Zhang and Lu, ECCV 2018, eq. 7-11): the sum of `cmpc_terms`.
+    """Cross-modal projection classification (Zhang and Lu, ECCV 2018, eq. 7-11): the sum of `cmpc_terms`.
 
-    num_classes: number of identities; labels are 0 .. num_classes - 1.
+    num_classes: number of labels, which are 0 .. num_classes - 1.
     label_smoothing: share of the target spread evenly over all classes, 0..1.
     sampled_classes: see `cmpc_terms`; in evaluation mode all classes are taken.
     `weight` [embedding_dim, num_classes] is the classifier that both directions share.
     """
 
+    takes_pairs = True  # called with pairs and their labels; of several processes each with its own pairs
+
     def __init__(
-        self, num_classes: int, embedding_dim: int, label_smoothing: float = 0.0, *, sampled_classes: int = 0
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        label_smoothing: Annotated[float, Range(at_least=0, at_most=1), "Of the targets."] = 0.0,
+        *,
+        sampled_classes: Annotated[
+            int,
+            Range(at_least=0),
+            "Classes drawn a step beside the batch's own, for fast approximate steps; 0 takes all.",
+        ] = 0,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
@@ -35,17 +57,15 @@ class CMPCLoss(nn.Module):
         self.weight = nn.Parameter(torch.empty(embedding_dim, num_classes))
         nn.init.xavier_uniform_(self.weight)
 
+    def terms(self, image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor) -> CMPCTerms:
+        """A named tuple of scalars; arguments and errors as in `cmpc_terms`."""
+        sampled_classes = self.sampled_classes if self.training else 0
+        settings = (self.weight, self.label_smoothing)
+        return cmpc_terms(image_embeddings, text_embeddings, labels, *settings, sampled_classes=sampled_classes)
+
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss in nats; arguments and errors as in `cmpc_terms`."""
-        sampled_classes = self.sampled_classes if self.training else 0
-        terms = cmpc_terms(
-            image_embeddings,
-            text_embeddings,
-            labels,
-            self.weight,
-            self.label_smoothing,
-            sampled_classes=sampled_classes,
-        )
+        terms = self.terms(image_embeddings, text_embeddings, labels)
         return terms.image_to_text + terms.text_to_image
 
     def extra_repr(self) -> str:
@@ -134,3 +154,84 @@ def _check_range(labels: Tensor, num_classes: int) -> None:
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
         raise ValueError(f"label {int(labels[row])} in row {row} is out of range; expected 0 .. {num_classes - 1}")
+
+
+def class_entropies(
+    vectors: Tensor, targets: Tensor, weight: Tensor, label_smoothing: float = 0.0, log_counts: Tensor | None = None
+) -> Tensor:
+    """Cross entropy in nats, [n], of softmax(vectors . w_k / |w_k|) over the columns of `weight`.
+
+    vectors [n, d], weight [d, k]: one type. targets [n]: int64, 0 .. k - 1.
+    log_counts [k]: column k stands for exp(log_counts[k]) classes with its logit; by default for itself alone.
+
+    The logits are divided by the columns' lengths, and so is their gradient: normalised weights would be two more
+    matrices of d x k to write, read and differentiate, which takes longer than the products at 100,000 classes.
+    """
+    entropies: Tensor = _ClassEntropies.apply(vectors, targets, weight, label_smoothing, log_counts)
+    return entropies
+
+
+class _ClassEntropies(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        vectors: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        label_smoothing: float,
+        log_counts: Tensor | None,
+    ) -> Tensor:
+        lengths = torch.linalg.vector_norm(weight, dim=0)
+        logits = (vectors @ weight).div_(lengths.clamp(min=SQUARED_LENGTH_FLOOR**0.5))
+        log_totals = (logits if log_counts is None else logits + log_counts).logsumexp(dim=1)
+        ctx.save_for_backward(vectors, targets, weight, lengths, logits, log_totals, log_counts)
+        ctx.label_smoothing = label_smoothing
+        return _entropies(logits, log_totals, targets, label_smoothing, log_counts)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        vectors, targets, weight, lengths, logits, log_totals, log_counts = ctx.saved_tensors
+        smoothing = ctx.label_smoothing
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
+            entropies = _differentiable(vectors, targets, weight, smoothing, log_counts)
+            wanted = [tensor for tensor in (vectors, weight) if tensor.requires_grad]
+            found = iter(torch.autograd.grad(entropies, wanted, upstream, create_graph=True))
+            by_vectors, by_weight = (next(found) if tensor.requires_grad else None for tensor in (vectors, weight))
+            return by_vectors, None, by_weight, None, None
+        with torch.autocast(vectors.device.type, enabled=False):
+            shifted = logits - log_totals[:, None]
+            gradient = (shifted if log_counts is None else shifted.add_(log_counts)).exp_()
+            gradient -= smoothing * _shares(logits, log_counts)
+            gradient.scatter_add_(1, targets[:, None], torch.full_like(log_totals[:, None], smoothing - 1))
+            gradient *= upstream[:, None]
+            held = lengths.clamp(min=SQUARED_LENGTH_FLOOR**0.5)
+            # A column counts by its direction alone, unless it is too short to have one.
+            radial = (gradient * logits).sum(0) / held.square() * (lengths >= SQUARED_LENGTH_FLOOR**0.5)
+            gradient /= held
+            by_weight = (vectors.T @ gradient).addcmul_(weight, -radial) if ctx.needs_input_grad[2] else None
+            return gradient @ weight.T, None, by_weight, None, None
+
+
+def _differentiable(
+    vectors: Tensor, targets: Tensor, weight: Tensor, label_smoothing: float, log_counts: Tensor | None
+) -> Tensor:
+    squared_lengths = weight.square().sum(0).clamp(min=SQUARED_LENGTH_FLOOR)
+    logits = vectors @ weight * squared_lengths.rsqrt()
+    log_totals = (logits if log_counts is None else logits + log_counts).logsumexp(dim=1)
+    return _entropies(logits, log_totals, targets, label_smoothing, log_counts)
+
+
+def _entropies(
+    logits: Tensor, log_totals: Tensor, targets: Tensor, label_smoothing: float, log_counts: Tensor | None
+) -> Tensor:
+    entropies = log_totals - (1 - label_smoothing) * logits.gather(1, targets[:, None])[:, 0]
+    if label_smoothing:
+        entropies = entropies - label_smoothing * (logits @ _shares(logits, log_counts))
+    return entropies
+
+
+def _shares(logits: Tensor, log_counts: Tensor | None) -> Tensor:
+    """The share of all classes that each column stands for, [k]."""
+    if log_counts is None:
+        return logits.new_full((logits.shape[1],), 1 / logits.shape[1])
+    return log_counts.softmax(dim=0)

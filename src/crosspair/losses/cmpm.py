@@ -1,20 +1,26 @@
 """Cross-modal projection matching: the distribution of projections against the distribution of matches."""
 
 import math
-from typing import NamedTuple, get_args
+from typing import Annotated, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from crosspair.losses.cmpm_tiled import MatmulPrecision, tile_side, tiled_divergences
-from crosspair.losses.inputs import (
+from crosspair.losses.base import (
+    LearnedScale,
+    MatchingLoss,
     check_embeddings,
     check_every_row_matches,
     check_labels,
     computing_dtype,
     unit_vectors,
 )
+from crosspair.losses.cmpm_tiled import MatmulPrecision, tile_side, tiled_divergences
+from crosspair.registry import register_loss
+from crosspair.settings import Range
+
+LARGEST_SCALE = 100.0
 
 
 class CMPMTerms(NamedTuple):
@@ -24,34 +30,68 @@ class CMPMTerms(NamedTuple):
     text_to_image: Tensor
 
 
-class CMPMLoss(nn.Module):
-    """Cross-modal projection matching loss (Zhang and Lu, ECCV 2018, eq. 1-6): the sum of `cmpm_terms`."""
+@register_loss("cmpm")
+class CMPMLoss(MatchingLoss):
+    """Cross-modal projection matching (Zhang and Lu, ECCV 2018, eq. 1-6): the sum of `cmpm_terms`."""
 
-    def __init__(self, epsilon: float = 1e-8, *, matmul_precision: MatmulPrecision = "float32") -> None:
+    def __init__(
+        self,
+        epsilon: Annotated[float, Range(above=0), "Added to q; bounds the loss of a pair that does not match."] = 1e-8,
+        *,
+        scale: Annotated[
+            float | None,
+            Range(above=0, at_most=LARGEST_SCALE),
+            "null projects as the paper does; a number brings both embeddings to this length first, and learns it.",
+        ] = None,
+        ratio_epsilon: Annotated[
+            float, Range(at_least=0), "Added to p / q inside the logarithm; the original adds 1e-8."
+        ] = 0.0,
+        matmul_precision: Annotated[
+            MatmulPrecision,
+            "Of batches of over a million pairs on a CPU: bf16 takes 0.6 of the time, gradients are off by 0.4 %.",
+        ] = "float32",
+    ) -> None:
         super().__init__()
         self.epsilon = epsilon
+        self.ratio_epsilon = ratio_epsilon
         self.matmul_precision: MatmulPrecision = matmul_precision
+        self.scale = None if scale is None else LearnedScale(scale, largest=LARGEST_SCALE)
 
-    def forward(
+    def terms(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
+    ) -> CMPMTerms:
+        images, texts = self._scaled(image_embeddings, text_embeddings)
+        settings = (self.epsilon, self.ratio_epsilon)
+        return cmpm_terms(images, texts, image_labels, text_labels, *settings, matmul_precision=self.matmul_precision)
+
+    def row_terms(
         self,
         image_embeddings: Tensor,
         text_embeddings: Tensor,
         image_labels: Tensor,
-        text_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss in nats; arguments and errors as in `cmpm_terms`."""
-        terms = cmpm_terms(
-            image_embeddings,
-            text_embeddings,
-            image_labels,
-            text_labels,
-            self.epsilon,
-            matmul_precision=self.matmul_precision,
-        )
-        return terms.image_to_text + terms.text_to_image
+        text_labels: Tensor,
+        image_rows: slice,
+        text_rows: slice,
+    ) -> CMPMTerms:
+        """What some rows add to `terms`, as `cmpm_share` has it."""
+        images, texts = self._scaled(image_embeddings, text_embeddings)
+        settings = (self.epsilon, self.ratio_epsilon)
+        return cmpm_share(images, texts, image_labels, text_labels, image_rows, text_rows, *settings)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {} if self.scale is None else {"scale": self.scale()}
+
+    def _scaled(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        if self.scale is None:
+            return images, texts
+        check_embeddings(images, texts)
+        dtype = computing_dtype(images, texts)
+        with torch.autocast(images.device.type, enabled=False):
+            scale = self.scale()
+            return scale * unit_vectors(images.to(dtype)), scale * unit_vectors(texts.to(dtype))
 
     def extra_repr(self) -> str:
-        return f"epsilon={self.epsilon:g}, products={self.matmul_precision}"
+        return f"epsilon={self.epsilon:g}, matmul_precision={self.matmul_precision}"
 
 
 def cmpm_terms(
@@ -88,7 +128,9 @@ def cmpm_terms(
     text_labels on a GPU this check waits for the device; labels may stay on the CPU, and then it does not.
     """
     if matmul_precision not in get_args(MatmulPrecision):
-        raise ValueError(f"products are '{matmul_precision}'; expected one of {', '.join(get_args(MatmulPrecision))}")
+        raise ValueError(
+            f"matmul_precision is '{matmul_precision}'; expected one of {', '.join(get_args(MatmulPrecision))}"
+        )
     check_embeddings(image_embeddings, text_embeddings)
     image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
     if text_labels is None:
@@ -127,3 +169,42 @@ def _matching_divergence(projections: Tensor, matches: Tensor, epsilon: float, r
     against_match = (p * (log_p - log_q_at_match[:, None])).sum(dim=1)
     astray = p.masked_fill(matches, 0).sum(dim=1)
     return (against_match + astray * (log_q_at_match - math.log(epsilon))).mean()
+
+
+def cmpm_share(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    image_rows: slice,
+    text_rows: slice,
+    epsilon: float = 1e-8,
+    ratio_epsilon: float = 0.0,
+) -> CMPMTerms:
+    """What images `image_rows` and texts `text_rows` add to `cmpm_terms` of the whole batch.
+
+    The shares of slices that together hold every row once sum to `cmpm_terms`, and so do their gradients. A share costs
+    the rows' part of the two products, [own images, m] and [own texts, n].
+
+    Slices have a start and a stop; the other arguments and errors are those of `cmpm_terms`, over the whole batch.
+    """
+    check_embeddings(image_embeddings, text_embeddings)
+    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
+    text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
+    check_every_row_matches(image_labels, text_labels, "image", "text")
+    check_every_row_matches(text_labels, image_labels, "text", "image")
+    dtype = computing_dtype(image_embeddings, text_embeddings)
+    images, texts = image_embeddings.to(dtype), text_embeddings.to(dtype)
+    image_labels, text_labels = (labels.to(images.device, non_blocking=True) for labels in (image_labels, text_labels))
+
+    def share(own: Tensor, others: Tensor, labels: Tensor, other_labels: Tensor, rows: slice) -> Tensor:
+        matches = labels[rows, None] == other_labels
+        divergence = _matching_divergence(own[rows] @ unit_vectors(others).T, matches, epsilon, ratio_epsilon)
+        share_of_rows: float = (rows.stop - rows.start) / len(own)
+        return divergence * share_of_rows
+
+    with torch.autocast(images.device.type, enabled=False):
+        return CMPMTerms(
+            image_to_text=share(images, texts, image_labels, text_labels, image_rows),
+            text_to_image=share(texts, images, text_labels, image_labels, text_rows),
+        )

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from crosspair.losses.inputs import SQUARED_LENGTH_FLOOR
+from crosspair.losses.base import SQUARED_LENGTH_FLOOR
 
 MatmulPrecision = Literal["float32", "bf16"]
 
@@ -45,7 +45,8 @@ def tiled_divergences(
     """Both terms of `cmpm_terms`, which says what they are. They can be differentiated once.
 
     images [n, d], texts [m, d]: one type, float32 or float64. image_labels [n], text_labels [m]: int64, on the same
-    device, each with a match. products: "bf16" multiplies matrices in bfloat16; all else stays in the images' type.
+    device, each with a match. matmul_precision: "bf16" multiplies matrices in bfloat16; all else stays in the images'
+    type.
     """
     settings = _Settings(
         epsilon, torch.bfloat16 if matmul_precision == "bf16" else images.dtype, tile_side(images.device)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crosspair.losses.inputs import check_embeddings, check_labels, unit_vectors
+from crosspair.losses.base import check_embeddings, check_labels, unit_vectors
 
 
 class PairDistances(NamedTuple):

@@ -1,13 +1,14 @@
 """InfoNCE: a text must be told from all others of the batch by its image, and the other way round."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from crosspair.losses.inputs import matching_inputs, unit_vectors
-from crosspair.losses.scale import LearnedScale
+from crosspair.losses.base import LearnedScale, MatchingLoss, matching_inputs, unit_vectors
+from crosspair.registry import register_loss
+from crosspair.settings import Range
 
 
 class InfoNCETerms(NamedTuple):
@@ -17,26 +18,27 @@ class InfoNCETerms(NamedTuple):
     text_to_image: Tensor
 
 
-class InfoNCELoss(nn.Module):
-    """InfoNCE as CLIP has it (Radford et al., ICML 2021, figure 3): the sum of `infonce_terms`, which CLIP halves.
+@register_loss("infonce")
+class InfoNCELoss(MatchingLoss):
+    """InfoNCE as CLIP has it (Radford et al., ICML 2021, figure 3): the sum of `infonce_terms`, which CLIP halves."""
 
-    temperature: where the learned temperature starts; it never falls below 0.01. learned: False keeps it.
-    """
-
-    def __init__(self, temperature: float = 0.07, *, learned: bool = True) -> None:
+    def __init__(
+        self,
+        temperature: Annotated[float, Range(at_least=0.01), "At the start, if it is learned; held above 0.01."] = 0.07,
+        *,
+        learned: Annotated[bool, "Learn the temperature."] = True,
+    ) -> None:
         super().__init__()
         self.scale = LearnedScale(1 / temperature, largest=100.0, learned=learned)
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        text_embeddings: Tensor,
-        image_labels: Tensor,
-        text_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss in nats; arguments and errors as in `infonce_terms`."""
-        terms = infonce_terms(image_embeddings, text_embeddings, image_labels, text_labels, self.scale())
-        return terms.image_to_text + terms.text_to_image
+    def terms(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
+    ) -> InfoNCETerms:
+        table = (image_embeddings, text_embeddings, image_labels, text_labels)
+        return infonce_terms(*table, self.scale())
+
+    def learned(self) -> dict[str, Tensor]:
+        return {"scale": self.scale()}
 
 
 def infonce_terms(

@@ -1,12 +1,14 @@
 """Similarity distribution matching: the distribution of cosines against the distribution of matches."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from crosspair.losses.base import MatchingLoss, check_embeddings, computing_dtype, unit_vectors
 from crosspair.losses.cmpm import cmpm_terms
-from crosspair.losses.inputs import check_embeddings, computing_dtype, unit_vectors
+from crosspair.registry import register_loss
+from crosspair.settings import Range
 
 
 class SDMTerms(NamedTuple):
@@ -16,24 +18,24 @@ class SDMTerms(NamedTuple):
     text_to_image: Tensor
 
 
-class SDMLoss(nn.Module):
+@register_loss("sdm")
+class SDMLoss(MatchingLoss):
     """Similarity distribution matching (Jiang and Ye, IRRA, CVPR 2023, eq. 4-6): the sum of `sdm_terms`."""
 
-    def __init__(self, temperature: float = 0.02, epsilon: float = 1e-8) -> None:
+    def __init__(
+        self,
+        temperature: Annotated[float, Range(above=0), "What cosines are divided by."] = 0.02,
+        epsilon: Annotated[float, Range(above=0), "Added to q; bounds the loss of a pair that does not match."] = 1e-8,
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.epsilon = epsilon
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        text_embeddings: Tensor,
-        image_labels: Tensor,
-        text_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss in nats; arguments and errors as in `sdm_terms`."""
-        terms = sdm_terms(image_embeddings, text_embeddings, image_labels, text_labels, self.temperature, self.epsilon)
-        return terms.image_to_text + terms.text_to_image
+    def terms(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
+    ) -> SDMTerms:
+        table = (image_embeddings, text_embeddings, image_labels, text_labels)
+        return sdm_terms(*table, self.temperature, self.epsilon)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:g}, epsilon={self.epsilon:g}"

@@ -1,13 +1,14 @@
 """The sigmoid loss of SigLIP: every image-text pair of the batch is a yes-or-no question of its own."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crosspair.losses.inputs import matching_inputs, unit_vectors
-from crosspair.losses.scale import LearnedScale
+from crosspair.losses.base import LearnedScale, MatchingLoss, matching_inputs, unit_vectors
+from crosspair.registry import register_loss
+from crosspair.settings import Range
 
 
 class SigLIPTerms(NamedTuple):
@@ -17,27 +18,30 @@ class SigLIPTerms(NamedTuple):
     negative: Tensor
 
 
-class SigLIPLoss(nn.Module):
-    """Sigmoid loss (Zhai et al., ICCV 2023, eq. 1 and algorithm 1): the sum of `siglip_terms`.
+@register_loss("siglip")
+class SigLIPLoss(MatchingLoss):
+    """Sigmoid loss (Zhai et al., SigLIP, ICCV 2023, eq. 1 and algorithm 1): the sum of `siglip_terms`.
 
-    temperature, bias: where the learned temperature (the inverse of exp(t') in the paper) and bias start.
+    temperature is the inverse of exp(t') in the paper.
     """
 
-    def __init__(self, temperature: float = 0.1, bias: float = -10.0) -> None:
+    def __init__(
+        self,
+        temperature: Annotated[float, Range(above=0), "At the start; learned."] = 0.1,
+        bias: Annotated[float, Range(), "At the start; learned."] = -10.0,
+    ) -> None:
         super().__init__()
         self.scale = LearnedScale(1 / temperature)
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        text_embeddings: Tensor,
-        image_labels: Tensor,
-        text_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss in nats; arguments and errors as in `siglip_terms`."""
-        terms = siglip_terms(image_embeddings, text_embeddings, image_labels, text_labels, self.scale(), self.bias)
-        return terms.positive + terms.negative
+    def terms(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
+    ) -> SigLIPTerms:
+        table = (image_embeddings, text_embeddings, image_labels, text_labels)
+        return siglip_terms(*table, self.scale(), self.bias)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {"scale": self.scale(), "bias": self.bias}
 
 
 def siglip_terms(

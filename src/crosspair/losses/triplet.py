@@ -1,11 +1,13 @@
 """Triplet loss with the hardest negatives: a match must be closer than the closest thing that does not match."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from crosspair.losses.inputs import matching_inputs, unit_vectors
+from crosspair.losses.base import MatchingLoss, matching_inputs, unit_vectors
+from crosspair.registry import register_loss
+from crosspair.settings import Range
 
 
 class TripletTerms(NamedTuple):
@@ -15,23 +17,24 @@ class TripletTerms(NamedTuple):
     text_to_image: Tensor
 
 
-class TripletLoss(nn.Module):
+@register_loss("triplet")
+class TripletLoss(MatchingLoss):
     """Triplet loss with hardest negatives (Faghri et al., VSE++, BMVC 2018, eq. 6): the sum of `triplet_terms`."""
 
-    def __init__(self, margin: float = 0.2) -> None:
+    def __init__(
+        self,
+        margin: Annotated[
+            float, Range(at_least=0), "By how much a match's cosine should exceed that of the hardest negative."
+        ] = 0.2,
+    ) -> None:
         super().__init__()
         self.margin = margin
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        text_embeddings: Tensor,
-        image_labels: Tensor,
-        text_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss of cosine; arguments and errors as in `triplet_terms`."""
-        terms = triplet_terms(image_embeddings, text_embeddings, image_labels, text_labels, self.margin)
-        return terms.image_to_text + terms.text_to_image
+    def terms(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
+    ) -> TripletTerms:
+        table = (image_embeddings, text_embeddings, image_labels, text_labels)
+        return triplet_terms(*table, self.margin)
 
     def extra_repr(self) -> str:
         return f"margin={self.margin:g}"

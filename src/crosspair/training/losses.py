@@ -1,52 +1,57 @@
-"""The weighted sum of a recipe's losses, with the parameters that some of them learn."""
+"""The weighted sum of a recipe's losses, found by their names, with the parameters that they learn.
 
-from dataclasses import replace
+A registered loss is a function or an nn.Module of (image_embeddings [n, d], text_embeddings [m, d], image_labels [n],
+text_labels [m]) that returns a scalar or a named tuple of scalars, its terms. A module may have
+
+    terms(...)               in place of forward, for the terms of what forward sums up
+    row_terms(..., image_rows, text_rows)
+                             what some rows of a whole batch add to the terms, for several processes to share the work
+    takes_pairs = True       called with pairs instead: image_embeddings [p, d], text_embeddings [p, d], labels [p]
+    learned()                scalars to log by name
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crosspair.data.batching import Batch
-from crosspair.losses import (
-    CMPCLoss,
-    InfoNCELoss,
-    LearnedScale,
-    SigLIPLoss,
-    cmpc_terms,
-    cmpm_terms,
-    infonce_terms,
-    sdm_terms,
-    siglip_terms,
-    triplet_terms,
-)
-from crosspair.losses.rows import cmpm_share
+from crosspair.errors import UserError
+from crosspair.losses import MatchingLoss
+from crosspair.registry import LOSSES
+from crosspair.settings import apply_settings, asks_for
 from crosspair.training.distributed import Gathered
-from crosspair.training.recipe import LossConfig
+
+Table = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class MatchingLosses(nn.Module):
-    """The weighted sum of a recipe's losses.
+    """The weighted sum of a recipe's losses; `losses["cmpc"]` is one of them.
 
-    `cmpc` holds the class weights, `cmpm_scale`, `infonce` and `siglip` hold learned scales; each is None where the
-    recipe leaves it out. heads: parts of the embeddings, of equal width, that are matched each by itself.
+    config: weight, or weight and settings, by name, as a recipe has them. num_classes: of the training labels.
+    heads: parts of the embeddings, of equal width, that are matched each by itself. They share a loss with all that it
+    learns, unless it asks for the embedding_dim: then each has its own.
+
+    Raises UserError for an unknown loss, and for settings that it refuses.
     """
 
-    def __init__(self, config: LossConfig, num_classes: int, embedding_dim: int, heads: int = 1) -> None:
+    def __init__(self, config: Mapping[str, Any], num_classes: int, embedding_dim: int, heads: int = 1) -> None:
         super().__init__()
-        self.config = config
         self.heads = heads
-        self.weights = config.weights
-        self.cmpc: CMPCLoss | None = None
-        self.cmpm_scale: LearnedScale | None = None
-        self.infonce: InfoNCELoss | None = None
-        self.siglip: SigLIPLoss | None = None
-        if "cmpc" in self.weights:
-            self.cmpc = CMPCLoss(num_classes, embedding_dim, config.label_smoothing)
-        if "cmpm" in self.weights and config.cmpm_scale is not None:
-            self.cmpm_scale = LearnedScale(config.cmpm_scale, largest=100.0)
-        if "infonce" in self.weights:
-            self.infonce = InfoNCELoss(config.infonce_temperature, learned=config.infonce_learned)
-        if "siglip" in self.weights:
-            self.siglip = SigLIPLoss(config.siglip_temperature, config.siglip_bias)
+        self.weights: dict[str, float] = {}
+        for name, chosen in config.items():
+            settings = dict(chosen) if isinstance(chosen, Mapping) else {"weight": chosen}
+            self.weights[name] = settings.pop("weight")
+            thing = LOSSES.get(name)
+            create = apply_settings(thing, settings, num_classes=num_classes, embedding_dim=embedding_dim // heads)
+            number = heads if asks_for(thing, "embedding_dim") else 1
+            own = [_create(name, thing, create) for _ in range(number)]
+            # A module's own names (half, float, type ...) are taken.
+            self.add_module(f"{name}_loss", own[0] if number == 1 else nn.ModuleList(own))
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.get_submodule(f"{name}_loss")
 
     def forward(
         self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch, gathered: Gathered | None = None
@@ -58,95 +63,92 @@ class MatchingLosses(nn.Module):
         gathered: what all processes hold. With several of them everything returned is this process's share: the sum
         over the processes is the value for the whole batch.
         """
-        scales = self._scales()
+        gathered = gathered or _alone(image_embeddings, text_embeddings, batch)
         images, texts = image_embeddings.chunk(self.heads, dim=1), text_embeddings.chunk(self.heads, dim=1)
         found = [
-            self._head(head, images[head], texts[head], batch, scales, gathered and gathered.head(head, self.heads))
+            self._head(head, images[head], texts[head], batch, gathered.head(head, self.heads))
             for head in range(self.heads)
         ]
         total = torch.stack([loss for loss, _ in found]).sum()
         terms = {name: torch.stack([parts[name] for _, parts in found]).mean() for name in found[0][1]}
-        processes = 1 if gathered is None else gathered.processes
-        return total, terms | {name: value / processes for name, value in scales.items()}
+        return total, terms | {name: value / gathered.processes for name, value in self._learned().items()}
 
     def _head(
-        self,
-        head: int,
-        images: Tensor,
-        texts: Tensor,
-        batch: Batch,
-        scales: dict[str, Tensor],
-        gathered: Gathered | None,
+        self, head: int, images: Tensor, texts: Tensor, batch: Batch, gathered: Gathered
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum for one head, and its terms."""
         terms: dict[str, Tensor] = {}
         total = images.new_zeros(())
         for name, weight in self.weights.items():
-            if gathered is None or gathered.processes == 1:
-                parts = self._parts(name, head, images, texts, batch, scales)
-            else:
-                parts = self._shares(name, head, images, texts, batch, scales, gathered)
-            terms |= {f"{name}_{part}": value for part, value in parts.items()}
-            first, second = parts.values()
-            terms[name] = first + second
+            loss: Any = self[name]
+            if isinstance(loss, nn.ModuleList):
+                loss = loss[head]
+            parts = _terms(name, *_share(loss, images, texts, batch, gathered))
+            first, *others = parts.values()
+            terms |= {f"{name}_{part}": value for part, value in parts.items() if part}
+            terms[name] = sum(others, start=first)
             total = total + weight * terms[name]
         return total, terms
 
-    def _scales(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        if self.cmpm_scale is not None:
-            found["cmpm_scale"] = self.cmpm_scale()
-        if self.infonce is not None:
-            found["infonce_scale"] = self.infonce.scale()
-        if self.siglip is not None:
-            found |= {"siglip_scale": self.siglip.scale(), "siglip_bias": self.siglip.bias}
+    def _learned(self) -> dict[str, Tensor]:
+        found = {}
+        for name in self.weights:
+            learned = getattr(self[name], "learned", None)
+            if callable(learned):
+                found |= {f"{name}_{what}": value for what, value in learned().items()}
         return found
 
-    def _parts(
-        self, name: str, head: int, images: Tensor, texts: Tensor, batch: Batch, scales: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """The two terms of a loss by their names."""
-        config = self.config
-        table = (images, texts, batch.image_labels, batch.text_labels)
-        if name == "cmpm" and self.cmpm_scale is None:
-            matmul_precision = config.cmpm_matmul_precision
-            return cmpm_terms(
-                *table, ratio_epsilon=config.cmpm_ratio_epsilon, matmul_precision=matmul_precision
-            )._asdict()
-        if name == "cmpm":  # projections of embeddings of one length are scaled cosines, as SDM has them
-            return sdm_terms(*table, 1 / scales["cmpm_scale"])._asdict()
-        if name == "infonce":
-            return infonce_terms(*table, scales["infonce_scale"])._asdict()
-        if name == "sdm":
-            return sdm_terms(*table, config.sdm_temperature)._asdict()
-        if name == "triplet":
-            return triplet_terms(*table, config.triplet_margin)._asdict()
-        if name == "siglip":
-            return siglip_terms(*table, scales["siglip_scale"], scales["siglip_bias"])._asdict()
-        assert self.cmpc is not None
-        pairs = (images[batch.image_rows], texts, batch.text_labels)
-        sampled, weight = config.cmpc_classes, self.cmpc.weight.chunk(self.heads)[head]
-        return cmpc_terms(*pairs, weight, config.label_smoothing, sampled_classes=sampled)._asdict()
 
-    def _shares(
-        self,
-        name: str,
-        head: int,
-        images: Tensor,
-        texts: Tensor,
-        batch: Batch,
-        scales: dict[str, Tensor],
-        gathered: Gathered,
-    ) -> dict[str, Tensor]:
-        """What this process adds to the two terms of a loss over all processes."""
-        if name == "cmpc":
-            parts = self._parts(name, head, images, texts, batch, scales)
-            return {part: value * gathered.share_of_texts for part, value in parts.items()}
-        if name == "cmpm" and self.cmpm_scale is None:
-            own = (gathered.image_rows, gathered.text_rows)
-            return cmpm_share(*gathered.table, *own, ratio_epsilon=self.config.cmpm_ratio_epsilon)._asdict()
-        # The others are computed whole by every process, which adds a part of that.
-        images, texts, image_labels, text_labels = gathered.table
-        everything = replace(batch, image_labels=image_labels, text_labels=text_labels)
-        parts = self._parts(name, head, images, texts, everything, scales)
-        return {part: value / gathered.processes for part, value in parts.items()}
+class _Function(nn.Module):
+    """A loss that is a function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *table: Tensor) -> Any:
+        return self.function(*table)
+
+
+def _create(name: str, thing: Any, create: Callable[..., Any]) -> nn.Module:
+    if not isinstance(thing, type):
+        return _Function(create)
+    try:
+        loss = create()
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the loss '{name}' can't be made ({reason}); mend its settings, loss.{name}") from error
+    if not isinstance(loss, nn.Module):
+        raise UserError(f"the loss '{name}' is a {type(loss).__name__}; expected a function or a torch.nn.Module")
+    return loss
+
+
+def _alone(images: Tensor, texts: Tensor, batch: Batch) -> Gathered:
+    rows = slice(0, len(images)), slice(0, len(texts))
+    return Gathered(images, texts, batch.image_labels, batch.text_labels, *rows, processes=1)
+
+
+def _share(loss: Any, images: Tensor, texts: Tensor, batch: Batch, gathered: Gathered) -> tuple[Any, float]:
+    """What a loss returns for what this process computes of it, and which share of the whole batch that is."""
+    compute = getattr(loss, "terms", loss)
+    if getattr(loss, "takes_pairs", False):
+        return compute(images[batch.image_rows], texts, batch.text_labels), gathered.share_of_texts
+    if gathered.processes > 1 and hasattr(loss, "row_terms"):
+        return loss.row_terms(*gathered.table, gathered.image_rows, gathered.text_rows), 1.0
+    image_embeddings, text_embeddings, *labels = gathered.table
+    if not isinstance(loss, MatchingLoss):  # others may index with labels, which these leave on the CPU to check them
+        labels = [values.to(images.device, non_blocking=True) for values in labels]
+    return compute(image_embeddings, text_embeddings, *labels), 1 / gathered.processes
+
+
+def _terms(name: str, found: Any, share: float) -> dict[str, Tensor]:
+    """Terms by name, times the share; a loss without terms is one whose name is empty."""
+    parts = found._asdict() if hasattr(found, "_asdict") else {"": found}
+    for value in parts.values():
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            shape = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise UserError(
+                f"the loss '{name}' returns a {type(value).__name__} {shape}; expected a scalar tensor, or a named tuple "
+                "of them"
+            )
+    return parts if share == 1 else {part: value * share for part, value in parts.items()}

@@ -1,11 +1,37 @@
-"""What every loss asks of its inputs, and the one L2 normalisation they share."""
+"""What losses share: the sum of their terms, checks of their inputs, L2 normalisation, a learned scale."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SQUARED_LENGTH_FLOOR = 1e-12
+
+
+class MatchingLoss(nn.Module):
+    """A loss over all image-text pairs of a batch: the sum of its terms, which subclasses compute.
+
+    The parameters of __init__ are its settings in a recipe. Of several processes each computes the loss of the whole
+    batch, unless there is `row_terms`: then it computes what its own rows add.
+    """
+
+    def terms(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
+    ) -> Any:
+        """A named tuple of scalars."""
+        raise NotImplementedError
+
+    def forward(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
+    ) -> Tensor:
+        """The sum of `terms`, a scalar; arguments and errors are those of the function that computes them."""
+        first, *others = self.terms(image_embeddings, text_embeddings, image_labels, text_labels)
+        return sum(others, start=first)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Scalars to log beside the loss, by name."""
+        return {}
 
 
 def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
@@ -94,3 +120,26 @@ def matching_inputs(
     matches = image_labels.to(device, non_blocking=True)[:, None] == text_labels.to(device, non_blocking=True)
     dtype = computing_dtype(image_embeddings, text_embeddings)
     return MatchingInputs(image_embeddings.to(dtype), text_embeddings.to(dtype), matches)
+
+
+class LearnedScale(nn.Module):
+    """A positive number, learned as its logarithm (Radford et al., CLIP, ICML 2021, section 2.5).
+
+    start: the number at first. largest: what it is held to; the parameter itself is brought back to this bound before
+    each use, so that it can fall again. learned: whether the number changes at all.
+    """
+
+    def __init__(self, start: float, *, largest: float = math.inf, learned: bool = True) -> None:
+        super().__init__()
+        if not 0 < start <= largest:
+            raise ValueError(f"a scale starts at {start:g}; expected above 0 and at most {largest:g}")
+        self.largest = largest
+        self.logarithm = nn.Parameter(torch.tensor(math.log(start)), requires_grad=learned)
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            self.logarithm.clamp_(max=math.log(self.largest))
+        return self.logarithm.exp()
+
+    def extra_repr(self) -> str:
+        return f"largest={self.largest:g}, learned={self.logarithm.requires_grad}"
