@@ -25,7 +25,7 @@ from crosspair.encode.model import DualEncoder
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig
 from crosspair.training.distributed import counted_processes, launch
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe import Recipe, StageConfig
 from crosspair.training.step import TrainingStep
 
@@ -76,7 +76,7 @@ def work(rank: int, processes: int, options: argparse.Namespace) -> None:
     model.image_projection = type(model.image_projection)(1280, options.dim)
     model.freeze_image_encoder()
     losses = MatchingLosses(recipe.loss, options.images, options.dim)
-    optimizer = ScheduledAdam(model, losses, recipe.optimizer, StageConfig(1), options.steps)
+    optimizer = StageOptimizer(model, losses, recipe.optimizer, StageConfig(1), options.steps)
     step = TrainingStep(together, together.fabric.setup_module(model), losses, optimizer, None)
     batch = batch_of(options.images, options.captions, 1280, rank, processes)
     before, counts, times = peak_mb(), {}, []

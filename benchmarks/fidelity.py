@@ -30,7 +30,7 @@ VARIANTS: dict[str, list[str]] = {
     "TensorFlow's Adam": ["--optimizer.name", "tensorflow-adam"],
     "dropout of image features": ["--model.image.feature_dropout", "0.001"],
     "start marker": ["--model.text.markers", "start"],
-    "epsilon in the logarithm": ["--loss.cmpm_ratio_epsilon", "1e-8"],
+    "epsilon in the logarithm": ["--loss.cmpm.ratio_epsilon", "1e-8"],
     "TensorFlow's resize": ["--model.image.resample", "tensorflow1"],
 }
 

@@ -22,7 +22,7 @@ from crosspair.encode.model import create_model
 from crosspair.training.distributed import launch
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.machine import settled
-from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.step import TrainingStep
 from crosspair.training.trainer import batch_source, epoch_plan
@@ -43,7 +43,7 @@ def main() -> None:
     model = create_model(recipe.model, (caption for row in split.captions for caption in row))
     processes = launch(recipe)
     losses = MatchingLosses(recipe.loss, len(set(split.labels.tolist())), recipe.model.projection.dim)
-    optimizer = ScheduledAdam(model, losses, recipe.optimizer, stage, 10_000)
+    optimizer = StageOptimizer(model, losses, recipe.optimizer, stage, 10_000)
     training = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
 
     plain = batch_source(split, model, replace(recipe, decoded_cache_gb=0.0), stage, None, progress=False)

@@ -22,7 +22,7 @@ from crosspair.data.tokens import Vocabulary
 from crosspair.encode.model import DualEncoder
 from crosspair.models.config import ImageEncoderConfig, ModelConfig
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.recipe import LossConfig
+from crosspair.training.recipe import Recipe
 from crosspair.training.step import EmbeddingsInParts
 
 CAPTIONS, WORDS = 5, 2500
@@ -35,7 +35,7 @@ def step(images: int, parts: int, threads: int, pipe: Connection) -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     config = ModelConfig(image=ImageEncoderConfig("mobilenetv1_100", "none", [224, 224]))
     model = DualEncoder(config, Vocabulary([f"word{number}" for number in range(WORDS)])).eval()
-    losses = MatchingLosses(LossConfig(), images, config.projection.dim)
+    losses = MatchingLosses(Recipe().loss, images, config.projection.dim)
     wrapped = fabric.setup_module(model)
     batch = random_batch(images)
 

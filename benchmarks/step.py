@@ -32,7 +32,7 @@ from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.evaluation.metrics import evaluate_retrieval
 from crosspair.training.loop import train
-from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.step import TrainingStep
@@ -110,8 +110,8 @@ class Overhead:
     def _prepare(self, training: TrainingStep) -> tuple[DualEncoder, Any, torch.optim.Optimizer]:
         model, losses = copy.deepcopy(training.model.module), copy.deepcopy(training.losses)
         scheduled = training.optimizer
-        optimizer = ScheduledAdam(model, losses, scheduled.config, scheduled.stage, scheduled.steps)
-        return model, losses, optimizer.adam
+        optimizer = StageOptimizer(model, losses, scheduled.config, scheduled.stage, scheduled.steps)
+        return model, losses, optimizer.inner
 
     def _bare(self, training: TrainingStep, batch: Batch) -> None:
         assert self._copy is not None

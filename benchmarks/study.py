@@ -25,24 +25,24 @@ TRIAL_SEED = 1000
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 
 
-def _trials(*settings: dict[str, float], rates: tuple[float, ...] = RATES) -> list[Training]:
-    return [Training({"cmpm": 0, "cmpc": 0, **setting}, rate) for setting, rate in product(settings, rates)]
+def _trials(*losses: dict[str, Any], rates: tuple[float, ...] = RATES) -> list[Training]:
+    return [Training(loss, rate) for loss, rate in product(losses, rates)]
 
 
 # As `flickr8k-best-small` weights CMPM and the hardest negatives.
-_HARDEST = {"cmpm": 0.1, "cmpc": 0, "cmpm_scale": 20, "triplet": 10, "triplet_margin": 0.1}
+_HARDEST = {"cmpm": {"weight": 0.1, "scale": 20}, "triplet": {"weight": 10, "margin": 0.1}}
 
 # Eight trials each. The paper's CMPM has no temperature: all its trials go to the learning rate.
 LOSSES = {
     "CMPM": _trials({"cmpm": 1}, rates=(2.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 4e-3, 8e-3)),
-    "CMPM, learned scale": _trials({"cmpm": 1, "cmpm_scale": 10}, {"cmpm": 1, "cmpm_scale": 20}),
-    "CMPC": _trials({"cmpc": 1}, {"cmpc": 1, "label_smoothing": 0.1}),
+    "CMPM, learned scale": _trials(*({"cmpm": {"weight": 1, "scale": scale}} for scale in (10, 20))),
+    "CMPC": _trials({"cmpc": 1}, {"cmpc": {"weight": 1, "label_smoothing": 0.1}}),
     "CMPM + CMPC": _trials({"cmpm": 1, "cmpc": 0.1}, {"cmpm": 1, "cmpc": 1}),
-    "InfoNCE": _trials({"infonce": 1, "infonce_temperature": 0.1}, {"infonce": 1, "infonce_temperature": 0.05}),
-    "SDM": _trials({"sdm": 1, "sdm_temperature": 0.02}, {"sdm": 1, "sdm_temperature": 0.05}),
-    "triplet": _trials({"triplet": 1, "triplet_margin": 0.1}, {"triplet": 1, "triplet_margin": 0.2}),
-    "SigLIP": _trials({"siglip": 1, "siglip_temperature": 0.1}, {"siglip": 1, "siglip_temperature": 0.05}),
-    "CMPM + triplet": _trials(_HARDEST, {**_HARDEST, "triplet_margin": 0.2}),
+    "InfoNCE": _trials(*({"infonce": {"weight": 1, "temperature": start}} for start in (0.1, 0.05))),
+    "SDM": _trials(*({"sdm": {"weight": 1, "temperature": fixed}} for fixed in (0.02, 0.05))),
+    "triplet": _trials(*({"triplet": {"weight": 1, "margin": margin}} for margin in (0.1, 0.2))),
+    "SigLIP": _trials(*({"siglip": {"weight": 1, "temperature": start}} for start in (0.1, 0.05))),
+    "CMPM + triplet": _trials(_HARDEST, {**_HARDEST, "triplet": {"weight": 10, "margin": 0.2}}),
 }
 _SMALL = {"encoder": SMALL, "size": 300, "stages": 3, "hflip": False, "captions": 5, "epochs": 10}
 BEST = Training(_HARDEST, heads=4, dim=2048, hidden=2048, dropout=0.5, **_SMALL)
@@ -51,9 +51,9 @@ INGREDIENTS = {
     "all of it": BEST,
     "one head": ONE,
     "one head, without lower stages": replace(ONE, stages=0),
-    "one head, without the hardest negatives": replace(ONE, loss={"cmpm": 1, "cmpc": 0, "cmpm_scale": 20}),
-    "one head, the paper's CMPM alone": replace(ONE, loss={"cmpm": 1, "cmpc": 0}),
-    "one head, without CMPM": replace(ONE, loss={"cmpm": 0, "cmpc": 0, "triplet": 10, "triplet_margin": 0.1}),
+    "one head, without the hardest negatives": replace(ONE, loss={"cmpm": {"weight": 1, "scale": 20}}),
+    "one head, the paper's CMPM alone": replace(ONE, loss={"cmpm": 1}),
+    "one head, without CMPM": replace(ONE, loss={"triplet": {"weight": 10, "margin": 0.1}}),
     "one head, without Lite1": replace(ONE, encoder=LITE2),
     "one head, without hidden layers": replace(ONE, hidden=0),
     "one head, without dropout": replace(ONE, dropout=0.0),
@@ -106,8 +106,7 @@ class Study:
             )
         training = best_trial(self.heads, LOSSES[name]) if name in LOSSES else INGREDIENTS[name]
         results = [self.heads.measured(training, seed) for seed in self.seeds]
-        own = {key: value for key, value in training.loss.items() if key not in {"cmpm", "cmpc"} or 0 < value < 1}
-        note = ", ".join([f"learning rate {training.learning_rate:g}", *(f"{key} {own[key]:g}" for key in own)])
+        note = f"learning rate {training.learning_rate:g}, {training.loss}"
         return row(name, results, note)
 
 

@@ -27,7 +27,6 @@ from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionC
 from crosspair.models.projection import create_projection
 from crosspair.storage.files import write_text
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.recipe import LossConfig
 
 LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
 SMALL = "tf_efficientnet_lite1+tf_efficientnet_lite2"
@@ -37,7 +36,7 @@ SMALL = "tf_efficientnet_lite1+tf_efficientnet_lite2"
 class Training:
     """Projections trained on features of frozen encoders."""
 
-    loss: dict[str, float] = field(default_factory=dict)  # fields of LossConfig that differ from none
+    loss: dict[str, Any] = field(default_factory=dict)  # as a recipe has it
     learning_rate: float = 1e-3
     encoder: str = LITE0
     size: int | None = None  # of the pictures; None takes the encoder's own
@@ -151,7 +150,7 @@ def fit(training: Training, train: Features, val: Features, seed: int) -> dict[s
     image_side = create_projection(train.images.shape[-1], shape, "image")
     text_side = create_projection(train.captions.shape[-1], shape, "text")
     count = len(train.images)
-    losses = MatchingLosses(LossConfig(**training.loss), count, training.dim, training.heads)  # type: ignore[arg-type]
+    losses = MatchingLosses(training.loss, count, training.dim, training.heads)
     model = nn.ModuleList([image_side, text_side, losses])
     weights = [value for value in model.parameters() if value.ndim > 1]
     others = [value for value in model.parameters() if value.ndim <= 1]

@@ -21,7 +21,7 @@ from crosspair.training.distributed import launch
 from crosspair.training.layers import freeze_for_stage
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.machine import keep_memory, settled
-from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe import Recipe, StageConfig
 from crosspair.training.step import TrainingStep
 from crosspair.training.trainer import batch_source, epoch_plan
@@ -98,7 +98,7 @@ def trainer(
     source = batch_source(split, model, recipe, stage, features, progress=False)
     per_epoch = len(epoch_plan(source, recipe, stage, number, 0, 1))
     processes = launch(recipe)
-    optimizer = ScheduledAdam(model, losses, recipe.optimizer, stage, per_epoch * max(1, stage.epochs))
+    optimizer = StageOptimizer(model, losses, recipe.optimizer, stage, per_epoch * max(1, stage.epochs))
     wrapped = processes.fabric.setup_module(model).train()
     step = TrainingStep(processes, wrapped, losses, optimizer, None, grad_clip_norm=recipe.optimizer.grad_clip_norm)
 

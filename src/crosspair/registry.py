@@ -96,8 +96,6 @@ class Registry(Generic[Thing]):
         if not re.fullmatch(r"\w[\w-]*", name):
             raise UserError(f"the {self.kind} '{name}' can't be called so; expected letters, digits, - and _ alone")
 
-        module = sys._getframe(1).f_globals.get("__name__", "")
-
         # An object's own module is that of its class; what registers it is the module that calls.
         module = str(sys._getframe(1).f_globals.get("__name__"))
 

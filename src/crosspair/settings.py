@@ -6,12 +6,14 @@
 has the setting `share`, a float of at least 0, by default 0.5. Range and meaning may be left out.
 """
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosspair.errors import UserError
 
@@ -45,12 +47,6 @@ class Setting:
     default: Any
     meaning: str = ""
     range: Range | None = None
-
-    def check(self, value: object, where: str) -> None:
-        """Raise UserError for a number out of range; where: how messages call the setting."""
-        if self.range is not None and value not in self.range:
-            otherwise = "null, or " if None in get_args(self.type) or type(None) in get_args(self.type) else ""
-            raise UserError(f"{where} is {value}; expected {otherwise}{self.range}")
 
 
 def settings_of(thing: Any, given: Collection[str] = ()) -> dict[str, Setting]:
@@ -87,6 +83,57 @@ def asks_for(thing: Any, name: str) -> bool:
 def apply_settings(thing: Callable[..., Any], settings: Mapping[str, Any], **given: Any) -> Callable[..., Any]:
     """A function or class with its settings filled in, and with what it asks for of `given` by naming it."""
     return partial(thing, **settings, **{name: value for name, value in given.items() if asks_for(thing, name)})
+
+
+def check_settings(
+    known: Mapping[str, Setting], values: Mapping[str, Any], prefix: str, also: Collection[str] = ()
+) -> dict[str, Any]:
+    """All settings: those given, which are of the right type then, and the defaults of the others.
+
+    values: from Python or YAML, or as text from the command line. prefix: of a setting's name in messages. also: names
+    to suggest beside the known ones.
+
+    Raises UserError for an unknown setting, with the nearest name, for a wrong type and for a number out of range.
+    """
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *also], n=1, cutoff=0.5)
+            expected = f"expected one of {', '.join(known)}" if known else "nothing has settings there"
+            hint = f", did you mean '{prefix}{near[0]}'?" if near else f"; {expected}"
+            raise UserError(f"unknown field '{prefix}{name}'{hint}")
+    checked = {}
+    for name, setting in known.items():
+        value = _typed(setting, values[name], prefix + name) if name in values else setting.default
+        checked[name] = list(value) if isinstance(value, tuple) else value  # as YAML reads it back
+    return checked
+
+
+def _typed(setting: Setting, value: Any, where: str) -> Any:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    try:
+        parser.add_argument("--value", type=setting.type)
+    except ValueError:  # a stranger's annotation that nothing can be parsed by
+        parser.add_argument("--value", type=Any)
+    try:
+        text = isinstance(value, str)
+        found = parser.parse_args([f"--value={value}"]) if text else parser.parse_object({"value": value})
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(f"{where} is {value!r}; expected {_type_name(setting.type)}") from error
+    if setting.range is not None and found.value not in setting.range:
+        otherwise = "null, or " if type(None) in get_args(setting.type) else ""
+        raise UserError(f"{where} is {found.value}; expected {otherwise}{setting.range}")
+    return found.value
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_type_name, get_args(kind)))
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    return words.get(kind) or str(kind)
 
 
 def _setting(name: str, default: Any, hint: Any) -> Setting:

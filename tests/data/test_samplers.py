@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,28 +9,28 @@ from hypothesis import strategies as st
 from crosspair.data.batching import BatchPlan, plan_epoch
 from crosspair.data.samplers import label_balanced, shuffled
 
-# Pictures of each identity, in which an identity may have many more than the others.
+# Pictures of each label, in which a label may have many more than the others.
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
 
 def planned(images_each: list[int], **changes) -> tuple[list[BatchPlan], list[int]]:
-    """An epoch of P = 3 identities x K = 2 pictures, and the identity of each picture."""
-    identities = [identity for identity, count in enumerate(images_each) for _ in range(count)]
+    """An epoch of P = 3 labels x K = 2 pictures, and the label of each picture."""
+    labels = [label for label, count in enumerate(images_each) for _ in range(count)]
     settings = {"batch_size": 6, "captions_per_image": 1, "covers": "images", "hflip": True, "seed": (0, 1, 0)}
-    settings |= {"identities": identities, "images_per_label": 2, **changes}
-    return plan_epoch([1 + image % 3 for image in range(len(identities))], **settings), identities
+    settings |= {"labels": labels, "sampler": partial(label_balanced, images_per_label=2), **changes}
+    return plan_epoch([1 + image % 3 for image in range(len(labels))], **settings), labels
 
 
 @given(sizes, st.sampled_from(["images", "captions"]), st.integers(0, 2**32))
-def test_a_batch_holds_p_identities_with_k_different_pictures_or_all_there_are(
+def test_a_batch_holds_p_labels_with_k_different_pictures_or_all_there_are(
     images_each: list[int], covers: str, seed: int
 ):
-    plans, identities = planned(images_each, covers=covers, seed=(seed,))
+    plans, labels = planned(images_each, covers=covers, seed=(seed,))
     for plan in plans:
         assert len(set(plan.images.tolist())) == len(plan.images)
-        shown = Counter(identities[image] for image in plan.images)
+        shown = Counter(labels[image] for image in plan.images)
         assert len(shown) == min(3, len(images_each))
-        assert all(count == min(2, images_each[identity]) for identity, count in shown.items())
+        assert all(count == min(2, images_each[label]) for label, count in shown.items())
 
 
 @given(sizes, st.integers(0, 2**32))
@@ -57,9 +58,9 @@ def test_every_epoch_has_as_many_batches_in_another_order(images_each: list[int]
         assert len({tuple(np.concatenate([plan.images for plan in plans])) for plans in epochs}) == 4
 
 
-@given(sizes, st.sampled_from([None, "identities"]), st.integers(1, 5))
-def test_the_parts_of_all_processes_are_the_plan_of_one(images_each: list[int], sampler: str | None, processes: int):
-    plans, _ = planned(images_each, **({} if sampler else {"identities": None}))
+@given(sizes, st.sampled_from([shuffled, None]), st.integers(1, 5))
+def test_the_parts_of_all_processes_are_the_plan_of_one(images_each: list[int], sampler, processes: int):
+    plans, _ = planned(images_each, **({"sampler": sampler} if sampler else {}))
     for plan in plans:
         parts = [plan.shard(rank, processes) for rank in range(processes)]
         sizes_of_parts = [len(part.images) for part in parts]
@@ -71,19 +72,19 @@ def test_the_parts_of_all_processes_are_the_plan_of_one(images_each: list[int], 
         ]
 
 
-def test_one_large_identity_does_not_stop_the_others_from_being_drawn():
+def test_one_large_label_does_not_stop_the_others_from_being_drawn():
     plans, _ = planned([40, 1, 1, 1, 2])
     assert len(plans) == 20
     assert {image for plan in plans for image in plan.images.tolist()} == set(range(45))
 
 
-@pytest.mark.parametrize("sampler", ["shuffled", "identities"])
+@pytest.mark.parametrize("sampler", ["shuffled", "labels"])
 def test_the_same_generator_gives_the_same_batches(sampler: str):
     def batches() -> list[list[int]]:
         random = np.random.default_rng([0, 1, 2])
         if sampler == "shuffled":
-            return [batch.tolist() for batch in shuffled(30, 4, random)]
-        identities = [image // 5 for image in range(30)]
-        return [batch.tolist() for batch in label_balanced(identities, range(30), 2, 2, random)]
+            return [batch.tolist() for batch in shuffled(range(30), 4, random)]
+        labels = [image // 5 for image in range(30)]
+        return [batch.tolist() for batch in label_balanced(labels, 4, random, range(30), images_per_label=2)]
 
     assert batches() == batches()

@@ -175,8 +175,8 @@ def test_products_in_bf16_change_loss_and_gradients_by_less_than_a_percent(monke
         assert share(found, expected) < 6e-3
 
 
-def test_an_unknown_kind_of_products_is_refused() -> None:
-    with pytest.raises(ValueError, match="products are 'int8'; expected one of float32, bf16"):
+def test_an_unknown_matmul_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="matmul_precision is 'int8'; expected one of float32, bf16"):
         cmpm_terms(torch.randn(2, 3), torch.randn(2, 3), torch.arange(2), matmul_precision="int8")  # type: ignore[arg-type]
 
 

@@ -12,8 +12,8 @@ from crosspair.models.slim.mobilenet import slim_mobilenet_v1
 from crosspair.models.transformer_text import TransformerTextEncoder
 from crosspair.training.layers import freeze_below, layers_from_top
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.optimizer import ScheduledAdam
-from crosspair.training.recipe import LossConfig, OptimizerConfig, StageConfig
+from crosspair.training.optimizer import StageOptimizer
+from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig
 
 BERT = {
     **{"model_type": "bert", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2},
@@ -92,9 +92,9 @@ def test_an_encoder_whose_layers_are_unknown_is_refused():
 def test_a_rate_is_multiplied_once_for_every_layer_above():
     model = create_tiny_model(image={"name": "test_vit"})
     stage = StageConfig(learning_rate=0.01, image_learning_rate=0.001, layer_decay=0.5)
-    optimizer = ScheduledAdam(model, MatchingLosses(LossConfig(), 5, 8), OptimizerConfig(), stage, 1)
+    optimizer = StageOptimizer(model, MatchingLosses(Recipe().loss, 5, 8), OptimizerConfig(), stage, 1)
     optimizer.prepare(0)
-    rates = {id(value): group["lr"] for group in optimizer.adam.param_groups for value in group["params"]}
+    rates = {id(value): group["lr"] for group in optimizer.inner.param_groups for value in group["params"]}
     above = layers_from_top(model.image_encoder)
     assert len(set(above.values())) > 2
     for value in model.image_encoder.parameters():

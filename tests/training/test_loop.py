@@ -15,7 +15,7 @@ from crosspair.training import loop, validation
 from crosspair.training.interruption import Interrupted
 from crosspair.training.loop import train
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.recipe import EMAConfig, LossConfig, StageConfig
+from crosspair.training.recipe import EMAConfig, StageConfig
 from crosspair.training.run import finished
 from crosspair.training.step import TrainingStep
 
@@ -132,8 +132,8 @@ class TestARun:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"loss": LossConfig(cmpc=0.0), "ema": EMAConfig(decay=0.0)},
-            {"loss": LossConfig(cmpm=0.0), "ema": EMAConfig(parts="image", before_update=True)},
+            {"loss": {"cmpm": 1.0}, "ema": EMAConfig(decay=0.0)},
+            {"loss": {"cmpc": 1.0}, "ema": EMAConfig(parts="image", before_update=True)},
             {"precision": "bf16-mixed"},
             {"precision": "64-true"},
             {"channels_last": False},
@@ -144,7 +144,7 @@ class TestARun:
         go(**changes)
         rows = [row for row in metrics(tmp_path / "run") if row["kind"] == "train"]
         assert len(rows) == 12
-        assert all(("cmpc" in row) == (changes.get("loss", LossConfig()).cmpc > 0) for row in rows)
+        assert all(("cmpc" in row) == ("cmpc" in changes.get("loss", {"cmpc": 1.0})) for row in rows)
         trained = load_file(newest(tmp_path / "run") / "model.safetensors")
         expected = torch.float64 if changes.get("precision") == "64-true" else torch.float32
         assert trained["image_projection.linear.weight"].dtype == expected

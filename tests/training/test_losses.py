@@ -4,9 +4,15 @@ import torch
 from crosspair.data.batching import Batch
 from crosspair.losses import CMPMLoss, InfoNCELoss, SDMLoss, SigLIPLoss, TripletLoss
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.recipe import LossConfig
 
-NONE = {"cmpm": 0.0, "cmpc": 0.0}
+EVERY = {
+    "cmpm": {"weight": 0.5, "scale": 20.0},
+    "cmpc": 0.25,
+    "infonce": 1.0,
+    "sdm": 2.0,
+    "triplet": 3.0,
+    "siglip": 4.0,
+}
 
 
 @pytest.fixture
@@ -32,17 +38,17 @@ def embeddings() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("settings", "alone"),
     [
-        ({"infonce": 2.0, "infonce_temperature": 0.05}, InfoNCELoss(0.05)),
-        ({"sdm": 2.0, "sdm_temperature": 0.1}, SDMLoss(0.1)),
-        ({"triplet": 2.0, "triplet_margin": 0.3}, TripletLoss(0.3)),
-        ({"siglip": 2.0, "siglip_temperature": 0.2, "siglip_bias": -1.0}, SigLIPLoss(0.2, -1.0)),
+        ({"infonce": {"weight": 2.0, "temperature": 0.05}}, InfoNCELoss(0.05)),
+        ({"sdm": {"weight": 2.0, "temperature": 0.1}}, SDMLoss(0.1)),
+        ({"triplet": {"weight": 2.0, "margin": 0.3}}, TripletLoss(0.3)),
+        ({"siglip": {"weight": 2.0, "temperature": 0.2, "bias": -1.0}}, SigLIPLoss(0.2, -1.0)),
         ({"cmpm": 2.0}, CMPMLoss()),
-        ({"cmpm": 2.0, "cmpm_scale": 20.0}, SDMLoss(1 / 20)),
+        ({"cmpm": {"weight": 2.0, "scale": 20.0}}, SDMLoss(1 / 20)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_a_loss_alone_is_itself_times_its_weight(settings, alone, batch, embeddings):
-    losses = MatchingLosses(LossConfig(**{**NONE, **settings}), 2, 8)
+    losses = MatchingLosses(settings, 2, 8)
     total, terms = losses(*embeddings, batch)
     expected = alone(*embeddings, batch.image_labels, batch.text_labels)
     torch.testing.assert_close(total, 2 * expected)
@@ -50,9 +56,9 @@ def test_a_loss_alone_is_itself_times_its_weight(settings, alone, batch, embeddi
 
 
 def test_several_losses_add_up_and_show_their_parts_and_scales(batch, embeddings):
-    config = LossConfig(cmpm=0.5, cmpm_scale=20.0, cmpc=0.25, infonce=1.0, sdm=2.0, triplet=3.0, siglip=4.0)
-    total, terms = MatchingLosses(config, 2, 8)(*embeddings, batch)
-    assert total.item() == pytest.approx(sum(config.weights[name] * terms[name].item() for name in config.weights))
+    losses = MatchingLosses(EVERY, 2, 8)
+    total, terms = losses(*embeddings, batch)
+    assert total.item() == pytest.approx(sum(losses.weights[name] * terms[name].item() for name in losses.weights))
     for name in ("cmpm", "cmpc", "infonce", "sdm", "triplet"):
         assert terms[name] == terms[f"{name}_image_to_text"] + terms[f"{name}_text_to_image"]
     assert terms["siglip"] == terms["siglip_positive"] + terms["siglip_negative"]
@@ -62,31 +68,31 @@ def test_several_losses_add_up_and_show_their_parts_and_scales(batch, embeddings
 
 
 def test_scales_and_biases_learn(batch, embeddings):
-    losses = MatchingLosses(LossConfig(cmpc=0.0, cmpm_scale=20.0, infonce=1.0, siglip=1.0), 2, 8)
+    losses = MatchingLosses({"cmpm": {"weight": 1.0, "scale": 20.0}, "infonce": 1.0, "siglip": 1.0}, 2, 8)
     losses(*embeddings, batch)[0].backward()
     learned = dict(losses.named_parameters())
-    assert set(learned) == {"cmpm_scale.logarithm", "infonce.scale.logarithm", "siglip.scale.logarithm", "siglip.bias"}
+    scales = {f"{name}_loss.scale.logarithm" for name in ("cmpm", "infonce", "siglip")}
+    assert set(learned) == scales | {"siglip_loss.bias"}
     assert all(value.grad is not None and value.grad != 0 for value in learned.values())
 
 
 def test_what_takes_no_part_has_no_parameters():
-    assert not list(MatchingLosses(LossConfig(cmpc=0.0, sdm=1.0, triplet=1.0), 2, 8).parameters())
-    fixed = MatchingLosses(LossConfig(**NONE, infonce=1.0, infonce_learned=False), 2, 8)
+    assert not list(MatchingLosses({"cmpm": 1.0, "sdm": 1.0, "triplet": 1.0}, 2, 8).parameters())
+    fixed = MatchingLosses({"infonce": {"weight": 1.0, "learned": False}}, 2, 8)
     assert not any(value.requires_grad for value in fixed.parameters())
 
 
 def test_heads_are_matched_each_by_itself_and_add_up(batch, embeddings):
     torch.manual_seed(1)
-    config = LossConfig(cmpm=0.5, cmpm_scale=20.0, cmpc=0.25, infonce=1.0, sdm=2.0, triplet=3.0, siglip=4.0)
-    both = MatchingLosses(config, 2, 8, heads=2)
-    one = MatchingLosses(config, 2, 4)
+    both = MatchingLosses(EVERY, 2, 8, heads=2)
+    one = MatchingLosses(EVERY, 2, 4)
     expected = []
     for head in range(2):
-        one.cmpc.weight.data = both.cmpc.weight.data[4 * head : 4 * head + 4]
+        one["cmpc"].weight.data = both["cmpc"][head].weight.data
         expected.append(one(*(value[:, 4 * head : 4 * head + 4] for value in embeddings), batch))
     total, terms = both(*embeddings, batch)
     torch.testing.assert_close(total, expected[0][0] + expected[1][0])
     assert terms.keys() == expected[0][1].keys()
     for name, value in terms.items():
         torch.testing.assert_close(value, (expected[0][1][name] + expected[1][1][name]) / 2)
-    assert (total - MatchingLosses(config, 2, 8)(*embeddings, batch)[0]).abs() > 0.1
+    assert (total - MatchingLosses(EVERY, 2, 8)(*embeddings, batch)[0]).abs() > 0.1

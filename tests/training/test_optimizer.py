@@ -8,9 +8,8 @@ from torch import nn
 
 from crosspair.encode.model import DualEncoder
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.optimizer import ScheduledAdam, decayed_parameters, learning_rate_share
-from crosspair.training.recipe import LossConfig, OptimizerConfig, StageConfig
-from crosspair.training.tensorflow_adam import TensorFlowAdam
+from crosspair.training.optimizer import StageOptimizer, TensorFlowAdam, decayed_parameters, learning_rate_share
+from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def model() -> DualEncoder:
 
 @pytest.fixture
 def losses() -> MatchingLosses:
-    return MatchingLosses(LossConfig(), num_classes=5, embedding_dim=8).double()
+    return MatchingLosses(Recipe().loss, num_classes=5, embedding_dim=8).double()
 
 
 def names_of(values, *modules: nn.Module) -> set[str]:
@@ -48,8 +47,8 @@ def naive_adam(weight, gradients, *, rate, beta1, beta2, epsilon, decay, tensorf
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "tensorflow-adam"])
 def test_updates_follow_the_formula_with_decay_on_what_decays_alone(model, losses, name):
-    config = OptimizerConfig(name, beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=0.1)
-    optimizer = ScheduledAdam(model, losses, config, StageConfig(learning_rate=0.01, image_learning_rate=0.002), 4)
+    config = OptimizerConfig(name, 0.1, settings={"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3})
+    optimizer = StageOptimizer(model, losses, config, StageConfig(learning_rate=0.01, image_learning_rate=0.002), 4)
     random = np.random.default_rng(0)
     # The settings of TensorFlow's Adam are float32 numbers.
     number = (lambda value: float(np.float32(value))) if name == "tensorflow-adam" else float
@@ -57,7 +56,7 @@ def test_updates_follow_the_formula_with_decay_on_what_decays_alone(model, losse
         "a decayed matrix": (model.text_projection.linear.weight, 0.01, 0.1),
         "a bias": (model.text_projection.norm.bias, 0.01, 0.0),
         "the word embedding": (model.text_encoder.embedding.weight, 0.01, 0.0),
-        "the class weights": (losses.cmpc.weight, 0.01, 0.1),
+        "the class weights": (losses["cmpc"].weight, 0.01, 0.1),
         "a kernel of the image encoder": (model.image_encoder.conv_stem.weight, 0.002, 0.1),
     }
     gradients = {case: [random.standard_normal(tuple(v[0].shape)) for _ in range(4)] for case, v in cases.items()}
@@ -66,7 +65,7 @@ def test_updates_follow_the_formula_with_decay_on_what_decays_alone(model, losse
         optimizer.prepare(step)
         for case, (weight, _, _) in cases.items():
             weight.grad = torch.from_numpy(gradients[case][step])
-        optimizer.adam.step()
+        optimizer.inner.step()
     for case, (weight, rate, decay) in cases.items():
         settings = {"rate": number(rate), "beta1": number(0.8), "beta2": number(0.95), "epsilon": number(1e-3)}
         kinds = {"tensorflow": name == "tensorflow-adam", "decoupled": name == "adamw"}
@@ -106,7 +105,7 @@ def test_tensorflow_adam_leaves_weights_without_gradients_alone_and_calls_a_clos
 class TestWhatDecays:
     def test_are_matrices_and_kernels_but_not_the_word_embedding(self, model, losses):
         decayed = names_of(decayed_parameters(model, losses, "weights"), model, losses)
-        assert {"text_encoder.lstm.weight_ih_l0", "text_projection.linear.weight", "cmpc.weight"} <= decayed
+        assert {"text_encoder.lstm.weight_ih_l0", "text_projection.linear.weight", "cmpc_loss.weight"} <= decayed
         assert "image_encoder.conv_stem.weight" in decayed
         assert "text_encoder.embedding.weight" not in decayed
         assert not [name for name in decayed if "bias" in name or ".norm." in name or ".bn" in name]
@@ -127,7 +126,7 @@ class TestWhatDecays:
 
     def test_is_half_the_sum_of_squares_frozen_or_not(self, model, losses):
         model.freeze_image_encoder()
-        optimizer = ScheduledAdam(model, losses, OptimizerConfig(weight_decay=0.02), StageConfig(), 1)
+        optimizer = StageOptimizer(model, losses, OptimizerConfig(weight_decay=0.02), StageConfig(), 1)
         decayed = decayed_parameters(model, losses, "weights")
         expected = 0.02 * sum((value.detach().numpy() ** 2).sum() for value in decayed) / 2
         assert optimizer.regularization().item() == pytest.approx(expected, rel=1e-12)
@@ -137,22 +136,22 @@ class TestWhatDecays:
 class TestLearningRates:
     def test_the_image_encoder_has_its_own(self, model, losses):
         stage = StageConfig(learning_rate=0.01, image_learning_rate=0.002, warmup_steps=3)
-        optimizer = ScheduledAdam(model, losses, OptimizerConfig(), stage, 10)
+        optimizer = StageOptimizer(model, losses, OptimizerConfig(), stage, 10)
         optimizer.prepare(1)
         image = {id(value) for value in model.image_encoder.parameters()}
-        for group in optimizer.adam.param_groups:
+        for group in optimizer.inner.param_groups:
             for value in group["params"]:
                 assert group["lr"] == pytest.approx((0.002 if id(value) in image else 0.01) * 2 / 4)
 
     def test_the_image_encoder_has_the_stages_without_its_own(self, model, losses):
-        optimizer = ScheduledAdam(model, losses, OptimizerConfig(), StageConfig(learning_rate=0.01), 10)
+        optimizer = StageOptimizer(model, losses, OptimizerConfig(), StageConfig(learning_rate=0.01), 10)
         optimizer.prepare(0)
-        assert {group["lr"] for group in optimizer.adam.param_groups} == {0.01}
+        assert {group["lr"] for group in optimizer.inner.param_groups} == {0.01}
 
     def test_every_trainable_weight_is_in_one_group_and_no_frozen_one(self, model, losses):
         model.freeze_image_encoder()
-        optimizer = ScheduledAdam(model, losses, OptimizerConfig(), StageConfig(), 10)
-        trained = [value for group in optimizer.adam.param_groups for value in group["params"]]
+        optimizer = StageOptimizer(model, losses, OptimizerConfig(), StageConfig(), 10)
+        trained = [value for group in optimizer.inner.param_groups for value in group["params"]]
         expected = [value for module in (model, losses) for value in module.parameters() if value.requires_grad]
         assert sorted(map(id, trained)) == sorted(map(id, expected))
 
@@ -186,17 +185,17 @@ class TestLearningRates:
 def test_a_loaded_optimizer_goes_on_to_the_bit(model, losses, name):
     stage = StageConfig(learning_rate=0.01, image_learning_rate=0.002, schedule="cosine")
 
-    def create() -> ScheduledAdam:
-        return ScheduledAdam(model, losses, OptimizerConfig(name), stage, 6)
+    def create() -> StageOptimizer:
+        return StageOptimizer(model, losses, OptimizerConfig(name), stage, 6)
 
-    def steps(optimizer: ScheduledAdam, first: int, last: int) -> None:
+    def steps(optimizer: StageOptimizer, first: int, last: int) -> None:
         for step in range(first, last):
             torch.manual_seed(step)
-            for group in optimizer.adam.param_groups:
+            for group in optimizer.inner.param_groups:
                 for weight in group["params"]:
                     weight.grad = torch.randn_like(weight)
             optimizer.prepare(step)
-            optimizer.adam.step()
+            optimizer.inner.step()
 
     optimizer = create()
     steps(optimizer, 0, 3)

@@ -90,5 +90,5 @@ def test_a_stream_and_a_directory_are_told_apart(command, toy_directory, tmp_pat
 
 
 def test_what_needs_prepared_data_is_refused(command, tmp_path, capsys):
-    assert main([*command("run"), "--stage1.sampler", "identities", "--stage1.images_per_label", "2"]) == 2
-    assert "stage1.sampler is identities, which needs prepared data" in capsys.readouterr().err
+    assert main([*command("run"), "--stage1.sampler", "labels", "--stage1.sampler.images_per_label", "2"]) == 2
+    assert "stage1.sampler is labels, which needs prepared data" in capsys.readouterr().err

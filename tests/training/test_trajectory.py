@@ -53,7 +53,7 @@ def test_a_recording_without_a_variable_is_refused_rather_than_half_compared():
 
 
 def test_torchs_adam_and_averages_after_the_update_are_told_from_the_originals(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(optimizer.OPTIMIZERS, "tensorflow-adam", torch.optim.Adam)
+    monkeypatch.setattr(optimizer, "TensorFlowAdam", torch.optim.Adam)
     found = replay(packaged_recording(), torch.float64)
     assert max(found.losses) > 1e-7
     assert found.weights["after1"] > 1e-5

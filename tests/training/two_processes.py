@@ -26,13 +26,13 @@ from crosspair.training.distributed import Processes, launch, synchronise_batch_
 from crosspair.training.interruption import Interrupted
 from crosspair.training.loop import train
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.optimizer import ScheduledAdam
-from crosspair.training.recipe import LossConfig, StageConfig
+from crosspair.training.optimizer import StageOptimizer
+from crosspair.training.recipe import StageConfig
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.step import TrainingStep
 from crosspair.training.trainer import build_trainer
 
-EVERY_LOSS = LossConfig(cmpm=1.0, cmpc=0.7, infonce=0.5, sdm=0.3, triplet=0.2, siglip=0.1)
+EVERY_LOSS = {"cmpm": 1.0, "cmpc": 0.7, "infonce": 0.5, "sdm": 0.3, "triplet": 0.2, "siglip": 0.1}
 data, folder = open_data(Path(sys.argv[1])), Path(sys.argv[2])
 recipe = load_recipe(sys.argv[3])
 calm = replace(
@@ -119,7 +119,7 @@ def a_step(rank, mini_batch_size=0):
             synchronise_batch_norm(model)
         stage = StageConfig(1, batch_size=7, captions_per_image=0, learning_rate=1e-3)
         model.unfreeze_image_encoder(freeze_bn_stats=mini_batch_size > 0)
-        optimizer = ScheduledAdam(model, losses, calm.optimizer, stage, 1)
+        optimizer = StageOptimizer(model, losses, calm.optimizer, stage, 1)
         step = TrainingStep(processes, processes.fabric.setup_module(model), losses, optimizer, None)
         step.mini_batch_size = mini_batch_size if processes.size > 1 else 0
         source = BatchSource(data.split("train"), Reading(model.tokenize, model.image_input))

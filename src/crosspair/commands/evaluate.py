@@ -260,9 +260,9 @@ def recipe_facts(run: Path) -> dict[str, Any]:
     """A RUN's recipe, its seed, and a checksum that only runs of the same recipe share, whatever their seeds."""
     if not (run / "recipe.yaml").is_file():
         return {}
-    from crosspair.training.recipe_files import load_recipe, save_recipe
+    from crosspair.training.recipe_files import read_run_recipe, save_recipe
 
-    recipe = load_recipe(str(run / "recipe.yaml"))
+    recipe = read_run_recipe(run)
     without_seed = save_recipe(replace(recipe, seed=0))
     checksum = hashlib.sha256(without_seed.encode()).hexdigest()
     return {"recipe": recipe.name, "seed": recipe.seed, "recipe_checksum": checksum}

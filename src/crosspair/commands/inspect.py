@@ -8,7 +8,7 @@ from crosspair.data.sheet import write_sheet
 from crosspair.errors import UserError
 from crosspair.gallery.layout import MANIFEST, current_file, is_unfinished
 from crosspair.training.log import read_metrics
-from crosspair.training.recipe_files import load_recipe
+from crosspair.training.recipe_files import read_run_recipe
 from crosspair.training.run import finished
 
 VALIDATIONS_SHOWN = 12  # of a run, the last ones
@@ -38,15 +38,17 @@ def run(options: Namespace) -> None:
 
 def inspect_run(run: Path) -> str:
     """A run's recipe, data and last validations, in a screenful."""
-    recipe = load_recipe(str(run / "recipe.yaml"))
+    recipe = read_run_recipe(run)
     rows = read_metrics(run)
     validations = [row for row in rows if row["kind"] == "val"]
-    losses = ", ".join(f"{name} x {weight:g}" for name, weight in recipe.loss.weights.items())
+    losses = ", ".join(f"{name} x {weight:g}" for name, weight in recipe.loss_weights.items())
     lines = [
         f"RUN {run}: {'finished' if finished(run) else 'not finished'}, {rows[-1]['step'] if rows else 0:,} steps",
         f"recipe {recipe.name}: {recipe.summary}",
         f"image encoder {recipe.model.image.name}, losses {losses}",
     ]
+    if recipe.plugins:
+        lines.append(f"plugins {', '.join(plugin['name'] for plugin in recipe.plugins)}")
     lines += [f"data {rows[0]['data']}"] if rows else []
     if validations:
         best = max(validations, key=lambda row: row["rsum"])

@@ -10,7 +10,7 @@ from crosspair.errors import UserError
 from crosspair.evaluation.protocols import Evaluation, Protocol, choose_protocol, find_protocol
 from crosspair.report.page import write_report
 from crosspair.training.log import read_metrics
-from crosspair.training.recipe_files import load_recipe
+from crosspair.training.recipe_files import read_run_recipe
 from crosspair.training.run import model_directory
 
 
@@ -42,7 +42,7 @@ def write_run_report(
 
     Raises UserError when the split doesn't fit the protocol.
     """
-    recipe = load_recipe(str(run / "recipe.yaml"))
+    recipe = read_run_recipe(run)
     split = data.split(split_name)
     protocol = protocol or choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
     embeddings = embed(model, split)
@@ -51,7 +51,7 @@ def write_run_report(
         "Recipe": f"{recipe.name}: {recipe.summary}",
         "Split": f"{split_name}, {len(embeddings.images):,} pictures with {len(embeddings.texts):,} captions",
         "Image encoder": recipe.model.image.name,
-        "Losses": ", ".join(f"{name} {weight:g}" for name, weight in recipe.loss.weights.items()),
+        "Losses": ", ".join(f"{name} {weight:g}" for name, weight in recipe.loss_weights.items()),
     }
     write_report(
         path,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crosspair.errors import UserError
+from crosspair.training.plugins import check_plugins
 from crosspair.training.recipe_files import field_help, load_recipe
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def run(options: Namespace) -> int:
     missing = [name for name in ("recipe", "data", "output") if getattr(options, name) is None]
     if missing:
         raise UserError(f"missing {' and '.join(missing)}; expected crosspair train RECIPE --data DATA --output RUN")
+    if options.resume:
+        check_plugins(options.output)  # says which of them are missing, where the recipe's names alone would not
     recipe = load_recipe(options.recipe, options.overrides)
     return _train(recipe, options.data, options.val, options.output, resume=options.resume)
 

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from crosspair.data.images import load_image
-from crosspair.data.samplers import label_balanced, shuffled
+from crosspair.data.samplers import shuffled
 from crosspair.data.tokens import pad, says_side, tokenize
 from crosspair.data.transforms import ImageInput, random_crop
+from crosspair.errors import UserError
+from crosspair.settings import apply_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Sampler = Callable[..., Sequence[Sequence[int] | np.ndarray]]  # as `crosspair.data.samplers` says
 
 
 class TrainingSplit(Protocol):
@@ -131,8 +135,7 @@ class Drawing:
     captions_per_image: int = 1
     covers: Literal["images", "captions"] = "captions"
     hflip: bool = False
-    sampler: str = "shuffled"
-    images_per_label: int = 1
+    sampler: Sampler = shuffled
     shuffle_buffer: int = 1
     processes: int = 1
 
@@ -204,17 +207,17 @@ def plan_epoch(
     covers: Literal["images", "captions"],
     hflip: bool,
     seed: Sequence[int],
-    identities: Sequence[int] | None = None,
-    images_per_label: int = 1,
+    labels: Sequence[int] | None = None,
+    sampler: Sampler = shuffled,
 ) -> list[BatchPlan]:
     """The batches of one epoch, as all processes together see them (`BatchPlan.shard` is one process's part).
 
     caption_counts: captions of each picture. captions_per_image: 0 takes all. covers: `images` draws every picture
     once with some of its captions, `captions` every caption once, in groups of captions_per_image that share their
-    picture. A last batch that is not full is left out, unless it is the only one.
+    picture. labels: of each picture, where the sampler looks at them. sampler: which of these share a batch, as
+    `crosspair.data.samplers` says.
 
-    identities: the label of each picture, for batches of batch_size / images_per_label different labels with
-    images_per_label pictures each, as `label_balanced` has them; None shuffles all pictures.
+    Raises UserError for a sampler that gives no batches, an empty one, or something that is not in the epoch.
     """
     random = np.random.default_rng(list(seed))
     items: list[tuple[int, np.ndarray]] = []
@@ -225,17 +228,16 @@ def plan_epoch(
             items.append((image, order[:group]))
         else:
             items += [(image, order[start : start + group]) for start in range(0, count, group)]
-    if identities is None:
-        batches = shuffled(len(items), batch_size, random)
-    else:
-        images = [image for image, _ in items]
-        shown = [identities[image] for image in images]
-        in_batch = batch_size // images_per_label
-        batches = label_balanced(shown, images, in_batch, images_per_label, random)
+    images = [image for image, _ in items]
+    shown = [0 if labels is None else labels[image] for image in images]
+    batches = apply_settings(sampler, {}, images=images)(shown, batch_size, random)
     ends = np.cumsum([len(batch) for batch in batches])
-    hflipped = random.random(ends[-1]) < 0.5 if hflip else np.zeros(ends[-1], dtype=bool)
-    crops = random.random((ends[-1], 4))
-    plans = [
+    if not all(len(batch) and min(batch) >= 0 and max(batch) < len(items) for batch in batches) or len(ends) == 0:
+        raise UserError(f"the sampler's batches are not lists of numbers 0 .. {len(items) - 1}; mend the sampler")
+    drawn = max(len(items), ends[-1])
+    hflipped = random.random(drawn) < 0.5 if hflip else np.zeros(drawn, dtype=bool)
+    crops = random.random((drawn, 4))
+    return [
         BatchPlan(
             np.array([items[item][0] for item in batch]),
             [items[item][1] for item in batch],
@@ -244,8 +246,6 @@ def plan_epoch(
         )
         for batch, end in zip(batches, ends, strict=True)
     ]
-    left_out = identities is None and len(plans) > 1 and len(batches[-1]) < batch_size
-    return plans[:-1] if left_out else plans
 
 
 class BatchSource:
@@ -282,8 +282,8 @@ class BatchSource:
             covers=drawing.covers,
             hflip=drawing.hflip,
             seed=seed,
-            identities=self.labels if drawing.sampler == "identities" else None,
-            images_per_label=drawing.images_per_label,
+            labels=self.labels,
+            sampler=drawing.sampler,
         )
 
     def share(self, plans: Sequence[BatchPlan], rank: int, processes: int) -> Sequence[BatchPlan]:

@@ -1,34 +1,51 @@
-"""Which items of an epoch share a batch. All randomness comes from the generator that is handed in."""
+"""Which items of an epoch share a batch. All randomness comes from the generator that is handed in.
+
+A sampler takes the label of every item, the batch size and a generator, and by a parameter called `images` also which
+image an item shows; it returns the items of each batch. It must give as many batches in every epoch.
+"""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
-
-def shuffled(items: int, batch_size: int, random: np.random.Generator) -> list[np.ndarray]:
-    """All items in random order, batch_size to a batch; the last batch may be smaller."""
-    order = random.permutation(items)
-    return [order[start : start + batch_size] for start in range(0, items, batch_size)]
+from crosspair.registry import register_sampler
+from crosspair.settings import Range
 
 
+@register_sampler("shuffled")
+def shuffled(labels: Sequence[int], batch_size: int, random: np.random.Generator) -> list[np.ndarray]:
+    """All items in random order; a last batch that is not full is left out, unless it is the only one."""
+    order = random.permutation(len(labels))
+    end = len(labels) // batch_size * batch_size or len(labels)
+    return [order[start : start + batch_size] for start in range(0, end, batch_size)]
+
+
+@register_sampler("labels")
 def label_balanced(
-    identities: Sequence[int], images: Sequence[int], in_batch: int, of_each: int, random: np.random.Generator
+    labels: Sequence[int],
+    batch_size: int,
+    random: np.random.Generator,
+    images: Sequence[int],
+    *,
+    images_per_label: Annotated[
+        int, Range(at_least=1), "Pictures of each label in a batch; a label that has fewer gives all of them."
+    ] = 4,
 ) -> list[np.ndarray]:
-    """Batches of `in_batch` different identities with `of_each` different pictures of each.
+    """Batches of batch_size / images_per_label different labels with as many different images of each.
 
-    identities, pictures: what each item shows. An identity with fewer pictures gives all it has, and where there are
-    fewer identities a batch has all of them. Every item is in at least one batch, some are in two; the number of
-    batches depends on what the items show alone.
+    A label with fewer images gives all it has, and where there are fewer labels a batch has all of them. Every item is
+    in at least one batch, some are in two; the number of batches depends on the labels and images alone.
     """
     items_of: dict[int, list[int]] = {}
-    for item, identity in enumerate(identities):
-        items_of.setdefault(identity, []).append(item)
+    for item, label in enumerate(labels):
+        items_of.setdefault(label, []).append(item)
     turns = [
-        (identity, [items[entry] for entry in turn])
-        for identity, items in items_of.items()
-        for turn in _of_different([images[item] for item in items], of_each, random)
+        (label, [items[entry] for entry in turn])
+        for label, items in items_of.items()
+        for turn in _of_different([images[item] for item in items], images_per_label, random)
     ]
-    groups = _of_different([identity for identity, _ in turns], in_batch, random)
+    groups = _of_different([label for label, _ in turns], batch_size // images_per_label, random)
     return [np.array([item for turn in group for item in turns[turn][1]]) for group in groups]
 
 

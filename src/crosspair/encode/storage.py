@@ -80,7 +80,9 @@ def _plugins(config: ModelConfig) -> dict[str, Any]:
     """Name and checksum of the plugin of each encoder that has one, by the encoder's name."""
     images = {part.strip(): plugin_of(part.strip(), "image") for part in config.image.name.split("+")}
     found = {**images, config.text.name: plugin_of(config.text.name, "text")}
-    return {name: asdict(plugin) for name, plugin in found.items() if plugin is not None}
+    return {
+        name: {"name": plugin.name, "checksum": plugin.checksum} for name, plugin in found.items() if plugin is not None
+    }
 
 
 def model_checksum(name: str | Path) -> str:

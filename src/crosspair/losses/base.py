@@ -1,12 +1,19 @@
 """What losses share: the sum of their terms, checks of their inputs, L2 normalisation, a learned scale."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 SQUARED_LENGTH_FLOOR = 1e-12
+
+
+def total_of(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of a loss's terms, at least one."""
+    first, *others = terms
+    return sum(others, start=first)
 
 
 class MatchingLoss(nn.Module):
@@ -26,8 +33,8 @@ class MatchingLoss(nn.Module):
         self, image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None = None
     ) -> Tensor:
         """The sum of `terms`, a scalar; arguments and errors are those of the function that computes them."""
-        first, *others = self.terms(image_embeddings, text_embeddings, image_labels, text_labels)
-        return sum(others, start=first)
+        terms = self.terms(image_embeddings, text_embeddings, image_labels, text_labels)
+        return total_of(terms)
 
     def learned(self) -> dict[str, Tensor]:
         """Scalars to log beside the loss, by name."""

@@ -14,6 +14,7 @@ from crosspair.losses.base import (
     check_embeddings,
     check_labels,
     computing_dtype,
+    total_of,
     unit_vectors,
 )
 from crosspair.registry import register_loss
@@ -65,8 +66,7 @@ class CMPCLoss(nn.Module):
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss in nats; arguments and errors as in `cmpc_terms`."""
-        terms = self.terms(image_embeddings, text_embeddings, labels)
-        return terms.image_to_text + terms.text_to_image
+        return total_of(self.terms(image_embeddings, text_embeddings, labels))
 
     def extra_repr(self) -> str:
         embedding_dim, num_classes = self.weight.shape

@@ -23,8 +23,9 @@ from crosspair.training.distributed import counted_processes, launch
 from crosspair.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
 from crosspair.training.log import RunLog, check_tensorboard, plain, quiet_libraries, speed_and_memory
 from crosspair.training.machine import keep_memory, settled
+from crosspair.training.plugins import with_plugins
 from crosspair.training.recipe import Recipe
-from crosspair.training.recipe_files import load_recipe, save_recipe
+from crosspair.training.recipe_files import check_recipe, load_recipe, save_recipe
 from crosspair.training.run import check_same_run, describe_source, model_card
 from crosspair.training.step import check_finite
 from crosspair.training.trainer import Stage, Trainer, build_stage, build_trainer, epoch_plan
@@ -57,7 +58,7 @@ def train(
     for split in ("train", "val"):
         data.split(split)
     check_tensorboard(recipe.tensorboard)
-    recipe = settled(counted_processes(recipe))
+    recipe = settled(counted_processes(with_plugins(check_recipe(recipe))))
     with quiet_libraries():
         processes = launch(recipe)
         if processes.fabric.device.type == "cpu":
@@ -176,7 +177,7 @@ def _run_epoch(trainer: Trainer, stage: Stage, noted: Noted) -> None:
 
 def _log_step(trainer: Trainer, stage: Stage, seen: dict[str, Tensor], rate: float) -> None:
     values = {name: float(value) for name, value in seen.items()}
-    learning_rate = stage.step.optimizer.adam.param_groups[0]["lr"]
+    learning_rate = stage.step.optimizer.inner.param_groups[0]["lr"]
     speed = speed_and_memory(rate, trainer.processes.fabric.device)
     where = {"stage": stage.number, "epoch": trainer.progress.epoch + 1, "step": trainer.progress.step}
     trainer.write({"kind": "train", **where, **plain(values), "learning_rate": learning_rate, **speed})

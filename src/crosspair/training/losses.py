@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from crosspair.data.batching import Batch
 from crosspair.errors import UserError
 from crosspair.losses import MatchingLoss
+from crosspair.losses.base import total_of
 from crosspair.registry import LOSSES
 from crosspair.settings import apply_settings, asks_for
 from crosspair.training.distributed import Gathered
-
-Table = tuple[Tensor, Tensor, Tensor, Tensor]
+from crosspair.training.recipe import map_losses
 
 
 class MatchingLosses(nn.Module):
@@ -40,9 +40,10 @@ class MatchingLosses(nn.Module):
         super().__init__()
         self.heads = heads
         self.weights: dict[str, float] = {}
-        for name, chosen in config.items():
-            settings = dict(chosen) if isinstance(chosen, Mapping) else {"weight": chosen}
-            self.weights[name] = settings.pop("weight")
+        for name, (weight, settings) in map_losses(config).items():
+            if weight == 0:
+                continue
+            self.weights[name] = weight
             thing = LOSSES.get(name)
             create = apply_settings(thing, settings, num_classes=num_classes, embedding_dim=embedding_dim // heads)
             number = heads if asks_for(thing, "embedding_dim") else 1
@@ -84,14 +85,13 @@ class MatchingLosses(nn.Module):
             if isinstance(loss, nn.ModuleList):
                 loss = loss[head]
             parts = _terms(name, *_share(loss, images, texts, batch, gathered))
-            first, *others = parts.values()
             terms |= {f"{name}_{part}": value for part, value in parts.items() if part}
-            terms[name] = sum(others, start=first)
+            terms[name] = total_of(parts.values())
             total = total + weight * terms[name]
         return total, terms
 
     def _learned(self) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in self.weights:
             learned = getattr(self[name], "learned", None)
             if callable(learned):
@@ -148,7 +148,7 @@ def _terms(name: str, found: Any, share: float) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or value.ndim != 0:
             shape = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise UserError(
-                f"the loss '{name}' returns a {type(value).__name__} {shape}; expected a scalar tensor, or a named tuple "
-                "of them"
+                f"the loss '{name}' returns a {type(value).__name__} {shape}; expected a scalar tensor or a named "
+                "tuple of them"
             )
     return parts if share == 1 else {part: value * share for part, value in parts.items()}

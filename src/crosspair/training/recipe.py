@@ -1,61 +1,14 @@
-"""A training run as nested dataclasses. `recipe_files` reads them from YAML and writes them back."""
+"""A training run as nested dataclasses. `recipe_files` reads them from YAML, checks them and writes them back.
 
+What comes from a registry has the form it has in YAML: a loss is its weight, or {weight: 10, margin: 0.2}; a sampler or
+a schedule is its name, or {name: labels, images_per_label: 4}.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from crosspair.models.config import ModelConfig
-
-
-@dataclass
-class LossConfig:
-    """Which losses, and how they are weighted."""
-
-    cmpm: float = 1.0
-    """Weight of cross-modal projection matching; 0 leaves it out."""
-    cmpc: float = 1.0
-    """Weight of cross-modal projection classification; 0 leaves it out."""
-    infonce: float = 0.0
-    """Weight of InfoNCE (CLIP)."""
-    sdm: float = 0.0
-    """Weight of similarity distribution matching (IRRA)."""
-    triplet: float = 0.0
-    """Weight of the triplet loss with hardest negatives (VSE++)."""
-    siglip: float = 0.0
-    """Weight of the sigmoid loss (SigLIP)."""
-    cmpm_scale: float | None = None
-    """null projects as the paper does; a number gives both embeddings this length first, and learns it (up to 100)."""
-    cmpm_ratio_epsilon: float = 0.0
-    """Added to p / q inside the matching's logarithm; the original adds 1e-8."""
-    cmpm_matmul_precision: Literal["float32", "bf16"] = "float32"
-    """Of batches of over a million pairs (on a CPU): bf16 nearly halves the time, with gradients off by about 0.4 %."""
-    cmpc_classes: int = 0
-    """Classes that the classification draws a step beside the batch's own, for fast approximate steps; 0 takes all."""
-    label_smoothing: float = 0.0
-    """Of the classification's targets."""
-    infonce_temperature: float = 0.07
-    """At the start, if it is learned; at least 0.01."""
-    infonce_learned: bool = True
-    """Learn InfoNCE's temperature."""
-    sdm_temperature: float = 0.02
-    triplet_margin: float = 0.2
-    """By how much a match's cosine should exceed that of the hardest negative."""
-    siglip_temperature: float = 0.1
-    """At the start; learned."""
-    siglip_bias: float = -10.0
-    """At the start; learned."""
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The losses that take part, each with its weight."""
-        every = {
-            "cmpm": self.cmpm,
-            "cmpc": self.cmpc,
-            "infonce": self.infonce,
-            "sdm": self.sdm,
-            "triplet": self.triplet,
-            "siglip": self.siglip,
-        }
-        return {name: weight for name, weight in every.items() if weight > 0}
 
 
 @dataclass
@@ -77,10 +30,8 @@ class StageConfig:
     """Pictures in a batch, of all processes together."""
     mini_batch_size: int = 0
     """Pictures encoded at a time, while the loss sees the whole batch; saves memory for one more forward; 0: all."""
-    sampler: Literal["shuffled", "identities"] = "shuffled"
-    """identities: a batch holds batch_size / images_per_label labels, with that many pictures of each."""
-    images_per_label: int = 4
-    """For sampler identities; a label that has fewer pictures gives all of them."""
+    sampler: str | dict[str, Any] = "shuffled"
+    """Which pictures share a batch. labels: batch_size / images_per_label labels, with that many pictures of each."""
     captions_per_image: int = 1
     """Captions drawn for each picture of a batch; 0 takes all."""
     epoch_covers: Literal["images", "captions"] = "captions"
@@ -92,8 +43,8 @@ class StageConfig:
     """Of the text encoder; null takes learning_rate."""
     layer_decay: float = 1.0
     """The rate of an encoder's k-th layer from its top is multiplied by this to the power of k."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate over the stage; cosine falls to 0."""
+    schedule: str | dict[str, Any] = "constant"
+    """Of the learning rate over the stage, after the warm-up; cosine falls to 0."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
     smallest_crop: float = 1.0
@@ -107,18 +58,17 @@ class StageConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam and what goes with it."""
+    """The optimizer by its name, and what goes with any. In YAML its settings stand among these fields."""
 
-    name: Literal["adam", "adamw", "tensorflow-adam"] = "adam"
+    name: str = "adam"
     """adam: weight decay through the gradient; adamw: decoupled; tensorflow-adam: adam with TensorFlow's epsilon."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
     weight_decay: float = 4e-5
     decay: Literal["weights", "convolutions"] = "weights"
     """What decays: all weight matrices and kernels, or only the original's choice (convolutions and projections)."""
     grad_clip_norm: float | None = None
     """Largest norm of all gradients together; null does not clip."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the optimizer of that name, such as beta1 of adam."""
 
 
 @dataclass
@@ -201,15 +151,38 @@ class Recipe:
     checkpoint_minutes: float = 10.0
     """Time between two checkpoints inside an epoch; one is written after every epoch."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: dict[str, Any] = field(default_factory=lambda: {"cmpm": 1.0, "cmpc": 1.0})
+    """What is minimised: the weight of each loss, or its weight and settings. Weight 0 leaves a loss out."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     stage1: StageConfig = field(default_factory=lambda: StageConfig(freeze_image_encoder=True))
     stage2: StageConfig = field(default_factory=StageConfig)
+    plugins: list[dict[str, Any]] = field(default_factory=list)
+    """Written by a run: what it used of plugins, by their name, checksum and what they registered."""
 
     @property
     def stages(self) -> list[tuple[int, StageConfig]]:
         """Number and settings of the stages that have epochs."""
         return [(number, stage) for number, stage in ((1, self.stage1), (2, self.stage2)) if stage.epochs > 0]
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The losses that take part, each with its weight."""
+        return {name: weight for name, (weight, _) in map_losses(self.loss).items() if weight != 0}
+
+
+def map_losses(loss: Mapping[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Weight and settings by a loss's name, from either form; a weight that is missing is None."""
+    found = {}
+    for name, chosen in loss.items():
+        settings = dict(chosen) if isinstance(chosen, Mapping) else {"weight": chosen}
+        found[name] = (settings.pop("weight", None), settings)
+    return found
+
+
+def name_and_settings(chosen: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Of a sampler or a schedule, from either form."""
+    settings = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+    return settings.pop("name"), settings

@@ -1,8 +1,8 @@
 """Recipes as files: built-in ones and YAML, overridden by dotted fields, checked, described and written back."""
 
 import difflib
-import re
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -11,7 +11,12 @@ from typing import Any
 import yaml
 
 from crosspair.errors import UserError
-from crosspair.training.recipe import LossConfig, Recipe
+from crosspair.registry import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Registry
+from crosspair.settings import Range, Setting, check_settings
+from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig, map_losses, name_and_settings
+
+_CHOSEN: dict[str, Registry[Any]] = {"sampler": SAMPLERS, "schedule": SCHEDULES}  # fields of a stage
+_WRITTEN_BY_A_RUN = "plugins"
 
 
 def built_in_recipes() -> dict[str, Traversable]:
@@ -30,17 +35,23 @@ def list_recipes() -> list[str]:
     return list(built_in_recipes())
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """A built-in recipe or a YAML file, with overrides such as ["--stage1.epochs", "3"].
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A built-in recipe or a YAML file, with overrides such as ["--stage1.epochs", "3", "--loss.triplet.margin=0.1"].
 
-    Raises UserError for an unknown recipe (with the nearest names), an unknown field or a value of the wrong type.
+    Raises UserError for an unknown recipe, field, loss or setting (with the nearest names), and for a value of a wrong
+    type or out of range.
     """
-    settings = _read_yaml(name)
-    settings.setdefault("name", name if name in built_in_recipes() else Path(name).stem)
-    unknown = _unknown_field(settings, Recipe())
-    if unknown:
-        raise UserError(f"recipe {name}: {unknown}")
-    return _check(_parse(settings, overrides or [], name), name)
+    try:
+        return check_recipe(_read(name, overrides))
+    except UserError as error:
+        if str(error).startswith(("recipe ", "unknown recipe", "can't read")):
+            raise
+        raise UserError(f"recipe {name}: {error}") from error
+
+
+def read_run_recipe(run: Path) -> Recipe:
+    """The recipe of a RUN, to look at: what its plugins registered stays as it is written, loaded or not."""
+    return _read(str(run / "recipe.yaml"), ())
 
 
 def describe_recipes() -> str:
@@ -54,23 +65,50 @@ def describe_recipes() -> str:
 
 def save_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out."""
-    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(_nested(recipe), sort_keys=False, allow_unicode=True, width=120)
 
 
-def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two recipes differ."""
-    found: list[str] = []
-    for item in fields(one):
-        values = getattr(one, item.name), getattr(other, item.name)
-        if is_dataclass(values[0]):
-            found += differences(*values, f"{prefix}{item.name}.")
-        elif values[0] != values[1]:
-            found.append(prefix + item.name)
-    return found
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """Dotted names of the fields in which two recipes differ, leaving out what their runs wrote."""
+    flat = [_flat(_nested(recipe)) for recipe in (one, other)]
+    names = [name for name in {**flat[0], **flat[1]} if name != _WRITTEN_BY_A_RUN]
+    missing = object()
+    return [name for name in names if flat[0].get(name, missing) != flat[1].get(name, missing)]
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with every setting of what it takes from the registries written out.
+
+    Raises UserError for a name or a setting that is not there, a value of a wrong type or out of range.
+    """
+    losses: dict[str, Any] = {}
+    for name, (weight, settings) in map_losses(recipe.loss).items():
+        where = f"loss.{name}"
+        own = check_settings(LOSSES.entry(name).settings, settings, f"{where}.", also=["weight"])
+        if weight is None:
+            raise UserError(f"{where} has no weight; set it with --{where} 1 (0 leaves the loss out)")
+        setting = Setting(where, float, 1.0, range=Range(at_least=0))
+        weight = check_settings({where: setting}, {where: weight}, "")[where]
+        if weight > 0:
+            losses[name] = {"weight": weight, **own}
+    if not losses:
+        raise UserError(f"there is no loss; set loss.cmpm or another of {', '.join(LOSSES.names())} above 0")
+    optimizer = recipe.optimizer
+    known = OPTIMIZERS.entry(optimizer.name).settings
+    own = check_settings(known, optimizer.settings, "optimizer.", also=_OPTIMIZER_FIELDS)
+    checked_recipe = replace(
+        recipe,
+        loss=losses,
+        optimizer=replace(optimizer, settings=own),
+        stage1=_check_stage("stage1", recipe.stage1),
+        stage2=_check_stage("stage2", recipe.stage2),
+    )
+    _check_ranges(checked_recipe)
+    return checked_recipe
 
 
 def field_help() -> str:
-    """Every field with its default and what it means, a line each."""
+    """Every field with its default and what it means, a line each; losses and the like by their registries."""
     return "\n".join(_describe(Recipe(), ""))
 
 
@@ -96,23 +134,109 @@ def _read_yaml(name: str) -> dict[str, Any]:
     return settings
 
 
-def _parse(settings: dict[str, Any], overrides: list[str], name: str) -> Recipe:
+def _read(name: str, overrides: Iterable[str]) -> Recipe:
+    """A recipe whose fields have their types; what it takes from the registries is not looked up."""
+    settings = _read_yaml(name)
+    settings.setdefault("name", name if name in built_in_recipes() else Path(name).stem)
+    open_fields = _take_open_fields(settings)
+    unknown = _unknown_field(settings, Recipe())
+    if unknown:
+        raise UserError(f"recipe {name}: {unknown}")
+    pairs = sorted(_pairs(overrides), key=lambda pair: pair[0].count("."))  # a name before the settings of its own
+    plain = [(dotted, value) for dotted, value in pairs if not _override_open(open_fields, dotted, value)]
+    recipe = _parse(settings, plain, name)
+    recipe.loss = open_fields["loss"]
+    recipe.optimizer.settings = open_fields["optimizer"]
+    recipe.plugins = open_fields[_WRITTEN_BY_A_RUN]
+    for (stage, kind), chosen in open_fields["stages"].items():
+        setattr(getattr(recipe, stage), kind, chosen)
+    return recipe
+
+
+_OPTIMIZER_FIELDS = tuple(item.name for item in fields(OptimizerConfig) if item.name != "settings")
+
+
+def _take_open_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a YAML file's fields those that a registry decides."""
+    found: dict[str, Any] = {
+        "loss": settings.pop("loss", Recipe().loss),
+        "optimizer": {},
+        "stages": {},
+        _WRITTEN_BY_A_RUN: settings.pop(_WRITTEN_BY_A_RUN, []),
+    }
+    if not isinstance(found["loss"], dict):
+        raise UserError(f"field 'loss' holds {found['loss']!r}; expected the weights of losses as name: value")
+    found["loss"] = {str(name): {"weight": weight, **own} for name, (weight, own) in map_losses(found["loss"]).items()}
+    if isinstance(settings.get("optimizer"), dict):
+        optimizer = settings["optimizer"] = dict(settings["optimizer"])
+        found["optimizer"] = {name: optimizer.pop(name) for name in [*optimizer] if name not in _OPTIMIZER_FIELDS}
+    for stage in ("stage1", "stage2"):
+        if isinstance(settings.get(stage), dict):
+            settings[stage] = dict(settings[stage])
+            for kind in _CHOSEN:
+                if kind in settings[stage]:
+                    chosen = settings[stage].pop(kind)
+                    if not isinstance(chosen, str) and not (isinstance(chosen, dict) and "name" in chosen):
+                        raise UserError(
+                            f"field '{stage}.{kind}' holds {chosen!r}; expected a name, or name: and settings"
+                        )
+                    found["stages"][stage, kind] = chosen
+    return found
+
+
+def _pairs(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    """Dotted names and values of `--name value` and `--name=value`."""
+    found = []
+    rest = iter(overrides)
+    for item in rest:
+        name, equals, value = item.partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"'{item}' is no field; expected --field value")
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise UserError(f"{name} has no value; expected {name} VALUE")
+        found.append((name[2:], value))
+    return found
+
+
+def _override_open(open_fields: dict[str, Any], dotted: str, value: str) -> bool:
+    """Set a field that a registry decides; False for any other."""
+    first, _, rest = dotted.partition(".")
+    name, _, setting = rest.partition(".")
+    if first == "loss" and name:
+        open_fields["loss"].setdefault(name, {})[setting or "weight"] = value
+    elif dotted == "optimizer.name":
+        known = OPTIMIZERS.entry(value).settings
+        open_fields["optimizer"] = {name: own for name, own in open_fields["optimizer"].items() if name in known}
+        return False
+    elif first == "optimizer" and name and name not in _OPTIMIZER_FIELDS:
+        open_fields["optimizer"][name] = value
+    elif first in ("stage1", "stage2") and name in _CHOSEN:
+        before = open_fields["stages"].get((first, name), getattr(StageConfig(), name))
+        chosen, settings = name_and_settings(before)
+        after = {"name": chosen, **settings, setting: value} if setting else {"name": value}
+        open_fields["stages"][first, name] = after
+    else:
+        return False
+    return True
+
+
+def _parse(settings: dict[str, Any], overrides: list[tuple[str, str]], name: str) -> Recipe:
     """Let jsonargparse check types and apply the overrides."""
     from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
     parser = ArgumentParser(prog="crosspair train", exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Recipe, "recipe")
+    parser.add_class_arguments(Recipe, "recipe", skip={"loss", _WRITTEN_BY_A_RUN})
     known = {action.dest for action in parser._actions}
-    for override in overrides:
-        if override.startswith("--"):
-            dotted = override[2:].split("=")[0]
-            if f"recipe.{dotted}" not in known:
-                near = difflib.get_close_matches(dotted, _leaves(Recipe()), n=3, cutoff=0.5)
-                hint = f"near: {', '.join(near)}" if near else "`crosspair train --fields` lists them"
-                raise UserError(f"unknown field '{dotted}'; {hint}")
-    arguments = [re.sub("^--", "--recipe.", override) for override in overrides]
+    for dotted, _ in overrides:
+        if f"recipe.{dotted}" not in known:
+            near = difflib.get_close_matches(dotted, _leaves(Recipe()), n=3, cutoff=0.5)
+            hint = f"near: {', '.join(near)}" if near else "`crosspair train --fields` lists them"
+            raise UserError(f"unknown field '{dotted}'; {hint}")
     try:
         defaults = parser.parse_object({"recipe": settings})
+        arguments = [f"--recipe.{dotted}={value}" for dotted, value in overrides]
         parsed: Namespace = parser.parse_args(arguments, namespace=defaults)
         recipe: Recipe = parser.instantiate_classes(parsed).recipe
     except (ArgumentError, ValueError, TypeError) as error:
@@ -121,67 +245,51 @@ def _parse(settings: dict[str, Any], overrides: list[str], name: str) -> Recipe:
     return recipe
 
 
-def _check(recipe: Recipe, name: str) -> Recipe:
+def _check_stage(name: str, stage: StageConfig) -> StageConfig:
+    changes: dict[str, Any] = {}
+    for kind, registry in _CHOSEN.items():
+        chosen, settings = name_and_settings(getattr(stage, kind))
+        checked = check_settings(registry.entry(chosen).settings, settings, f"{name}.{kind}.")
+        changes[kind] = {"name": chosen, **checked} if checked else chosen
+    return replace(stage, **changes)
+
+
+def _check_ranges(recipe: Recipe) -> None:
     """What types alone don't say."""
     if not recipe.stages:
-        raise UserError(f"recipe {name} has no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
-    _check_losses(recipe.loss, name)
+        raise UserError("there is no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
     if recipe.decoded_cache_gb < 0 or recipe.stream.shuffle_buffer < 1:
         raise UserError(
-            f"recipe {name} has decoded_cache_gb {recipe.decoded_cache_gb}, stream.shuffle_buffer "
-            f"{recipe.stream.shuffle_buffer}; expected at least 0, at least 1"
+            f"decoded_cache_gb is {recipe.decoded_cache_gb}, stream.shuffle_buffer {recipe.stream.shuffle_buffer}; "
+            "expected at least 0, at least 1"
         )
     lora = recipe.lora
     if lora.rank < 0 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
         raise UserError(
-            f"recipe {name} has lora.rank {lora.rank}, lora.alpha {lora.alpha}, lora.dropout {lora.dropout}; expected "
-            "at least 0, above 0, at least 0 and below 1"
+            f"lora.rank is {lora.rank}, lora.alpha {lora.alpha}, lora.dropout {lora.dropout}; expected at least 0, "
+            "above 0, at least 0 and below 1"
         )
     for number, stage in recipe.stages:
         if not 0 < stage.layer_decay <= 1:
-            raise UserError(
-                f"recipe {name}: stage{number} has layer_decay {stage.layer_decay}; expected above 0, at most 1"
-            )
+            raise UserError(f"stage{number} has layer_decay {stage.layer_decay}; expected above 0, at most 1")
         if stage.image_layers < 0:
-            raise UserError(
-                f"recipe {name}: stage{number} has image_layers {stage.image_layers}; expected 0 (all) or more"
-            )
+            raise UserError(f"stage{number} has image_layers {stage.image_layers}; expected 0 (all) or more")
         if stage.batch_size < 2 or stage.captions_per_image < 0 or not 0 < stage.smallest_crop <= 1:
             raise UserError(
-                f"recipe {name}: stage{number} has batch_size {stage.batch_size}, captions_per_image "
-                f"{stage.captions_per_image}, smallest_crop {stage.smallest_crop}; expected at least 2, at least 0, "
-                "above 0 and at most 1"
+                f"stage{number} has batch_size {stage.batch_size}, captions_per_image {stage.captions_per_image}, "
+                f"smallest_crop {stage.smallest_crop}; expected at least 2, at least 0, above 0 and at most 1"
             )
         part = stage.mini_batch_size
         if part != 0 and part < 4:  # no part of a batch may be too small for batch norm
+            raise UserError(f"stage{number} has mini_batch_size {part}; expected 0 (no parts) or at least 4")
+        of_each = name_and_settings(stage.sampler)[1].get("images_per_label", 1)
+        if name_and_settings(stage.sampler)[0] == "labels" and (
+            stage.batch_size % of_each or stage.batch_size == of_each
+        ):
             raise UserError(
-                f"recipe {name}: stage{number} has mini_batch_size {part}; expected 0 (no parts) or at least 4"
+                f"stage{number} has batch_size {stage.batch_size} and sampler.images_per_label {of_each}; expected a "
+                "batch that holds at least two labels with as many pictures each"
             )
-        of_each = stage.images_per_label
-        if stage.sampler == "identities" and (of_each < 1 or stage.batch_size % of_each or stage.batch_size == of_each):
-            raise UserError(
-                f"recipe {name}: stage{number} has batch_size {stage.batch_size} and images_per_label {of_each}; "
-                "expected a batch that holds at least two labels with as many pictures each"
-            )
-    return recipe
-
-
-def _check_losses(loss: LossConfig, name: str) -> None:
-    if not loss.weights:
-        known = ", ".join(f"loss.{known}" for known in ("cmpm", "cmpc", "infonce", "sdm", "triplet"))
-        raise UserError(f"recipe {name} has no loss; set {known} or loss.siglip above 0")
-    scale, ratio_epsilon = loss.cmpm_scale, loss.cmpm_ratio_epsilon
-    checks = [
-        ("cmpm_scale", scale is None or 0 < scale <= 100, "null, or above 0 and at most 100"),
-        ("cmpm_ratio_epsilon", ratio_epsilon == 0 or scale is None, "0 where loss.cmpm_scale is set"),
-        ("infonce_temperature", loss.infonce_temperature >= 0.01, "at least 0.01"),
-        ("sdm_temperature", loss.sdm_temperature > 0, "above 0"),
-        ("triplet_margin", loss.triplet_margin >= 0, "at least 0"),
-        ("siglip_temperature", loss.siglip_temperature > 0, "above 0"),
-    ]
-    for setting, allowed, expected in checks:
-        if not allowed:
-            raise UserError(f"recipe {name}: loss.{setting} is {getattr(loss, setting)}; expected {expected}")
 
 
 def _unknown_field(settings: dict[str, Any], known: Any, prefix: str = "") -> str | None:
@@ -200,6 +308,22 @@ def _unknown_field(settings: dict[str, Any], known: Any, prefix: str = "") -> st
     return None
 
 
+def _nested(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as its YAML holds it."""
+    found = asdict(recipe)
+    found["optimizer"] |= found["optimizer"].pop("settings")
+    if not recipe.plugins:
+        del found[_WRITTEN_BY_A_RUN]
+    return found
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
 def _leaves(value: Any, prefix: str = "") -> list[str]:
     found = []
     for item in fields(value):
@@ -214,12 +338,33 @@ def _describe(value: Any, prefix: str) -> list[str]:
     meaning = {param.arg_name: param.description or "" for param in parse_from_object(type(value)).params}
     lines = []
     for item in fields(value):
-        child = getattr(value, item.name)
+        child, dotted = getattr(value, item.name), prefix + item.name
+        text = " ".join(meaning.get(item.name, "").split())
         if is_dataclass(child):
-            lines += _describe(child, f"{prefix}{item.name}.")
-        else:
-            text = " ".join(meaning.get(item.name, "").split())
-            lines.append(
-                f"  --{prefix}{item.name} {child!r}\n      {text}" if text else f"  --{prefix}{item.name} {child!r}"
-            )
+            lines += _describe(child, f"{dotted}.")
+        elif dotted == "loss":
+            for name in LOSSES.names():
+                lines += _line(f"loss.{name}", child.get(name, 0.0), f"Weight. {LOSSES.entry(name).summary}")
+                lines += _settings_lines(LOSSES, name, f"loss.{name}.")
+        elif dotted == "optimizer.settings":
+            for name in OPTIMIZERS.names():
+                lines += _settings_lines(OPTIMIZERS, name, "optimizer.", f"Of {name}. ")
+        elif item.name in _CHOSEN:
+            lines += _line(dotted, child, text)
+            for name in _CHOSEN[item.name].names():
+                lines += _settings_lines(_CHOSEN[item.name], name, f"{dotted}.", f"Of {name}. ")
+        elif dotted != _WRITTEN_BY_A_RUN:
+            lines += _line(dotted, child, text)
     return lines
+
+
+def _settings_lines(registry: Registry[Any], name: str, prefix: str, text: str = "") -> list[str]:
+    lines = []
+    for setting in registry.entry(name).settings.values():
+        limits = f" ({setting.range})" if setting.range else ""
+        lines += _line(prefix + setting.name, setting.default, f"{text}{setting.meaning}{limits}".strip())
+    return lines
+
+
+def _line(dotted: str, default: Any, text: str) -> list[str]:
+    return [f"  --{dotted} {default!r}", *([f"      {text}"] if text else [])]

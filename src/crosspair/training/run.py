@@ -6,6 +6,7 @@ from typing import Any
 from crosspair.data.splits import TrainingData
 from crosspair.errors import UserError
 from crosspair.training.log import read_metrics
+from crosspair.training.plugins import ENCODERS, check_plugins
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import differences, load_recipe
 
@@ -23,6 +24,7 @@ def model_directory(name: str) -> str:
     run = Path(name)
     if not (run / "recipe.yaml").is_file():
         return name
+    check_plugins(run, ENCODERS)
     if finished(run):
         return str(run / "model")
     rows = [row for row in read_metrics(run) if row["kind"] == "val"]
@@ -43,6 +45,7 @@ def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
     path = run / "recipe.yaml"
     if not path.exists():
         raise UserError(f"{run} holds no training run to resume; expected its recipe.yaml, start without --resume")
+    check_plugins(run)
     others = differences(load_recipe(str(path)), recipe)  # a field that is newer than the run has its default in both
     if others:
         raise UserError(

@@ -15,7 +15,7 @@ from crosspair.losses import pair_distances
 from crosspair.training.distributed import Processes
 from crosspair.training.ema import WeightEMA
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.optimizer import StageOptimizer
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TrainingStep:
     processes: Processes
     model: Any  # the DualEncoder as Fabric wrapped it
     losses: MatchingLosses
-    optimizer: ScheduledAdam
+    optimizer: StageOptimizer
     ema: WeightEMA | None
     average_before: bool = False
     grad_clip_norm: float | None = None
@@ -56,7 +56,7 @@ class TrainingStep:
         if observe:
             seen["positive_distance"], seen["negative_distance"] = pair_distances(*gathered.table)
             seen["regularization"] = self.optimizer.regularization()
-        self.optimizer.adam.zero_grad(set_to_none=True)
+        self.optimizer.inner.zero_grad(set_to_none=True)
         # Gradients are averaged over the processes, and it is their shares' sum that counts.
         self.processes.fabric.backward(total * self.processes.size)
         if in_parts is not None:
@@ -65,9 +65,8 @@ class TrainingStep:
         self.processes.average_gradients(self.losses.parameters())
         self.processes.average_statistics(self.model)
         if self.grad_clip_norm is not None:
-            trained = [value for group in self.optimizer.adam.param_groups for value in group["params"]]
-            seen["gradient_norm"] = torch.nn.utils.clip_grad_norm_(trained, self.grad_clip_norm)
-        self.optimizer.adam.step()
+            seen["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.optimizer.trained, self.grad_clip_norm)
+        self.optimizer.inner.step()
         if self.ema is not None and not self.average_before:
             self.ema.update(step)
         return seen

@@ -15,6 +15,8 @@ from crosspair.data.decoded import decoded_images
 from crosspair.data.splits import TrainingData
 from crosspair.encode.model import DualEncoder, create_model
 from crosspair.errors import UserError
+from crosspair.registry import SAMPLERS
+from crosspair.settings import apply_settings
 from crosspair.training.callbacks import Callback, Progress
 from crosspair.training.checkpoints import Checkpoint
 from crosspair.training.distributed import Processes, synchronise_batch_norm
@@ -22,8 +24,8 @@ from crosspair.training.ema import WeightEMA
 from crosspair.training.layers import add_recipe_adapters, freeze_for_stage
 from crosspair.training.log import RunLog
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.optimizer import ScheduledAdam
-from crosspair.training.recipe import Recipe, StageConfig
+from crosspair.training.optimizer import StageOptimizer
+from crosspair.training.recipe import Recipe, StageConfig, name_and_settings
 from crosspair.training.stage_features import StageFeatures, stage_features
 from crosspair.training.step import TrainingStep
 
@@ -86,9 +88,10 @@ def build_trainer(
     train, val = data.split("train"), data.split("val")
     for number, stage in recipe.stages:
         processes.check_batch(min(stage.batch_size, len(train)), f"stage{number}")
-        if stage.sampler != "shuffled" and train.by_index is None:
+        sampler, _ = name_and_settings(stage.sampler)
+        if sampler != "shuffled" and train.by_index is None:
             raise UserError(
-                f"stage{number}.sampler is {stage.sampler}, which needs prepared data; train on a DATA directory or "
+                f"stage{number}.sampler is {sampler}, which needs prepared data; train on a DATA directory or "
                 f"set stage{number}.sampler to shuffled"
             )
     torch.manual_seed(recipe.seed)
@@ -124,7 +127,7 @@ def build_stage(trainer: Trainer, number: int, config: StageConfig, checkpoint: 
     ema = None
     if recipe.ema.decay > 0:
         ema = WeightEMA(model, recipe.ema.decay, ("text_encoder.",) if recipe.ema.parts == "image" else ())
-    optimizer = ScheduledAdam(model, trainer.losses, recipe.optimizer, config, batches * config.epochs)
+    optimizer = StageOptimizer(model, trainer.losses, recipe.optimizer, config, batches * config.epochs)
     settings = (recipe.ema.before_update, recipe.optimizer.grad_clip_norm, config.mini_batch_size)
     step = TrainingStep(processes, wrapped, trainer.losses, optimizer, ema, *settings)
     if checkpoint is not None and "optimizer" in checkpoint.tensors:
@@ -158,13 +161,13 @@ def epoch_plan(
     source: BatchSource, recipe: Recipe, stage: StageConfig, number: int, epoch: int, processes: int
 ) -> Sequence[BatchPlan]:
     """The batches of an epoch (from 0) of stage `number`; each is shared by the processes."""
+    sampler, settings = name_and_settings(stage.sampler)
     drawing = Drawing(
         batch_size=stage.batch_size,
         captions_per_image=stage.captions_per_image,
         covers=stage.epoch_covers,
         hflip=recipe.hflip,
-        sampler=stage.sampler,
-        images_per_label=stage.images_per_label,
+        sampler=apply_settings(SAMPLERS.get(sampler), settings),
         shuffle_buffer=recipe.stream.shuffle_buffer,
         processes=processes,
     )

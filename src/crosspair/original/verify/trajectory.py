@@ -27,7 +27,7 @@ from crosspair.original.verify.encoders import TINY_BLOCKS
 from crosspair.training.distributed import Processes
 from crosspair.training.ema import WeightEMA
 from crosspair.training.losses import MatchingLosses
-from crosspair.training.optimizer import ScheduledAdam
+from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.step import TrainingStep
@@ -145,12 +145,11 @@ class _Run:
         if recording.frozen:
             self.model.freeze_image_encoder(freeze_bn_stats=recipe.stage1.bn_stats_frozen)
         self.losses = MatchingLosses(recipe.loss, _CLASSES, _DIM).to(dtype)
-        assert self.losses.cmpc is not None
         with torch.no_grad():
-            self.losses.cmpc.weight.copy_(torch.from_numpy(recording.initial["Wfc"]))
+            self.losses["cmpc"].get_parameter("weight").copy_(torch.from_numpy(recording.initial["Wfc"]))
         processes = Processes(Fabric(accelerator="cpu", devices=1))
         ema = WeightEMA(self.model, recipe.ema.decay, leave_out=("text_encoder.",))
-        optimizer = ScheduledAdam(self.model, self.losses, recipe.optimizer, recipe.stage2, STEPS)
+        optimizer = StageOptimizer(self.model, self.losses, recipe.optimizer, recipe.stage2, STEPS)
         self.training = TrainingStep(
             processes,
             processes.fabric.setup_module(self.model),
@@ -203,7 +202,7 @@ class _Run:
                 state = state_from_tf_variables(module, variables, scope)
                 expected |= {f"{part}.{name}": value for name, value in state.items()}
         if not ema:
-            present["class weights"] = self.losses.state_dict()["cmpc.weight"]
+            present["class weights"] = self.losses["cmpc"].state_dict()["weight"]
             expected["class weights"] = torch.tensor(variables["Wfc"], dtype=torch.float64)
         return max(
             float(((present[name] - value).abs() / (1 + value.abs() / 2)).max()) for name, value in expected.items()
