@@ -53,6 +53,7 @@ class Entry(Generic[Thing]):
     thing: Thing
     plugin: Plugin | None = None  # None: built in, or registered by the caller's own code
     given: Collection[str] = ()  # parameters that are no settings of it
+    home: str = ""  # the module that registered it, and its name there
 
     @property
     def summary(self) -> str:
@@ -81,7 +82,6 @@ class Registry(Generic[Thing]):
         self.given = given
         self._built_in = dict(built_in)
         self._entries: dict[str, Entry[Thing]] = {}
-        self._homes: dict[str, str] = {}  # where each was defined
         self._from_packages: dict[str, list[EntryPoint]] | None = None
         REGISTRIES[plural] = self
 
@@ -103,14 +103,14 @@ class Registry(Generic[Thing]):
             home = f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
             if name in self._built_in and module != self._built_in[name]:
                 raise UserError(f"'{name}' is a built-in {self.kind}; give your own another name")
-            if self._homes.setdefault(name, home) != home:  # what is run again, as in a notebook, may replace itself
+            known = self._entries.get(name)
+            if known is not None and known.home != home:  # what is run again, as in a notebook, may replace itself
                 raise UserError(
-                    f"the {self.kind} '{name}' is registered twice, by {self._homes[name]} and {home}; "
-                    "rename one of them"
+                    f"the {self.kind} '{name}' is registered twice, by {known.home} and {home}; rename one of them"
                 )
             # A plugin's imports may be the first to load the module of something built in, which isn't the plugin's.
             plugin = _loading[-1] if _loading and name not in self._built_in else None
-            self._entries[name] = Entry(name, thing, plugin, self.given)  # type: ignore[arg-type]
+            self._entries[name] = Entry(name, thing, plugin, self.given, home)  # type: ignore[arg-type]
             return thing
 
         return add

@@ -6,7 +6,7 @@ from typing import Any
 from crosspair.data.splits import TrainingData
 from crosspair.errors import UserError
 from crosspair.training.log import read_metrics
-from crosspair.training.plugins import ENCODERS, check_plugins
+from crosspair.training.plugins import check_plugins
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import differences, load_recipe
 
@@ -24,7 +24,6 @@ def model_directory(name: str) -> str:
     run = Path(name)
     if not (run / "recipe.yaml").is_file():
         return name
-    check_plugins(run, ENCODERS)
     if finished(run):
         return str(run / "model")
     rows = [row for row in read_metrics(run) if row["kind"] == "val"]
