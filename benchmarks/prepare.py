@@ -1,6 +1,6 @@
 """Preparing data: pictures a second, bytes, what is lost of a picture, and memory, against the original's way.
 
-    python benchmarks/prepare.py [--images DIR] [--pictures 2000]     speed, bytes and loss
+    python benchmarks/prepare.py [--images DIR] [--count 2000]     speed, bytes and loss
     python benchmarks/prepare.py --memory [--captions 10000000]       memory at a tenth of the captions, and at all
 
 The pictures have 500 x 375 pixels: with --images they are patchworks of four of the photographs there, which may be as
@@ -185,22 +185,23 @@ def read_table(folder: Path, captions: int, scattered: bool) -> None:
     from crosspair.data.splitting import Shares, with_splits
 
     with (folder / "t.csv").open("w") as file:
-        file.write("picture,caption\n")
+        file.write("image,caption\n")
         file.writelines(rows(captions, scattered))
     records = with_splits(lambda: read_table(folder / "t.csv", folder), Shares(0.8, 0.1, 0.1), 0)
     assert sum(len(record.captions) for record in records) == captions
 
 
-def fill(folder: Path, captions: int, per_image: int) -> None:
+def store(folder: Path, captions: int, per_image: int) -> None:
     """All of preparing but the decoding: every picture other bytes, a few of them, kept as they are."""
-    from crosspair.data import fill as module
+    from crosspair.data import prepare as module
     from crosspair.data.conversion import Converted
-    from crosspair.data.duplicates import digest
-    from crosspair.data.prepare import prepare
     from crosspair.data.records import Record
+    from crosspair.data.scratch import short_checksum
 
     def unconverted(records: Iterator[Record], *_: object) -> Iterator[tuple[Record, Converted]]:
-        return ((record, Converted(record.image, 8, digest=digest(record.image))) for record in records)  # type: ignore[arg-type]
+        for record in records:
+            assert isinstance(record.image, bytes)
+            yield record, Converted(record.image, 8, checksum=short_checksum(record.image))
 
     module.convert_images = unconverted  # type: ignore[assignment]
     words = tuple(f"a brown dog runs over the wet grass to its owner, number {number}" for number in range(per_image))
@@ -208,14 +209,14 @@ def fill(folder: Path, captions: int, per_image: int) -> None:
         Record(f"{number:09d}.jpg", number.to_bytes(8), number, words, "train")
         for number in range(captions // per_image)
     )
-    prepare(records, folder / "data", source={}, size=0, progress=False)
+    module.prepare(records, folder / "data", source={}, size=0, progress=False)
 
 
 MEMORY: dict[str, Callable[[Path, int], None]] = {
     "table, rows of a picture together": lambda folder, captions: read_table(folder, captions, False),
     "table, rows in any order": lambda folder, captions: read_table(folder, captions, True),
-    "store, five captions a picture": lambda folder, captions: fill(folder, captions, CAPTIONS),
-    "store, one caption a picture": lambda folder, captions: fill(folder, captions, 1),
+    "store, five captions a picture": lambda folder, captions: store(folder, captions, CAPTIONS),
+    "store, one caption a picture": lambda folder, captions: store(folder, captions, 1),
 }
 
 
@@ -235,7 +236,7 @@ def measure_memory(captions: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, metavar="DIR", help="photographs to make the pictures of")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--count", type=int, default=2000, help="of the pictures (default 2000)")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--captions", type=int, default=10_000_000)
     parser.add_argument("--memory-of", choices=MEMORY, help=argparse.SUPPRESS)
@@ -248,7 +249,7 @@ def main() -> None:
     elif options.memory:
         measure_memory(options.captions)
     else:
-        measure_speed(options.images, options.images)
+        measure_speed(options.count, options.images)
 
 
 if __name__ == "__main__":
