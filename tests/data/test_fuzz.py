@@ -26,8 +26,8 @@ from PIL import Image
 from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data import prepare
-from crosspair.data.conversion import Converted, convert_image, read_source
-from crosspair.data.images import ImageError
+from crosspair.data.conversion import Converted, convert_image
+from crosspair.data.images import ImageError, read_source
 from crosspair.data.records import Record
 from crosspair.data.scratch import short_checksum
 from crosspair.errors import UserError
@@ -382,6 +382,7 @@ def unconverted(records: Iterator[Record], size: int, workers: int, folder: Path
             yield record, Converted(b"", 0, error.reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_damaged_source_is_read_whole_or_refused_with_a_sentence(name, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "convert_images", unconverted)
@@ -427,10 +428,22 @@ def read_and_store(reader: str, source: Source, folder: Path, work: Path, store:
     assert stored + len(filled.manifest.skipped) == len(records)
 
 
-def test_at_least_10_000_sources_are_damaged():
-    assert sum(count for _, count, _ in SOURCES.values()) >= 10_000
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_source_is_damaged_in_its_own_way(name, tmp_path):
+    source = SOURCES[name][2](*[tmp_path] * (name == "huggingface"))
+    folder = tmp_path / "source"
+    found = set()
+    for number in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        Damage(f"{name} {number}").source(source, folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        found.add(tuple((str(path.relative_to(folder)), path.read_bytes()) for path in paths))
+    assert len(found) > 40
+    assert sum(dict(files) == source.files for files in found) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_a_damaged_picture_is_converted_or_has_a_problem(format):
     data = image(3, format)

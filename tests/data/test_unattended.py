@@ -73,6 +73,7 @@ def interrupted(records: list[Record], output: Path, after: int, **options: obje
         run(source(), output, **options)
 
 
+@pytest.mark.slow
 def test_killed_at_20_random_moments_it_ends_with_the_bytes_of_an_undisturbed_run(records, tmp_path):
     run(records[:8], tmp_path / "warm")  # what is imported at first is here before the clock starts
     seconds = killing.duration(lambda: run(records, tmp_path / "whole"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.fixtures.paths import REPOSITORY
 
 from crosspair.cli import main
 from crosspair.encode import backends
@@ -233,7 +234,7 @@ def test_an_interrupted_run_is_gone_on_from(index, tmp_path, monkeypatch, capsys
 
 # Forks from a process that has imported everything but computed nothing: threads that compute don't outlive a fork.
 KILLED = """
-import os, random, shutil, signal, sys, time
+import shutil, sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -243,30 +244,15 @@ import timm
 from crosspair.encode.model import DualEncoder
 from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import index_images
+from tests.fixtures import killing
 
-KILLS = 12
-model, pictures, folder = map(Path, sys.argv[1:])
+model, images, folder = map(Path, sys.argv[1:])
 output = folder / "out"
+kills, through = [], []
 
 
-def start():
-    child = os.fork()
-    if child:
-        return child
-    try:
-        index_images(model, pictures, output, progress=False, workers=2)
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)
-        os._exit(1)
-    os._exit(0)
-
-
-def end(child):
-    "Whether it went through; False when it was killed."
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code not in (0, -signal.SIGKILL):
-        sys.exit(f"a run failed with {code}")
-    return code == 0
+def index():
+    index_images(model, images, output, progress=False, workers=2)
 
 
 def put_aside(name):
@@ -274,29 +260,26 @@ def put_aside(name):
     shutil.copytree(folder / "start", output)
 
 
-end(start())
+def keep_through():
+    put_aside(f"through {len(through)}")
+    through.append(None)
+
+
+def keep_killed():
+    shutil.copytree(output, folder / f"killed {len(kills)}")
+    kills.append(None)
+
+
+killing.duration(index)
 put_aside("warm")
-began = time.monotonic()
-end(start())
-duration = time.monotonic() - began
+duration = killing.duration(index)
 put_aside("undisturbed")
-random.seed(0)
-kills = through = 0
-while kills < KILLS or not through:
-    child = start()
-    if kills < KILLS:
-        time.sleep(random.uniform(0, duration))
-        os.kill(child, signal.SIGKILL)
-    if end(child):
-        put_aside(f"through {through}")
-        through += 1
-    else:
-        shutil.copytree(output, folder / f"killed {kills}")
-        kills += 1
-print(kills, through)
+killing.killed_at_random(index, duration, kills=12, killed=keep_killed, through=keep_through)
+print(len(kills), len(through))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_gallery_is_always_the_old_or_the_new_one(index, folder, model_dir, tmp_path):
     index()
     old = names(Gallery.open(tmp_path / "out"))
@@ -305,7 +288,7 @@ def test_killed_at_random_moments_the_gallery_is_always_the_old_or_the_new_one(i
     shutil.copytree(tmp_path / "out", tmp_path / "start")
     command = [sys.executable, "-c", KILLED, str(model_dir), str(folder), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     kills, through = map(int, done.stdout.split())
     assert kills == 12

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from crosspair.cli import main
-from crosspair.original.verify import encoders, losses, run, trajectory
-from crosspair.original.verify.comparison import Comparison, largest_difference, largest_share
-from crosspair.original.verify.losses import check_losses
-from crosspair.original.verify.run import verify
+from crosspair.original.verify import checks, formulas, towers, trajectory
+from crosspair.original.verify.checks import verify
+from crosspair.original.verify.formulas import check_losses
+from crosspair.original.verify.reference import Comparison, largest_difference, largest_share
 
 
 def test_every_check_passes_and_the_command_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,27 +31,27 @@ def test_a_difference_beyond_its_tolerance_fails_the_command(
         yield Comparison("wrong", 2e-9, 1e-9)
         yield Comparison("broken", math.nan, 1e-9)
 
-    monkeypatch.setattr(run, "CHECKS", {"some": check})
+    monkeypatch.setattr(checks, "CHECKS", {"some": check})
     assert main(["verify"]) == 1
     verdicts = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:4]]
     assert verdicts == ["ok", "FAILED", "FAILED"]
 
 
 def test_a_changed_loss_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    terms = losses.cmpm_terms
-    monkeypatch.setattr(losses, "cmpm_terms", lambda *given, **options: terms(*given, epsilon=2e-8, **options))
+    terms = formulas.cmpm_terms
+    monkeypatch.setattr(formulas, "cmpm_terms", lambda *given, **options: terms(*given, epsilon=2e-8, **options))
     failed = [comparison.what for comparison in check_losses() if not comparison.passed]
     assert failed
     assert all(what.startswith("CMPM") for what in failed)
 
 
 def test_a_changed_encoder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "slim_mobilenet_v1", lambda multiplier: torch.nn.Sequential())
+    monkeypatch.setattr(towers, "slim_mobilenet_v1", lambda multiplier: torch.nn.Sequential())
     with pytest.raises(TypeError):
-        list(encoders.check_encoders())
+        list(towers.check_encoders())
     monkeypatch.undo()
-    monkeypatch.setattr(encoders, "norm_momentum", lambda decay: 0.1)
-    failed = {comparison.what for comparison in encoders.check_encoders() if not comparison.passed}
+    monkeypatch.setattr(towers, "norm_momentum", lambda decay: 0.1)
+    failed = {comparison.what for comparison in towers.check_encoders() if not comparison.passed}
     assert failed == {f"projection for {name}, statistics after a step" for name in ("MobileNet", "ResNet")}
 
 

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from crosspair.original.verify.run import verify
+from crosspair.original.verify.checks import verify
 
 
 def run(options: Namespace) -> int:

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import stat
 import sys
 import threading
 import warnings
@@ -24,18 +23,16 @@ from crosspair.data.images import (
     decode_image,
     encode_jpeg,
     jpeg_header,
-    read_image_bytes,
+    read_source,
     resize_shorter_side,
 )
 from crosspair.data.records import Record
 from crosspair.data.scratch import short_checksum
 from crosspair.errors import UserError
-from crosspair.storage.files import leads_out
 from crosspair.version import __version__
 
 # At 224 pixels the loss of this quality (42.4 dB) is below that of resizing twice instead of once (41.7 dB).
 QUALITY = 92
-MAX_BYTES = 1 << 30  # of a picture's file
 CHUNK = 8  # pictures a task
 TASKS_WAITING = 4  # for each worker
 
@@ -70,26 +67,6 @@ def convert_image(image: Path | bytes, size: int, folder: Path | None = None) ->
     if size and (resized.shape != pixels.shape or not _is_plain(data)):
         return Converted(encode_jpeg(resized, QUALITY), len(data), checksum=short_checksum(data))
     return Converted(data, len(data), checksum=short_checksum(data))
-
-
-def read_source(path: Path, folder: Path | None) -> bytes:
-    """The bytes of a picture's file, if it is one that a stranger's annotations may name. Raises ImageError.
-
-    folder: of a path below it no link may lead out of it.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return read_image_bytes(path)  # says what is wrong
-    except ValueError:
-        raise ImageError(str(path), "has a name that no file can have") from None
-    if folder is not None and leads_out(path, folder):
-        raise ImageError(str(path), "is behind a link that leads out of the folder of pictures")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(str(path), "is a folder, a device or a pipe, not a file")  # reading a pipe would never end
-    if status.st_size > MAX_BYTES:
-        raise ImageError(str(path), f"is too large ({status.st_size:,} bytes); at most {MAX_BYTES:,} are read")
-    return read_image_bytes(path)
 
 
 def _is_plain(data: bytes) -> bool:

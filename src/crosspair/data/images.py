@@ -4,6 +4,7 @@ Every picture comes out as uint8 [3, h, w], RGB, upright (EXIF orientation appli
 """
 
 import io
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from torchvision.transforms.v2 import functional as F
 
 from crosspair.data.records import printable
 from crosspair.errors import UserError
+from crosspair.storage.files import leads_out
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Pillow's own limit: 0.5 GB of pixels, more than any camera makes, less than what stops a machine.
 MAX_PIXELS = 178_956_970
+MAX_FILE_BYTES = 1 << 30
 _ORIENTATION = 0x0112
 
 
@@ -65,6 +68,26 @@ def read_image_bytes(path: Path) -> bytes:
         raise ImageError(str(path), "is missing") from None
     except OSError as error:
         raise ImageError(str(path), f"can't be read ({error.strerror})") from error
+
+
+def read_source(path: Path, folder: Path | None) -> bytes:
+    """The bytes of a picture's file, if it is one that a stranger's annotations may name. Raises ImageError.
+
+    folder: of a path below it no link may lead out of it.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return read_image_bytes(path)  # says what is wrong
+    except ValueError:
+        raise ImageError(str(path), "has a name that no file can have") from None
+    if folder is not None and leads_out(path, folder):
+        raise ImageError(str(path), "is behind a link that leads out of the folder of pictures")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(str(path), "is a folder, a device or a pipe, not a file")  # reading a pipe would never end
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(str(path), f"is too large ({status.st_size:,} bytes); at most {MAX_FILE_BYTES:,} are read")
+    return read_image_bytes(path)
 
 
 def load_image(image: "str | Path | bytes | Image | np.ndarray | Tensor", name: str = "") -> Tensor:

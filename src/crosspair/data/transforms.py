@@ -1,6 +1,6 @@
-"""Decoded pictures to the encoder's input: one resize for training and for serving, and training's augmentation.
+"""Decoded images to the encoder's input: one resize for training and for serving, and training's augmentation.
 
-Pictures stay uint8 until they are on the device; `normalize` is the last step and runs there.
+Images stay uint8 until they are on the device; `normalize` is the last step and runs there.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,6 @@ class ImageInput:
     def resize(self, image: Tensor) -> Tensor:
         """uint8 [3, h, w] squashed to [3, height, width]; the aspect ratio is not kept, as in the paper."""
         if self.resample == "tensorflow1":
-            from crosspair.data.tensorflow_resize import resize_bilinear_tensorflow1
-
             return resize_bilinear_tensorflow1(image, (self.height, self.width))
         if image.shape[-2:] == (self.height, self.width):
             return image
@@ -40,15 +38,41 @@ class ImageInput:
 
 
 def random_crop(image: Tensor, smallest: float, uniform: Sequence[float]) -> Tensor:
-    """A box of `smallest` to 1 of the area and nearly the picture's own aspect ratio, at a random place.
+    """A box of `smallest` to 1 of the area and nearly the image's own aspect ratio, at a random place.
 
-    picture [3, h, w]; uniform: four numbers in 0..1 that decide, so that the caller owns the randomness.
+    image [3, h, w]; uniform: four numbers in 0..1 that decide, so that the caller owns the randomness.
     """
     height, width = image.shape[-2:]
     area = smallest + (1 - smallest) * uniform[0]
-    stretch = (4 / 3) ** (uniform[1] - 0.5)  # the box's own aspect ratio differs by up to 15 % from the picture's
+    stretch = (4 / 3) ** (uniform[1] - 0.5)  # the box's own aspect ratio differs by up to 15 % from the image's
     crop_height = max(1, min(height, round(height * (area / stretch) ** 0.5)))
     crop_width = max(1, min(width, round(width * (area * stretch) ** 0.5)))
     top = int(uniform[2] * (height - crop_height + 1))
     left = int(uniform[3] * (width - crop_width + 1))
     return image[:, top : top + crop_height, left : left + crop_width]
+
+
+def resize_bilinear_tensorflow1(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The original's resize: TensorFlow 1's bilinear interpolation on its own grid.
+
+    uint8 or float [3, h, w] to float32 [3, height, width], values in the same range, not rounded. Target row i reads
+    the source at i * h / height, without the half-pixel offset and without the low-pass filter that today's resizes
+    have: images come out shifted by up to half a source pixel, and large ones aliased.
+    """
+    image = image.float()
+    above, below, down = _neighbours(image.shape[1], size[0], image.device)
+    left, right, across = _neighbours(image.shape[2], size[1], image.device)
+
+    def blend_columns(rows: Tensor) -> Tensor:
+        first = rows[:, :, left]
+        return first + (rows[:, :, right] - first) * across
+
+    top = blend_columns(image[:, above])
+    return top + (blend_columns(image[:, below]) - top) * down[:, None]
+
+
+def _neighbours(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the two source lines each target line lies between, and its distance from the first, all [target]."""
+    position = torch.arange(target, dtype=torch.float32, device=device) * (source / target)
+    first = position.floor().long().clamp(max=source - 1)
+    return first, (first + 1).clamp(max=source - 1), position - first

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from crosspair.data.conversion import read_source
 from crosspair.data.dataset import open_data
-from crosspair.data.images import ImageError
+from crosspair.data.images import ImageError, read_source
 from crosspair.data.layout import MANIFEST as DATA_MANIFEST
 from crosspair.data.readers.folder import SUFFIXES
 from crosspair.data.records import printable

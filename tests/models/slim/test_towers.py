@@ -11,7 +11,7 @@ from crosspair.models.slim.layers import norm_momentum, pad_same
 from crosspair.models.slim.mobilenet import SlimMobileNet, slim_mobilenet_v1
 from crosspair.models.slim.resnet import SlimResNet
 from crosspair.models.slim.variables import load_tf_variables
-from crosspair.original.verify.encoders import TINY_BLOCKS
+from crosspair.original.verify.towers import TINY_BLOCKS
 from crosspair.registry import IMAGE_ENCODERS
 
 Load = Callable[[str], dict[str, np.ndarray]]

@@ -22,8 +22,8 @@ from crosspair.models.slim.encoders import slim_input
 from crosspair.models.slim.mobilenet import slim_mobilenet_v1
 from crosspair.models.slim.resnet import SlimResNet
 from crosspair.models.slim.variables import load_tf_variables, state_from_tf_variables
-from crosspair.original.verify.comparison import Comparison
-from crosspair.original.verify.encoders import TINY_BLOCKS
+from crosspair.original.verify.reference import Comparison
+from crosspair.original.verify.towers import TINY_BLOCKS
 from crosspair.training.distributed import Processes
 from crosspair.training.ema import WeightEMA
 from crosspair.training.losses import MatchingLosses

@@ -14,8 +14,7 @@ from crosspair.models.slim.mobilenet import slim_mobilenet_v1
 from crosspair.models.slim.resnet import SlimResNet, Unit
 from crosspair.models.slim.variables import load_tf_variables
 from crosspair.models.text import BiLSTMEncoder
-from crosspair.original.verify.comparison import Comparison, largest_difference, worst
-from crosspair.original.verify.reference import load, weights
+from crosspair.original.verify.reference import Comparison, largest_difference, load, weights, worst
 
 # A small network of the original's ResNet generator; its ResNet-152 has the same rules and more and wider units.
 TINY_BLOCKS = [[Unit(d, b, 1), Unit(d, b, s)] for d, b, s in [(32, 8, 2), (48, 12, 2), (64, 16, 2), (96, 24, 1)]]

@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from crosspair.original.verify.comparison import Comparison
-from crosspair.original.verify.encoders import check_encoders
-from crosspair.original.verify.losses import check_losses
-from crosspair.original.verify.metrics import check_metrics
+from crosspair.original.verify.formulas import check_losses, check_metrics
+from crosspair.original.verify.reference import Comparison
+from crosspair.original.verify.towers import check_encoders
 from crosspair.original.verify.trajectory import check_trajectory
 from crosspair.progress import progress_bar
 from crosspair.training.log import quiet_libraries

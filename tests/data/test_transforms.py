@@ -7,7 +7,7 @@ from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data.images import decode_image
 from crosspair.data.readers.tfrecord import read_tfrecords
-from crosspair.data.tensorflow_resize import resize_bilinear_tensorflow1
+from crosspair.data.transforms import resize_bilinear_tensorflow1
 from crosspair.models.slim.encoders import slim_input
 
 Load = Callable[[str], dict[str, np.ndarray]]
