@@ -49,7 +49,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(source: Path, output: Path, *more: str) -> int:
     places = ["--annotations", str(source / "dataset.json"), "--images", str(source / "images")]
-    return main(["prepare", "flickr8k", *places, "--output", str(output), "--workers", "1", *more])
+    return main(["prepare", "flickr8k", *places, "--output", str(output), "--processes", "1", *more])
 
 
 @pytest.fixture(scope="session")
@@ -187,8 +187,10 @@ class TestTheWholePath:
         assert main(["compare", run, str(other), str(tmp_path / "copy"), "--data", data, *output]) == 0
         printed = capsys.readouterr().out
         assert "tiny: seeds 0, 1" in printed
-        assert f"written: {tmp_path / 'table.md'}" in printed
-        assert {path.suffix for path in tmp_path.glob("table.*")} == {".md", ".csv", ".tex"}
+        assert f"written: {tmp_path / 'table' / 'comparison.md'}" in printed
+        assert {path.name for path in (tmp_path / "table").iterdir()} == {
+            f"comparison.{kind}" for kind in ("md", "csv", "tex")
+        }
         with pytest.MonkeyPatch.context() as patch:  # nothing is encoded again
             patch.setattr("crosspair.encode.split.embed_split", None)
             assert main(["compare", str(result), str(other)]) == 0
@@ -311,6 +313,12 @@ class TestPrepare:
         assert str(other) in error
         assert not (tmp_path / "data").exists()
 
+    def test_an_unknown_option_brings_the_nearest_one(self, refused):
+        prepare = ("prepare", "coco", "--output", "x")
+        assert refused(*prepare, "--split", "1,0,0").endswith("unrecognized --split; did you mean --split-shares?")
+        assert refused(*prepare, "--workers=3").endswith("unrecognized --workers; did you mean --processes?")
+        assert "coco takes no --nonsense; its own options are --merge-restval" in refused(*prepare, "--nonsense")
+
     def test_an_unknown_format_is_refused(self, refused, source, tmp_path):
         places = ["--annotations", str(source / "dataset.json"), "--images", str(source / "images")]
         error = refused("prepare", "flickr9k", *places, "--output", str(tmp_path / "data"))
@@ -357,7 +365,9 @@ class TestEvaluateAndReport:
         assert "there is no directory" in refused("evaluate", str(tmp_path / "nowhere"), "--data", data)
 
     def test_a_protocol_that_does_not_exist_or_fit_is_refused(self, refused, run, data):
-        assert "expected one of plain, flickr30k-1k" in refused("evaluate", run, "--data", data, "--protocol", "coco")
+        assert "there is no protocol 'coco' (did you mean coco-5k?)" in refused(
+            "evaluate", run, "--data", data, "--protocol", "coco"
+        )
         error = refused("evaluate", run, "--data", data, "--protocol", "coco-5k")
         assert "needs the 5,000 pictures of its test split, found 4" in error
 
@@ -407,6 +417,46 @@ class TestEvaluateAndReport:
         for path in (f"{run}/model", str(source), str(tmp_path / "nowhere")):
             assert path in refused("report", path)
 
+    def test_a_device_that_is_not_there_is_refused_before_anything_is_done(
+        self, refused, run, data, recipe, embeddings, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        commands = {
+            "demo": ("--output", str(tmp_path / "out")),
+            "train": (recipe, "--data", data, "--output", str(tmp_path / "out")),
+            "evaluate": (run, "--data", data),
+            "compare": (run, f"{run}/model", "--data", data),
+            "report": (run, "--output", str(tmp_path / "out")),
+            "index": (run, data, "--output", str(tmp_path / "out")),
+            "search": (str(tmp_path / "gallery"), "a square"),
+            "serve": (str(tmp_path / "gallery"),),
+            "export": (run, "--format", "openvino", "--output", str(tmp_path / "out")),
+        }
+        for command, arguments in commands.items():
+            error = refused(command, *arguments, "--device", "cuda:1")
+            assert "device cuda:1 is not available: found no CUDA device; use --device cpu, or auto" in error, command
+            assert "found device 'warp'; expected auto, cpu, cuda" in refused(command, *arguments, "--device", "warp")
+        assert not (tmp_path / "out").exists()
+        of_embeddings = ("evaluate", "--embeddings", str(embeddings), "--device", "cuda")
+        assert "device cuda is not available" in refused(*of_embeddings)
+        assert "device cuda is not available" in refused(*of_embeddings, "--shard", "1/2", "--part", "part.npz")
+        assert "--merge adds up what was counted" in refused(*of_embeddings, "--merge", "part.npz")
+
+    def test_an_output_that_does_not_fit_is_refused(self, refused, run, embeddings):
+        of_embeddings = ("evaluate", "--embeddings", str(embeddings))
+        assert "--part is the file that --shard" in refused(*of_embeddings, "--part", "part.npz")
+        shard = (*of_embeddings, "--shard", "1/2", "--part", "part.npz", "--output", "result.json")
+        assert "a shard has no result to write to --output" in refused(*shard)
+        assert "is a file; expected a directory for the tables" in refused("compare", run, "--output", str(embeddings))
+
+    def test_indexing_names_its_threads_and_rays_workers_apart(self, refused, run, data, tmp_path):
+        index = ("index", run, data, "--output", str(tmp_path / "out"))
+        assert "is for --distributed ray" in refused(*index, "--ray-workers", "2")
+        assert "name the workers on the cluster with --ray-workers" in refused(
+            *index, "--distributed", "ray", "--threads", "2"
+        )
+        assert "leave --device out" in refused(*index, "--distributed", "ray", "--device", "cpu")
+
     def test_inspecting_what_is_nothing_is_refused(self, refused, source, tmp_path):
         for path in (source, tmp_path / "nowhere"):
             assert str(path) in refused("inspect", str(path))
@@ -422,6 +472,21 @@ def test_wrong_arguments_end_with_code_2_and_no_traceback(arguments, capsys):
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "crosspair" in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["index", "model", "images", "--output", "x", "--treads=3"], "--treads; did you mean --threads?"),
+        (["evaluate", "run", "--xyz"], "--xyz; crosspair evaluate --help lists what there is"),
+        (["evaluate", "run", "stray"], "stray; crosspair evaluate --help lists what there is"),
+    ],
+)
+def test_an_unknown_option_is_one_sentence_with_the_nearest_one(arguments, hint, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"crosspair {arguments[0]}: unrecognized {hint}\n"
 
 
 def test_a_reader_that_hangs_up_is_no_error(monkeypatch):

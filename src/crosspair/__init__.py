@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from crosspair.gallery.query import search
     from crosspair.losses import CMPCLoss, CMPMLoss
     from crosspair.registry import (
+        list_registered,
         register_engine,
         register_image_encoder,
         register_loss,
@@ -53,6 +54,7 @@ _HOMES = {
     "UserError": "crosspair.errors",
     "evaluate_retrieval": "crosspair.evaluation.metrics",
     "list_recipes": "crosspair.training.recipe_files",
+    "list_registered": "crosspair.registry",
     "load_recipe": "crosspair.training.recipe_files",
     "open_data": "crosspair.data.dataset",
     "register_engine": "crosspair.registry",
@@ -87,6 +89,7 @@ __all__ = [
     "evaluation",
     "gallery",
     "list_recipes",
+    "list_registered",
     "load_recipe",
     "losses",
     "models",

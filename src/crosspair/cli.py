@@ -5,11 +5,14 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from crosspair.devices import DEVICES
 from crosspair.errors import UserError
+from crosspair.registry import load_plugin
 from crosspair.version import __version__
 
 _MODULES = {"import": "importing"}  # of commands whose name can't be a module's
@@ -22,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse(arguments)
     try:
+        for plugin in options.plugin:
+            load_plugin(plugin)
         command = import_module(f"crosspair.commands.{_MODULES.get(options.command, options.command)}")
         code: int = command.run(options) or 0
     except UserError as error:
@@ -48,6 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Exits with code 2 and one sentence on stderr for what no command knows, with the nearest option there is.
     """
     options, rest = _parser().parse_known_args(arguments)
+    options.nearest = partial(_nearest_option, parser=options.parser)
     if options.command in ("train", "prepare"):
         options.overrides = rest
     elif rest:
@@ -67,7 +73,7 @@ def _nearest_option(name: str, parser: argparse.ArgumentParser) -> str | None:
     """The option spelled nearest to `name`, or else the first whose help speaks of it."""
     helps = {text: action.help or "" for action in parser._actions for text in action.option_strings}
     longer = [text for text in helps if text.startswith((f"{name}-", name)) or name.startswith(f"{text}-")]
-    near = longer or difflib.get_close_matches(name, helps, 1)
+    near = longer or difflib.get_close_matches(name, helps, 1, 0.75)
     if not near:
         word = re.compile(rf"\b{re.escape(name.strip('-').removesuffix('s'))}s?\b")
         near = [text for text, about in helps.items() if text != "--help" and word.search(about)]
@@ -88,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument(
+            "--plugin",
+            action="append",
+            default=[],
+            metavar="FILE.py|MODULE",
+            help="code of your own that registers losses, encoders, formats ... (docs/extending.md); can be repeated",
+        )
         sub.set_defaults(command=name, parser=sub)
         return sub
 
@@ -103,9 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(command("export", "a model as files for ONNX Runtime, OpenVINO or the Hugging Face hub"))
     _add_import(command("import", "turn the original's TensorFlow checkpoint into a model"))
     _add_inspect(command("inspect", "what is in a DATA, RUN or GALLERY directory, in a screenful"))
+    _add_list(command("list", "names that recipes and options can use, built in or of your own plugins"))
     command("recipes", "list the built-in recipes")
     command("verify", "compare losses, encoders, metrics and training with the original's numbers")
     return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES}; default: auto, the best there is")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +131,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("crosspair-demo"), metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--quick", action="store_true", help="fewer drawings and epochs: done in about a minute")
+    _add_device(parser)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -129,9 +148,9 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DATA")
     parser.add_argument("--size", type=int, default=256, help="shorter side in pixels (default 256), 0 keeps the bytes")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a picture that can't be read")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes; default: one a core")
     parser.add_argument(
-        "--split",
+        "--split-shares",
         metavar="TRAIN,VAL,TEST",
         help="for a source without splits: their shares, as 0.8,0.1,0.1; 0.9,0.1,0 for one that lacks val alone",
     )
@@ -166,11 +185,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="instead of RUN and DATA: an .npz file, or a directory of .npy files of any size (docs/evaluation.md)",
     )
     parts = parser.add_mutually_exclusive_group()
-    parts.add_argument(
-        "--shard", metavar="K/N", help="of --embeddings count only the K-th of N shares, into the part --output"
-    )
+    parts.add_argument("--shard", metavar="K/N", help="of --embeddings count only the K-th of N shares, into --part")
     parts.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="of --embeddings: all N parts")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that ranks --embeddings")
+    parser.add_argument("--part", type=Path, metavar="PART.npz", help="the file that --shard counts into")
+    _add_device(parser)
     parser.add_argument(
         "--protocol", metavar="NAME", help="coco-1k-5fold, cuhk-pedes ... (docs/evaluation.md); default: by DATA"
     )
@@ -192,7 +210,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DATA", help="for RUNs not evaluated yet; default: their own")
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--protocol", metavar="NAME", help="default: by DATA")
-    parser.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.md, PREFIX.csv and PREFIX.tex")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write comparison.md, .csv and .tex there")
+    _add_device(parser)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +220,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="default: %(default)s")
     parser.add_argument("--protocol", metavar="NAME", help="default: by DATA")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+    _add_device(parser)
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -208,14 +228,16 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, metavar="PICTURES", help="a folder, with the folders in it, or DATA")
     parser.add_argument("--output", type=Path, required=True, metavar="GALLERY")
     parser.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads, or Ray's workers; default: one a core")
+    parser.add_argument("--threads", type=int, metavar="N", help="that read and encode; default: one a core")
     parser.add_argument(
         "--engine",
         metavar="NAME",
         help="what searches: auto, exact, hnsw, milvus or a plugin's; default: the gallery's, or auto",
     )
     parser.add_argument("--distributed", choices=("ray",), help="encode on the cluster at RAY_ADDRESS")
+    parser.add_argument("--ray-workers", type=int, metavar="N", help="of --distributed ray; default: one a core")
     parser.add_argument("--address", metavar="FILE|URI", help="of Milvus: a .db file, or http://HOST:PORT of a cluster")
+    _add_device(parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +245,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="a sentence, or a picture's file")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_device(parser)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -234,6 +257,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token", help="who has it may search; default: CROSSPAIR_TOKEN, or made up where one is needed"
     )
+    _add_device(parser)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -246,6 +270,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURES",
         help="a folder or DATA to compare with PyTorch on; default: the data of RUN, or drawn pictures",
     )
+    _add_device(parser)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -260,6 +285,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="DATA|RUN|GALLERY")
     parser.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="write random pictures of DATA with captions")
     parser.add_argument("--seed", type=int, default=0, help="which pictures the sheet shows (default 0)")
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", nargs="?", metavar="KIND", help="losses, encoders ...; default: the kinds there are")
 
 
 if __name__ == "__main__":

@@ -138,6 +138,16 @@ class Registry(Generic[Thing]):
         """The thing of that name. Raises UserError for an unknown name."""
         return self.entry(name).thing
 
+    def entries(self) -> list[Entry[Thing]]:
+        """All things by name. Those whose packages are not installed here are left out."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.entry(name))
+            except ImportError:
+                continue
+        return found
+
     def __contains__(self, name: object) -> bool:
         return name in self.names()
 
@@ -203,6 +213,18 @@ def load_plugins_of_environment() -> None:
     """Load what CROSSPAIR_PLUGINS names, separated as in PATH."""
     for name in filter(None, os.environ.get(_ENVIRONMENT, "").split(os.pathsep)):
         load_plugin(name)
+
+
+def list_registered(kind: str) -> list[Entry[Any]]:
+    """What can be named of a kind, with a summary and where it comes from: ("losses"), ("image_encoders") and so on.
+
+    Raises UserError for another kind, naming those there are.
+    """
+    kinds = {plural.replace("_", "-"): registry for plural, registry in REGISTRIES.items()}
+    name = kind.replace("_", "-")
+    if name not in kinds:
+        raise UserError(f"there are no registered {kind}; expected one of {', '.join(kinds)}")
+    return kinds[name].entries()
 
 
 def loaded_plugins() -> list[Plugin]:

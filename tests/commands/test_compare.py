@@ -12,8 +12,8 @@ from crosspair.training.recipe_files import load_recipe, save_recipe
 def data(images, tmp_path):
     rows = "".join(f"{path.relative_to(images)},a {path.stem} square\n" for path in sorted(images.rglob("*.png")))
     (images / "metadata.csv").write_text(f"file_name,text\n{rows}")
-    command = ["prepare", "folder", "--images", str(images), "--output", str(tmp_path / "data"), "--workers", "1"]
-    assert main([*command, "--split", "0.25,0.25,0.5"]) == 0
+    command = ["prepare", "folder", "--images", str(images), "--output", str(tmp_path / "data"), "--processes", "1"]
+    assert main([*command, "--split-shares", "0.25,0.25,0.5"]) == 0
     return str(tmp_path / "data")
 
 

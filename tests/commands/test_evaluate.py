@@ -51,7 +51,7 @@ def test_a_directory_its_shards_and_a_file_give_the_same_result(directory, tmp_p
     assert evaluate(directory, *how, "--output", tmp_path / "directory.json") == 0
     parts = [tmp_path / f"part-{number}.npz" for number in (1, 2, 3)]
     for number, part in enumerate(parts, 1):
-        assert evaluate(directory, *how, "--shard", f"{number}/3", "--output", part) == 0
+        assert evaluate(directory, *how, "--shard", f"{number}/3", "--part", part) == 0
     assert f"{parts[2]}: shard 3 of 3, complete" in capsys.readouterr().out
     assert evaluate(directory, *how, "--merge", *parts, "--output", tmp_path / "merged.json") == 0
     assert f"protocol {protocol}" in capsys.readouterr().out
@@ -63,19 +63,19 @@ def test_a_directory_its_shards_and_a_file_give_the_same_result(directory, tmp_p
 
 
 def test_the_original_precision_can_be_had_from_shards_too(directory, tmp_path, capsys):
-    assert evaluate(directory, "--shard", "1/1", "--output", tmp_path / "part.npz") == 0
+    assert evaluate(directory, "--shard", "1/1", "--part", tmp_path / "part.npz") == 0
     assert evaluate(directory, "--merge", tmp_path / "part.npz", "--metric-definition", "original") == 0
     assert "mAP_original" in capsys.readouterr().out
 
 
 def test_what_shards_can_not_do_is_one_sentence(directory, tmp_path, refused):
     part = tmp_path / "part.npz"
-    assert "expected --output PART.npz" in refused(directory, "--shard", "1/2")
-    assert "expected a number and how many" in refused(directory, "--shard", "0/2", "--output", part)
-    assert "--trec needs all scores" in refused(directory, "--shard", "1/2", "--output", part, "--trec", tmp_path / "t")
-    assert "is a directory; expected a file" in refused(directory, "--shard", "1/2", "--output", tmp_path)
+    assert "expected --part PART.npz" in refused(directory, "--shard", "1/2")
+    assert "expected a number and how many" in refused(directory, "--shard", "0/2", "--part", part)
+    assert "--trec needs all scores" in refused(directory, "--shard", "1/2", "--part", part, "--trec", tmp_path / "t")
+    assert "is a directory; expected a file" in refused(directory, "--shard", "1/2", "--part", tmp_path)
     assert not part.exists()
-    assert evaluate(directory, "--shard", "1/2", "--output", part) == 0
+    assert evaluate(directory, "--shard", "1/2", "--part", part) == 0
     assert "found the parts 1/2; expected each of 1/2 to 2/2 once" in refused(directory, "--merge", part)
     assert "nowhere: No such file" in refused(directory, "--merge", tmp_path / "nowhere")
     assert "counted with other labels or another protocol" in refused(directory, "--merge", part, "--protocol", "cub")
@@ -101,7 +101,7 @@ def test_a_directory_that_can_not_be_evaluated_is_one_sentence(directory, refuse
 
 def test_a_part_says_what_it_is_of(directory, tmp_path):
     part = tmp_path / "part.npz"
-    assert evaluate(directory, "--shard", "1/2", "--output", part) == 0
+    assert evaluate(directory, "--shard", "1/2", "--part", part) == 0
     with np.load(part, allow_pickle=False) as arrays:
         header = json.loads(arrays["header"].tobytes())
     assert header["shard"] == [1, 2]

@@ -153,6 +153,6 @@ class TestWorkers:
 
     def test_a_worker_that_is_killed_is_an_error_and_no_hang(self, encode, monkeypatch):
         monkeypatch.setattr(conversion, "decode_image", lambda data: os.kill(os.getpid(), signal.SIGKILL))
-        with pytest.raises(UserError, match=r"a worker process was killed .* from 0 on .*fewer --workers"):
+        with pytest.raises(UserError, match=r"a worker process was killed .* from 0 on .*fewer --processes"):
             list(convert_images(records([encode(np.zeros((8, 8, 3), np.uint8))] * 40), 256, 2))
         assert not multiprocessing.active_children()

@@ -96,7 +96,7 @@ def test_labels_are_counted_over_all_shards_and_their_batches(records, tmp_path,
 def test_data_without_val_say_how_it_is_drawn(tmp_path, records):
     train = [replace(record, split="train") for record in records]
     prepare(train, tmp_path / "train-only", source={"format": "test"}, workers=1, progress=False)
-    with pytest.raises(UserError, match=r"has no split 'val'; it has train; prepare it again with --split 0\.9,0\.1,0"):
+    with pytest.raises(UserError, match=r"has no split 'val'; it has train; prepare it .* --split-shares 0\.9,0\.1,0"):
         open_data(tmp_path / "train-only").split("val")
 
 

@@ -148,7 +148,7 @@ class TestUnusablePictures:
         annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "train")])
         (images / "b.jpg").unlink() if data is None else (images / "b.jpg").write_bytes(data)
         arguments = ["prepare", "flickr8k", "--annotations", str(annotations), "--images", str(images)]
-        assert main([*arguments, "--output", str(tmp_path / "data"), "--workers", workers]) == 2
+        assert main([*arguments, "--output", str(tmp_path / "data"), "--processes", workers]) == 2
         (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crosspair: ")]
         assert f"{images / 'b.jpg'} {reason}" in sentence
         assert "--on-error skip" in sentence
@@ -227,7 +227,8 @@ class TestContradictions:
     @pytest.mark.parametrize("options", [{"size": -1}, {"workers": 0}, {"on_error": "ignore"}])
     def test_a_wrong_option_is_named(self, record, tmp_path, options):
         (name,) = options
-        with pytest.raises(UserError, match=f"found --{name.replace('_', '-')}"):
+        option = {"size": "--size", "workers": "--processes", "on_error": "--on-error"}[name]
+        with pytest.raises(UserError, match=f"found {option}"):
             run([record()], tmp_path / "data", **options)
 
     def test_an_unknown_format_lists_the_known(self, tmp_path):

@@ -78,7 +78,7 @@ def test_preparing_warns_on_stderr(karpathy, tmp_path, capsys):
 
 def test_restval_is_merged_from_the_command_line(karpathy, tmp_path):
     annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "restval"), ("c.jpg", "val")])
-    arguments = ["prepare", "coco", "--annotations", str(annotations), "--images", str(images), "--workers", "1"]
+    arguments = ["prepare", "coco", "--annotations", str(annotations), "--images", str(images), "--processes", "1"]
     assert main([*arguments, "--merge-restval", "--output", str(tmp_path / "data")]) == 0
     data = open_data(tmp_path / "data")
     assert data.split_names == ["train", "val"]
@@ -137,7 +137,7 @@ def mine(tmp_path, encode, pixels, monkeypatch):
     places = ["--annotations", str(tmp_path / "captions.json"), "--images", str(tmp_path)]
 
     def prepare(*arguments: str) -> int:
-        return main(["prepare", "mine", *places, "--workers", "1", "--output", str(tmp_path / "data"), *arguments])
+        return main(["prepare", "mine", *places, "--processes", "1", "--output", str(tmp_path / "data"), *arguments])
 
     return prepare
 

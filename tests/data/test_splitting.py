@@ -83,7 +83,7 @@ def test_a_share_of_0_leaves_a_split_out():
     "text", ["", "0.8", "0.8,0.2", "0.8,0.1,0.2", "a,b,c", "1.2,-0.1,-0.1", "0,0.5,0.5", "nan,0,0", "1,0,0,0"]
 )
 def test_shares_that_are_not_three_parts_of_1_are_refused(text):
-    with pytest.raises(UserError, match=r"^found --split .*as in --split 0\.8,0\.1,0\.1"):
+    with pytest.raises(UserError, match=r"^found --split-shares .*as in --split-shares 0\.8,0\.1,0\.1"):
         Shares.parse(text)
 
 
@@ -92,7 +92,7 @@ def test_shares_are_read():
 
 
 def test_splits_are_not_drawn_where_the_source_has_them():
-    with pytest.raises(UserError, match=r"has splits of its own \(test is one\); leave --split out"):
+    with pytest.raises(UserError, match=r"has splits of its own \(test is one\); leave --split-shares out"):
         with_splits(lambda: iter(records([1, 2], "test")), SHARES, 0)
     assert list(with_splits(lambda: iter(records([1, 2], "test")), None, 0)) == records([1, 2], "test")
 
@@ -115,7 +115,7 @@ def test_a_source_that_lacks_val_alone_has_it_drawn_from_train_by_label_and_keep
 
 def test_val_is_not_drawn_where_the_source_has_it_or_has_no_train():
     with pytest.raises(
-        UserError, match=r"\(val is one\); leave --split out, or if it has train and test alone, draw val"
+        UserError, match=r"\(val is one\); leave --split-shares out, or if it has train and test alone, draw val"
     ):
         with_splits(lambda: iter(records([1, 2], "train") + records([3], "val")), Shares(0.9, 0.1, 0), 0)
     with pytest.raises(UserError, match="has the split test alone"):
@@ -123,7 +123,7 @@ def test_val_is_not_drawn_where_the_source_has_it_or_has_no_train():
 
 
 def test_a_source_without_splits_needs_the_option():
-    with pytest.raises(UserError, match=r"the source has no splits; add --split 0\.8,0\.1,0\.1"):
+    with pytest.raises(UserError, match=r"the source has no splits; add --split-shares 0\.8,0\.1,0\.1"):
         list(with_splits(lambda: iter(records([1, 2])), None, 0))
 
 

@@ -201,7 +201,7 @@ def test_the_check_takes_readable_pictures_from_all_over_a_folder(tmp_path, save
         (tmp_path / f"{number:03}.png").write_bytes(b"no picture")
     samples: list[Sample] = []
     monkeypatch.setattr(
-        "crosspair.commands.export.export_model", lambda *arguments: samples.append(arguments[-1]) or {}
+        "crosspair.commands.export.export_model", lambda *arguments, device: samples.append(arguments[-1]) or {}
     )
     export_command(str(saved), "huggingface", tmp_path / "out", tmp_path)
     colours = [load_image(image)[:2, 0, 0].tolist() for image in samples[0].images]

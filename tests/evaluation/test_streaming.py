@@ -194,7 +194,7 @@ def test_parts_that_are_not_those_of_one_ranking_are_not_merged(parts, tmp_path)
 def test_a_part_of_something_else_is_neither_gone_on_from_nor_replaced(parts):
     arrays, (first, _) = parts
     before = first.read_bytes()
-    with pytest.raises(UserError, match=r"a\.npz is shard 1/2 of something else; name another --output"):
+    with pytest.raises(UserError, match=r"a\.npz is shard 1/2 of something else; name another --part"):
         count_shard(prepare_counting(*arrays), (2, 2), first, FACTS)
     with pytest.raises(UserError, match=r"a\.npz differs from this shard in scores_checksum"):
         count_shard(prepare_counting(arrays[0] + 1, *arrays[1:]), (1, 2), first, FACTS)

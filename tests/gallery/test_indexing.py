@@ -325,8 +325,8 @@ def test_a_data_directory_brings_labels_and_captions(model_dir, folder, tmp_path
         (folder / f"{number}.png").unlink()
     shutil.rmtree(folder / "a")
     data, output = str(tmp_path / "data"), str(tmp_path / "out")
-    prepare = ["prepare", "folder", "--images", str(folder), "--output", data, "--split", "0.5,0.25,0.25"]
-    assert main([*prepare, "--workers", "1"]) == 0
+    prepare = ["prepare", "folder", "--images", str(folder), "--output", data, "--split-shares", "0.5,0.25,0.25"]
+    assert main([*prepare, "--processes", "1"]) == 0
     assert main(["index", str(model_dir), data, "--output", output, "--split", "train", "--split", "val"]) == 0
     gallery = Gallery.open(output)
     assert len(gallery) == 3

@@ -165,8 +165,8 @@ def test_a_data_directory_is_encoded_by_workers_too(index, cluster, model_dir, f
     rows = "".join(f"{path.name},a picture\n" for path in sorted(folder.glob("*.png")))
     (folder / "metadata.csv").write_text(f"file_name,text\n{rows}")
     data = tmp_path / "data"
-    prepare = ["prepare", "folder", "--images", str(folder), "--output", str(data), "--split", "0.5,0.25,0.25"]
-    assert main([*prepare, "--workers", "1"]) == 0
+    prepare = ["prepare", "folder", "--images", str(folder), "--output", str(data), "--split-shares", "0.5,0.25,0.25"]
+    assert main([*prepare, "--processes", "1"]) == 0
     by_ray = index_images(model_dir, data, tmp_path / "one", distributed="ray", workers=2, progress=False)
     alone = index_images(model_dir, data, tmp_path / "two", progress=False)
     assert by_ray.count == alone.count == 12

@@ -21,7 +21,7 @@ WORD_COUNTS = TFRECORDS / "flickr" / "word_counts.txt"
 
 
 def prepare(format_name: str, annotations: Path, output: Path, *options: str) -> int:
-    arguments = ["prepare", format_name, "--annotations", str(annotations), "--output", str(output), "--workers", "1"]
+    arguments = ["prepare", format_name, "--annotations", str(annotations), "--output", str(output), "--processes", "1"]
     return main([*arguments, *options])
 
 

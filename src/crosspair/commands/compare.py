@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from crosspair.commands.evaluate import measure_model, own_path
+from crosspair.devices import find_device
 from crosspair.errors import UserError
 from crosspair.evaluation.comparison import compare
 from crosspair.evaluation.protocols import plugin_facts
@@ -13,14 +14,17 @@ from crosspair.report.comparison_tables import to_text, write_tables
 
 def run(options: Namespace) -> None:
     """Print the tables of runs, models and stored results; --output also writes them as Markdown, CSV and LaTeX."""
-    results = [_result(name, options.data, options.split, options.protocol) for name in options.names]
+    if options.output is not None and options.output.is_file():
+        raise UserError(f"{options.output} is a file; expected a directory for the tables, name another --output")
+    find_device(options.device)  # before anything is read
+    results = [_result(name, options.data, options.split, options.protocol, options.device) for name in options.names]
     comparison = compare(results)
     print(to_text(comparison))
     if options.output is not None:
-        print("written: " + ", ".join(map(str, write_tables(options.output, comparison))))
+        print("written: " + ", ".join(map(str, write_tables(options.output / "comparison", comparison))))
 
 
-def _result(name: str, data: Path | None, split_name: str, protocol_name: str | None) -> StoredResult:
+def _result(name: str, data: Path | None, split_name: str, protocol_name: str | None, device: str) -> StoredResult:
     if Path(name).is_file():
         return read_result(Path(name))
     own = own_path(name, split_name, protocol_name)
@@ -28,7 +32,7 @@ def _result(name: str, data: Path | None, split_name: str, protocol_name: str | 
         stored = read_result(own)
         if _is_current(stored, name, data, split_name):
             return stored
-    measured = measure_model(name, data or _data_of(name), split_name, protocol_name=protocol_name)
+    measured = measure_model(name, data or _data_of(name), split_name, protocol_name=protocol_name, device=device)
     if own is not None:
         measured.store([own])
     facts = {

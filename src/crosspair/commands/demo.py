@@ -12,6 +12,7 @@ from crosspair.commands.report import write_run_report
 from crosspair.data.dataset import Data, open_data
 from crosspair.data.openmoji import openmoji_records
 from crosspair.data.prepare import prepare
+from crosspair.devices import find_device
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.errors import UserError
@@ -28,16 +29,17 @@ QUERIES = 4  # examples in words
 
 def run(options: Namespace) -> None:
     """Go through all steps into --output, or on from what an earlier demo left there."""
-    run_demo(options.output, quick=options.quick)
+    run_demo(options.output, quick=options.quick, device=options.device)
 
 
-def run_demo(output: Path, *, quick: bool) -> None:
+def run_demo(output: Path, *, quick: bool, device: str = "auto") -> None:
     """Prepare OUTPUT/data, train in OUTPUT/run (or OUTPUT/run-quick), print what came of it, leave a gallery to search.
 
     What an earlier demo left in OUTPUT is gone on from. Raises UserError when OUTPUT holds something else.
     """
     started = time.monotonic()
-    recipe = load_recipe("demo-quick" if quick else "demo")
+    find_device(device)  # before anything is drawn
+    recipe = load_recipe("demo-quick" if quick else "demo", ["--device", device])
     run = output / ("run-quick" if quick else "run")
     _refuse_foreign(output)
     data = _data(output / "data")
@@ -48,13 +50,13 @@ def run_demo(output: Path, *, quick: bool) -> None:
     else:
         print(f"training: recipe {recipe.name}, {recipe.summary}")
         train(recipe, data, run, resume=(run / "recipe.yaml").is_file())
-    model = DualEncoder.from_pretrained(run / "model")
+    model = DualEncoder.from_pretrained(run / "model", device=device)
     evaluation = write_run_report(run / "report.html", run, model, data, "test")
     print("\ntest: emoji that training never saw, so this measures known words on new drawings\n")
     print(evaluation.to_table())
     print(_examples(model, data.split("test")))
     gallery = output / ("gallery-quick" if quick else "gallery")
-    index_images(run / "model", data.path, gallery, splits=["test"])
+    index_images(run / "model", data.path, gallery, splits=["test"], device=device)
     print(f"done in {time.monotonic() - started:.0f} s\nmodel: {run / 'model'}\nreport: {run / 'report.html'}")
     print(f"search the test drawings: crosspair serve {gallery}, then open http://127.0.0.1:8000")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from crosspair.devices import find_device
 from crosspair.errors import UserError
 from crosspair.evaluation.counting import Counting
 from crosspair.evaluation.csls import evaluate_csls
@@ -75,6 +77,8 @@ class Measured:
 
 def run(options: Namespace) -> None:
     """Evaluate what was given, a model or embeddings or a part of their ranking, and print the table."""
+    if options.part is not None and not options.shard:
+        raise UserError("--part is the file that --shard K/N counts into; give both or none")
     if options.embeddings is None:
         text = _evaluate_model(options)
     elif options.model or options.data or options.split:
@@ -96,12 +100,15 @@ def _evaluate_model(options: Namespace) -> str:
         raise UserError("--shard and --merge are for --embeddings; evaluate RUN as a whole")
     if options.output is not None:
         refuse_directory(options.output)  # before everything is encoded
+    find_device(options.device)  # before anything is read
     if options.protocol:
         _check_tasks(options, find_protocol(options.protocol))
     split_name = options.split or "test"
-    measured = measure_model(options.model, options.data, split_name, options.metric_definition, options.protocol)
+    measured = measure_model(
+        options.model, options.data, split_name, options.metric_definition, options.protocol, device=options.device
+    )
     if options.csls:
-        measured = measured.with_csls()
+        measured = measured.with_csls(ranking_device(find_device(options.device)))
     own = own_path(options.model, split_name, options.protocol)
     intervals = measured.store([path for path in (options.output, own) if path])
     return f"{split_name}: {measured.describe(intervals)}{measured.export(options.trec)}"
@@ -111,9 +118,10 @@ def _evaluate_embeddings(options: Namespace) -> str:
     """The table of a file or a directory of embeddings and labels."""
     protocol = _named_protocol(options)
     _check_tasks(options, protocol)
+    device = _chosen_ranking_device(options.device)
     _refuse_to_replace(options.embeddings, options.output)
     embeddings = read_embeddings(options.embeddings)
-    definition, device = options.metric_definition, options.device
+    definition = options.metric_definition
     evaluation = protocol.evaluate(embeddings, metric_definition=definition, device=device, progress=True)
     measured = _measured(evaluation, embeddings, {"embeddings": str(options.embeddings)})
     if options.csls:
@@ -124,22 +132,27 @@ def _evaluate_embeddings(options: Namespace) -> str:
 
 def _count_shard(options: Namespace) -> str:
     """Count one shard of the ranking of embeddings into a part, or go on with it."""
-    if options.output is None:
-        raise UserError("--shard needs a file to count into; expected --output PART.npz")
+    if options.part is None:
+        raise UserError("--shard needs a file to count into; expected --part PART.npz")
+    if options.output is not None:
+        raise UserError("a shard has no result to write to --output; name the file it counts into with --part")
     _refuse_what_parts_lack(options)
     shard = parse_shard(options.shard)
     protocol = _named_protocol(options)
-    refuse_directory(options.output)
-    task, counting = _single_task(protocol, read_embeddings(options.embeddings), options.device)
-    count_shard(counting, shard, options.output, _shard_facts(protocol, task))
+    device = _chosen_ranking_device(options.device)
+    refuse_directory(options.part, "--part")
+    task, counting = _single_task(protocol, read_embeddings(options.embeddings), device)
+    count_shard(counting, shard, options.part, _shard_facts(protocol, task))
     return (
-        f"{options.output}: shard {shard[0]} of {shard[1]}, complete\n"
+        f"{options.part}: shard {shard[0]} of {shard[1]}, complete\n"
         f"when all are there: crosspair evaluate --embeddings {options.embeddings} --merge PART PART ..."
     )
 
 
 def _merge_parts(options: Namespace) -> str:
     """The table that all shards of a ranking amount to."""
+    if options.device != "auto":
+        raise UserError("--merge adds up what was counted and needs no device; leave --device out")
     _refuse_what_parts_lack(options)
     protocol = _named_protocol(options)
     _refuse_to_replace(options.embeddings, options.output)
@@ -159,6 +172,15 @@ def _refuse_what_parts_lack(options: Namespace) -> None:
         raise UserError("--csls takes all queries together; leave it out, or --shard and --merge")
 
 
+def ranking_device(device: torch.device) -> str:
+    """Where embeddings that `device` made are ranked: there if it is a GPU with int64 and float64, else on the CPU."""
+    return "cpu" if device.type == "mps" else str(device)
+
+
+def _chosen_ranking_device(name: str) -> str:
+    return ranking_device(find_device()) if name == "auto" else str(find_device(name))
+
+
 def _named_protocol(options: Namespace) -> Protocol:
     return find_protocol(options.protocol) if options.protocol else PLAIN
 
@@ -171,9 +193,15 @@ def _check_tasks(options: Namespace, protocol: Protocol) -> None:
 
 
 def measure_model(
-    name: str, data: Path, split_name: str, definition: MetricDefinition = "exact", protocol_name: str | None = None
+    name: str,
+    data: Path,
+    split_name: str,
+    definition: MetricDefinition = "exact",
+    protocol_name: str | None = None,
+    *,
+    device: str = "auto",
 ) -> Measured:
-    """Encode a split of DATA with a model and evaluate it."""
+    """Encode a split of DATA with a model and evaluate it, on the device of that name."""
     from crosspair.data.dataset import open_data
     from crosspair.encode.model import DualEncoder
     from crosspair.encode.storage import model_checksum
@@ -187,7 +215,8 @@ def measure_model(
     counts = [len(captions) for captions in split.captions]
     text_labels = np.repeat(split.labels, counts)
     protocol.check(split.labels, text_labels, with_ids=split.caption_ids is not None)  # before everything is encoded
-    embeddings = embed(DualEncoder.from_pretrained(directory), split)
+    model = DualEncoder.from_pretrained(directory, device=device)
+    embeddings = embed(model, split)
     facts = {
         "model": directory,
         "model_checksum": model_checksum(directory),
@@ -196,7 +225,9 @@ def measure_model(
         "split": split_name,
         "checksum": split.checksum,
     }
-    evaluation = protocol.evaluate(embeddings, metric_definition=definition, progress=True)
+    evaluation = protocol.evaluate(
+        embeddings, metric_definition=definition, device=ranking_device(model.device), progress=True
+    )
     return _measured(evaluation, embeddings, facts)
 
 

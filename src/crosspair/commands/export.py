@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 
 from crosspair.data.images import ImageError, decode_image
+from crosspair.devices import find_device
 from crosspair.encode.export import LEAST_COSINE, Agreements, Format, Sample, export_model, unfit_precisions
 from crosspair.encode.storage import read_model
 from crosspair.errors import UserError
@@ -36,19 +37,20 @@ _WORDS = [
 
 def run(options: Namespace) -> None:
     """Export a model and print how near it is to PyTorch."""
-    print(export_command(options.model, options.format, options.output, options.check))
+    print(export_command(options.model, options.format, options.output, options.check, options.device))
 
 
-def export_command(name: str, kind: str, output: Path, check: Path | None) -> str:
+def export_command(name: str, kind: str, output: Path, check: Path | None, device: str = "auto") -> str:
     """Export a model and say how near it is to PyTorch.
 
     check: a folder of pictures or DATA; None takes the data a RUN was trained with, where it still is, or else draws
-    pictures.
+    pictures. device: that PyTorch encodes on for the comparison.
     """
+    find_device(device)
     directory = model_directory(name)
     source = check or _data_of(Path(name))
     sample = _sample(source, directory) if source else _drawn(directory)
-    agreements = export_model(directory, cast(Format, kind), output, sample)
+    agreements = export_model(directory, cast(Format, kind), output, sample, device=device)
     return f"{_describe(agreements)}\nchecked on {sample.source}\n{kind}: {output}"
 
 

@@ -3,8 +3,9 @@
 from argparse import Namespace
 from pathlib import Path
 
-from crosspair.commands.evaluate import embed
+from crosspair.commands.evaluate import embed, ranking_device
 from crosspair.data.dataset import Data, open_data
+from crosspair.devices import find_device
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.evaluation.protocols import Evaluation, Protocol, choose_protocol, find_protocol
@@ -17,12 +18,21 @@ from crosspair.training.run import model_directory
 def run(options: Namespace) -> None:
     """Write a run's report and print where it is."""
     path = options.output or options.run_directory / "report.html"
-    report_run(options.run_directory, options.data, options.split, path, options.protocol)
+    report_run(options.run_directory, options.data, options.split, path, options.protocol, device=options.device)
     print(f"report: {path}")
 
 
-def report_run(run: Path, data: Path | None, split_name: str, path: Path, protocol_name: str | None = None) -> None:
+def report_run(
+    run: Path,
+    data: Path | None,
+    split_name: str,
+    path: Path,
+    protocol_name: str | None = None,
+    *,
+    device: str = "auto",
+) -> None:
     """Evaluate the model of a finished RUN on a split of DATA, by default RUN's own, and write its report."""
+    find_device(device)
     protocol = find_protocol(protocol_name) if protocol_name else None
     directory = model_directory(str(run))
     history = read_metrics(run)
@@ -32,7 +42,7 @@ def report_run(run: Path, data: Path | None, split_name: str, path: Path, protoc
         )
     opened = open_data(data or Path(history[0]["data"]))
     opened.split(split_name)  # before the model is loaded
-    write_run_report(path, run, DualEncoder.from_pretrained(directory), opened, split_name, protocol)
+    write_run_report(path, run, DualEncoder.from_pretrained(directory, device=device), opened, split_name, protocol)
 
 
 def write_run_report(
@@ -46,7 +56,7 @@ def write_run_report(
     split = data.split(split_name)
     protocol = protocol or choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
     embeddings = embed(model, split)
-    evaluation = protocol.evaluate(embeddings)
+    evaluation = protocol.evaluate(embeddings, device=ranking_device(model.device))
     facts = {
         "Recipe": f"{recipe.name}: {recipe.summary}",
         "Split": f"{split_name}, {len(embeddings.images):,} pictures with {len(embeddings.texts):,} captions",

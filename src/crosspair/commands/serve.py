@@ -11,4 +11,4 @@ def run(options: Namespace) -> None:
         from crosspair.serve.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs the package {error.name}; run: pip install 'crosspair[search]'") from error
-    serve(options.gallery, options.host, options.port, options.token)
+    serve(options.gallery, options.host, options.port, options.token, options.device)

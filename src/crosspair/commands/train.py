@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crosspair.devices import find_device
 from crosspair.errors import UserError
 from crosspair.training.plugins import check_plugins
 from crosspair.training.recipe_files import field_help, load_recipe
@@ -25,6 +26,7 @@ def run(options: Namespace) -> int:
     if options.resume:
         check_plugins(options.output)  # says which of them are missing, where the recipe's names alone would not
     recipe = load_recipe(options.recipe, options.overrides)
+    find_device(recipe.device)
     return _train(recipe, options.data, options.val, options.output, resume=options.resume)
 
 
@@ -49,7 +51,7 @@ def _train(recipe: "Recipe", source: str, val: Path | None, run: Path, *, resume
         return 0
     from crosspair.commands.report import report_run
 
-    report_run(run, data.split("val").directory, "val", run / "report.html")
+    report_run(run, data.split("val").directory, "val", run / "report.html", device=recipe.device)
     where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
     print(f"best on val: rsum {best['rsum']:.1f} ({where})")
     print(f"model: {run / 'model'}\nreport: {run / 'report.html'}")

@@ -114,7 +114,7 @@ def _finished(chunk: list[Record], result: "Future[list[Converted]]") -> list[Co
     except BrokenProcessPool as error:
         raise UserError(
             f"a worker process was killed while it read one of the pictures from {chunk[0].image_id} on "
-            "(the system does so when memory runs out); run again with fewer --workers"
+            "(the system does so when memory runs out); run again with fewer --processes"
         ) from error
 
 

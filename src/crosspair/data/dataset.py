@@ -40,7 +40,7 @@ class Data:
     def split(self, name: str) -> "PreparedSplit":
         """Raises UserError naming the splits there are."""
         if name not in self.manifest.splits:
-            fix = "; prepare it again with --split 0.9,0.1,0, which draws val from train" if name == "val" else ""
+            fix = "; prepare it again with --split-shares 0.9,0.1,0 to draw val from train" if name == "val" else ""
             raise UserError(f"{self.path} has no split '{name}'; it has {', '.join(self.split_names)}{fix}")
         return PreparedSplit(self.path / name, self.manifest.splits[name])
 

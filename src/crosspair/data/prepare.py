@@ -317,5 +317,5 @@ def _worker_count(workers: int | None) -> int:
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
-        raise UserError(f"found --workers {workers}; expected at least 1")
+        raise UserError(f"found --processes {workers}; expected at least 1")
     return workers

@@ -20,7 +20,7 @@ from crosspair.errors import UserError
 Integers = NDArray[np.integer[Any]]
 
 SPLITS = ("train", "val", "test")
-_FIX = "give three parts of 1 for train, val and test, as in --split 0.8,0.1,0.1"
+_FIX = "give three parts of 1 for train, val and test, as in --split-shares 0.8,0.1,0.1"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Shares:
             numbers = []
         possible = len(numbers) == 3 and all(0 <= number <= 1 for number in numbers) and numbers[0] > 0
         if not possible or not math.isclose(sum(numbers), 1, abs_tol=1e-6):
-            raise UserError(f"found --split {printable(text)}; {_FIX} (0 leaves val or test out)")
+            raise UserError(f"found --split-shares {printable(text)}; {_FIX} (0 leaves val or test out)")
         return cls(*numbers)
 
 
@@ -69,14 +69,16 @@ def _labels_to_draw(records: Iterable[Record], shares: Shares) -> tuple[Integers
         check_record(record)
         if record.split and (shares.test or record.split not in ("train", "test")):
             raise UserError(
-                f"the source has splits of its own ({record.split} is one); leave --split out, or if it has train and "
-                "test alone, draw val from train with --split 0.9,0.1,0"
+                f"the source has splits of its own ({record.split} is one); leave --split-shares out, or if it has "
+                "train and test alone, draw val from train with --split-shares 0.9,0.1,0"
             )
         count += 1
         if record.split != "test":
             labels.append(record.label)
     if count and not labels:
-        raise UserError("the source has the split test alone, and no pictures to draw others from; leave --split out")
+        raise UserError(
+            "the source has the split test alone, and no pictures to draw others from; leave --split-shares out"
+        )
     return np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64), count
 
 
@@ -132,5 +134,5 @@ def _with_own_splits(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
         check_record(record)
         if not record.split:
-            raise UserError("the source has no splits; add --split 0.8,0.1,0.1 (train, val, test) to draw them")
+            raise UserError("the source has no splits; add --split-shares 0.8,0.1,0.1 (train, val, test) to draw them")
         yield record

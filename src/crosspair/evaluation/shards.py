@@ -65,7 +65,7 @@ def count_shard(counting: Counting, shard: tuple[int, int], path: Path, facts: d
     pairs = counting.pairs(shard)
     before = read_part(path) if path.exists() else None
     if before is not None and (before.shard != shard or before.blocks != len(pairs)):
-        raise UserError(f"{path} is shard {before.shard[0]}/{before.shard[1]} of something else; name another --output")
+        raise UserError(f"{path} is shard {before.shard[0]}/{before.shard[1]} of something else; name another --part")
     steps = announced(counting, pairs, before.done if before else 0)
     counting.read_positives()
     facts = {**facts, "scores_checksum": _checksum(counting.images.scores)}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crosspair.data.records import printable
+from crosspair.devices import find_device
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.storage import local_directory, model_checksum
 from crosspair.errors import UserError
@@ -90,13 +91,16 @@ def index_images(
     and threads that encode them, default one a core. backend: auto, torch, openvino-bf16, openvino-f32 or
     onnxruntime-f32. device: of PyTorch, auto, cpu, cuda, cuda:1 or mps. engine:
     the registered name of a search engine, by default the gallery's or else auto. address: of Milvus, a cluster's or a
-    local file. distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does. tell:
-    is given a line about what pictures are encoded with. Raises UserError when the gallery was made with
-    another model or of another source, when another process writes to it, and when no picture can be read.
+    local file. distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does, on
+    `device`. tell: is given a line about what pictures are encoded with.
+
+    Raises UserError when the gallery was made with another model or of another source, when another process writes to
+    it, and when there is no picture that can be read.
     """
     start = time.monotonic()
     if workers is not None and workers < 1:
-        raise UserError(f"found --workers {workers}; expected at least 1")
+        raise UserError(f"found {workers} workers; expected at least 1")
+    find_device(device)  # before anything is read
     _refuse_foreign(output)
     checksum = model_checksum(str(model_name))
     opened = open_source(source, splits)

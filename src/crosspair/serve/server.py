@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from crosspair.devices import find_device
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.gallery.gallery import Gallery
@@ -28,8 +29,9 @@ STOP_SECONDS = 5  # for answers under way when the service is stopped
 ENVIRONMENT_TOKEN = "CROSSPAIR_TOKEN"
 
 
-def serve(directory: Path, host: str, port: int, token: str | None) -> None:
+def serve(directory: Path, host: str, port: int, token: str | None, device: str = "auto") -> None:
     """Answer until a signal comes. Raises UserError when the gallery, the address or the token is no good."""
+    find_device(device)  # before the gallery is opened
     loopback = _is_loopback(host)
     token = token or os.environ.get(ENVIRONMENT_TOKEN)
     generated = token is None and not loopback
@@ -37,7 +39,7 @@ def serve(directory: Path, host: str, port: int, token: str | None) -> None:
     if token is not None:
         checked_token(token)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
-    gallery = Gallery.open(directory)
+    gallery = Gallery.open(directory, device=device)
     listening = _listen(host, port)
     with listening:
         hosts = LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host.lower()}
@@ -137,7 +139,9 @@ class _Deadline:
 
 
 def _compile(model: DualEncoder) -> None:
-    """Let a model encode through OpenVINO where that is installed and knows its encoders; float32, as PyTorch's."""
+    """Let a model on the CPU encode through OpenVINO where that is installed and knows its encoders, in float32."""
+    if model.device.type != "cpu":
+        return
     with suppress(UserError):
         model.use_backend("openvino")
 

@@ -174,10 +174,10 @@ def _real(folder: str) -> Path:
     return Path(os.path.realpath(folder))
 
 
-def refuse_directory(path: Path) -> None:
+def refuse_directory(path: Path, option: str = "--output") -> None:
     """An output file must not be a directory."""
     if path.is_dir():
-        raise UserError(f"{path} is a directory; expected a file to write to, name another --output")
+        raise UserError(f"{path} is a directory; expected a file to write to, name another {option}")
 
 
 def refuse_occupied(path: Path, what: str) -> None:

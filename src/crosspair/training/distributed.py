@@ -235,6 +235,11 @@ def launch(recipe: Recipe) -> Processes:
     # Weights in double precision need no conversions; Fabric's own "64-true" would return float32 embeddings.
     precision: Any = "32-true" if recipe.precision == "64-true" else recipe.precision
     several = recipe.devices * recipe.nodes > 1
+    accelerator, _, number = recipe.device.partition(":")
+    if number and several:
+        raise UserError(
+            f"device {recipe.device} is one device, for {recipe.devices * recipe.nodes} processes; name {accelerator}"
+        )
     strategy = DDPStrategy(
         timeout=PATIENCE,
         broadcast_buffers=False,  # averaged after each step instead, so that weight averages are the same everywhere
@@ -242,9 +247,9 @@ def launch(recipe: Recipe) -> Processes:
     )
     try:
         fabric = Fabric(
-            accelerator=recipe.device,
+            accelerator=accelerator,
             strategy=strategy if several else "auto",
-            devices=recipe.devices,
+            devices=[int(number)] if number else recipe.devices,
             num_nodes=recipe.nodes,
             precision=precision,
         )

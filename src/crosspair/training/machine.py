@@ -27,7 +27,7 @@ def settled(recipe: Recipe) -> Recipe:
 def _multiplies_in_bf16(device: str) -> bool:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda":
+    if device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
         found = torch.cpu.get_capabilities()

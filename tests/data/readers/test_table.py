@@ -173,16 +173,16 @@ def test_the_command_of_the_readme_makes_a_data_directory(tmp_path, encode, pixe
         rows += [{"image": f"{number}.png", "caption": f"{words} {number}"} for words in ("a dog", "a cat")]
     write(Path("captions.csv"), rows)
     places = ["--annotations", "captions.csv", "--images", "images"]
-    arguments = ["prepare", "table", *places, "--workers", "1", "--output"]
-    assert main([*arguments, "mine", "--split", "0.8,0.1,0.1"]) == 0
+    arguments = ["prepare", "table", *places, "--processes", "1", "--output"]
+    assert main([*arguments, "mine", "--split-shares", "0.8,0.1,0.1"]) == 0
     data = open_data("mine")
     assert {name: len(data.split(name)) for name in data.split_names} == {"train": 16, "val": 2, "test": 2}
     assert data.manifest.source["split"] == "0.8,0.1,0.1"
     assert "20/20" in capsys.readouterr().err
     named = ["--image-column", "image", "--caption-column", "caption"]
-    assert main([*arguments, "named", *named, "--split", "0.8,0.1,0.1", "--seed", "1"]) == 0
+    assert main([*arguments, "named", *named, "--split-shares", "0.8,0.1,0.1", "--seed", "1"]) == 0
     assert open_data("named").split("train").checksum != data.split("train").checksum
     capsys.readouterr()
     assert main([*arguments, "more"]) == 2
-    assert "add --split 0.8,0.1,0.1" in capsys.readouterr().err
+    assert "add --split-shares 0.8,0.1,0.1" in capsys.readouterr().err
     assert not Path("more").exists()

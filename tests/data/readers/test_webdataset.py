@@ -136,8 +136,8 @@ def test_shards_become_a_data_directory(tmp_path, encode, pixels):
     for number in range(20):
         files |= {f"{number:03d}.png": encode(pixels(20 + number, 30), "PNG"), f"{number:03d}.txt": f"number {number}"}
     shard(tmp_path / "s.tar", files)
-    arguments = ["prepare", "webdataset", "--annotations", str(tmp_path / "s.tar"), "--workers", "1"]
-    assert main([*arguments, "--split", "0.8,0.1,0.1", "--output", str(tmp_path / "data")]) == 0
+    arguments = ["prepare", "webdataset", "--annotations", str(tmp_path / "s.tar"), "--processes", "1"]
+    assert main([*arguments, "--split-shares", "0.8,0.1,0.1", "--output", str(tmp_path / "data")]) == 0
     data = open_data(tmp_path / "data")
     assert sum(len(data.split(name)) for name in data.split_names) == 20
 
