@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from tests.fixtures.plugins import page_plugin
 
 from crosspair import UserError, evaluate_retrieval
 from crosspair.evaluation.embeddings import Embeddings
@@ -173,17 +174,9 @@ def test_an_unknown_protocol_brings_those_there_are():
 
 
 OWN = '''
-import numpy as np
-import crosspair.registry as crosspair
+
 from crosspair.evaluation.protocols import Protocol
 
-@crosspair.register_protocol("first-caption")
-def first_caption(task):
-    """Every image with its first caption alone."""
-    _, first = np.unique(task.text_clusters, return_index=True)
-    return task.part(np.arange(len(task.embeddings.images)), first)
-
-crosspair.register_protocol("twenty")(Protocol("twenty", image_to_text=("R@20",), text_to_image=("nDCG",)))
 
 @crosspair.register_protocol("halves")
 class Halves(Protocol):
@@ -200,7 +193,9 @@ def own(tmp_path, monkeypatch):
     """Protocols registered by a file of the user's, in this process until the test ends."""
     monkeypatch.setattr(PROTOCOLS, "_entries", dict(PROTOCOLS._entries))
     plugin = tmp_path / "my_protocol.py"
-    plugin.write_text(OWN)
+    plugin.write_text(page_plugin("my_protocol.py") + OWN)
+    (tmp_path / "my_metrics.py").write_text(page_plugin("my_metrics.py"))
+    load_plugin(str(tmp_path / "my_metrics.py"))
     return load_plugin(str(plugin))
 
 
@@ -217,7 +212,7 @@ def test_a_users_function_says_what_is_ranked(own):
 
 def test_a_users_protocol_reports_other_metrics_or_is_a_class(own):
     data = correlated(np.arange(40), 2)
-    values = find_protocol("twenty").evaluate(data).to_dict()
+    values = find_protocol("gain").evaluate(data).to_dict()
     assert {"R@20", "nDCG"} <= values["image_to_text"].keys() & values["text_to_image"].keys()
     halves = find_protocol("halves").evaluate(data)
     assert halves.to_dict()["protocol"] == "halves"
@@ -267,7 +262,7 @@ def test_a_built_in_name_is_taken(monkeypatch):
 def test_the_command_evaluates_and_compares_by_a_users_protocol(tmp_path):
     """From outside: processes that know of the protocol by its plugin alone."""
     plugin, environment = tmp_path / "my_protocol.py", dict(os.environ)
-    plugin.write_text(OWN)
+    plugin.write_text(page_plugin("my_protocol.py"))
     files = []
     for seed in (0, 1):
         data = correlated(np.arange(30), 3, noise=1 + seed)
@@ -284,16 +279,17 @@ def test_the_command_evaluates_and_compares_by_a_users_protocol(tmp_path):
     assert unknown.returncode == 2
     assert "there is no protocol 'first-caption'" in unknown.stderr
     environment["CROSSPAIR_PLUGINS"] = str(plugin)
+    own = ("--protocol", "first-caption")
     results = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, result in zip(files, results, strict=True):
-        done = crosspair("evaluate", "--embeddings", file, "--protocol", "first-caption", "--output", result)
+        done = crosspair("evaluate", "--embeddings", file, *own, "--output", result)
         assert done.returncode == 0, done.stderr
     assert "protocol first-caption: Every image with its first caption alone." in done.stdout
     assert json.loads(results[0].read_text())["protocol_plugin"]["name"] == "my_protocol.py"
     compared = crosspair("compare", *results)
     assert "protocol first-caption" in compared.stdout, compared.stderr
-    plugin.write_text(OWN + "\n# changed\n")
-    crosspair("evaluate", "--embeddings", files[1], "--protocol", "first-caption", "--output", results[1])
+    plugin.write_text(plugin.read_text() + "# changed\n")
+    crosspair("evaluate", "--embeddings", files[1], *own, "--output", results[1])
     refused = crosspair("compare", *results)
     assert refused.returncode == 2
     assert "different versions of the protocol first-caption" in refused.stderr

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.fixtures.plugins import page_plugin
 
 from crosspair.cli import main
 from crosspair.errors import UserError
@@ -131,46 +132,27 @@ def test_without_faiss_a_graph_can_not_be_asked_for_and_a_gallery_that_has_one_i
     assert "faiss is not installed" in AutoEngine.build(content)["reason"]
 
 
-OWN = '''
-import numpy as np
-import crosspair.registry as crosspair
-from crosspair.gallery.engines.engine import Engine
-
-@crosspair.register_engine("half")
-class HalfPrecision(Engine):
-    """Every vector is compared, in half precision."""
-
-    def __init__(self, content):
-        self.vectors = content.embeddings.astype(np.float16)
-
-    def search(self, queries, top):
-        scores = queries @ self.vectors.T.astype(np.float32)
-        rows = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        return np.take_along_axis(scores, rows, axis=1), rows
-'''
-
-
 def test_an_engine_of_a_users_own_indexes_and_searches(model_dir, tmp_path, monkeypatch, capsys):
     """And the gallery says so where the plugin is missing, and can be given another engine."""
     monkeypatch.setattr(ENGINES, "_entries", dict(ENGINES._entries))
     plugin = tmp_path / "my_engine.py"
-    plugin.write_text(OWN)
+    plugin.write_text(page_plugin("my_engine.py"))
     load_plugin(str(plugin))
     (tmp_path / "in").mkdir()
     for number in range(5):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
     arguments = ["index", str(model_dir), str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    assert main([*arguments, "--engine", "half"]) == 0
-    assert "index: half" in capsys.readouterr().out
+    assert main([*arguments, "--engine", "half-precision"]) == 0
+    assert "index: half-precision" in capsys.readouterr().out
     gallery = Gallery.open(tmp_path / "out")
-    assert gallery.manifest.index == {"kind": "half"}
+    assert gallery.manifest.index == {"kind": "half-precision"}
     found = gallery.search(np.array(gallery.embeddings), 5)
     expected = ExactEngine(gallery.embeddings).search(gallery.embeddings, 5)
     np.testing.assert_allclose(found.scores, expected[0], atol=2e-3)
     assert found.rows[:, 0].tolist() == list(range(5))
-    monkeypatch.delitem(ENGINES._entries, "half")
-    with pytest.raises(UserError, match=r"no search engine 'half'.*or a plugin named with --plugin"):
+    monkeypatch.delitem(ENGINES._entries, "half-precision")
+    with pytest.raises(UserError, match=r"no search engine 'half-precision'.*or a plugin named with --plugin"):
         Gallery.open(tmp_path / "out").search(np.array(gallery.embeddings), 1)
     assert main([*arguments, "--engine", "exact"]) == 0
     assert Gallery.open(tmp_path / "out").manifest.index == {"kind": "exact"}
