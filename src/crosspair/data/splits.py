@@ -38,8 +38,10 @@ class GivenData:
     data, or the path of a DATA directory that has a split of that name. Raises UserError for what can't be used.
     """
 
-    def __init__(self, splits: Mapping[str, TrainingSplit | ImageTextDataset | str | Path]) -> None:
-        self._splits = {name: _as_split(name, given) for name, given in splits.items()}
+    def __init__(
+        self, splits: Mapping[str, TrainingSplit | ImageTextDataset | str | Path], *, progress: bool = True
+    ) -> None:
+        self._splits = {name: _as_split(name, given, progress) for name, given in splits.items()}
 
     def split(self, name: str) -> Any:
         """Raises UserError where there is no such split, or where it is a stream and not `train`."""
@@ -108,10 +110,10 @@ def from_dataset(dataset: ImageTextDataset, *, progress: bool = True) -> Dataset
     return DatasetSplit(dataset, captions, np.array(labels, dtype=np.int64), checksum.hexdigest())
 
 
-def _as_split(name: str, given: Any) -> TrainingSplit:
+def _as_split(name: str, given: Any, progress: bool) -> TrainingSplit:
     if isinstance(given, str | Path):
         return open_data(given).split(name)
-    return given if hasattr(given, "batch_source") else from_dataset(given)
+    return given if hasattr(given, "batch_source") else from_dataset(given, progress=progress)
 
 
 def _item(item: Any, index: int) -> tuple[Any, list[str], int]:

@@ -54,7 +54,7 @@ def train(
     Raises UserError for what the user can mend, Interrupted on SIGINT and SIGTERM, and what a callback raises.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
-    data, run = _opened(data), Path(run)
+    data, run = _opened(data, progress), Path(run)
     for split in ("train", "val"):
         data.split(split)
     check_tensorboard(recipe.tensorboard)
@@ -74,10 +74,10 @@ def train(
         return result
 
 
-def _opened(data: TrainingData | GivenSplits | str | Path) -> TrainingData:
+def _opened(data: TrainingData | GivenSplits | str | Path, progress: bool) -> TrainingData:
     if isinstance(data, str | Path):
         return open_data(data)
-    return GivenData(data) if isinstance(data, Mapping) else data
+    return GivenData(data, progress=progress) if isinstance(data, Mapping) else data
 
 
 def _check_directory(recipe: Recipe, data: TrainingData, run: Path, resume: bool) -> None:
@@ -215,7 +215,8 @@ def _best_of(trainer: Trainer, stage: Stage, noted: Noted) -> tuple[int, list[di
         best = newest
         with weights_held(ema, best["weights"]):
             trainer.model.save_pretrained(trainer.run / "model", card=model_card(trainer.recipe, best))
-    stage.bar.write(f"stage {stage.number} epoch {progress.epoch + 1}: {in_a_line(rows[-1], best['rsum'])}")
+    if trainer.show:
+        stage.bar.write(f"stage {stage.number} epoch {progress.epoch + 1}: {in_a_line(rows[-1], best['rsum'])}")
     stage.bar.set_postfix_str("")
     return 0, rows, best
 
