@@ -1,4 +1,4 @@
-"""Pictures to the bytes that are stored, in parallel: results come in the order of the input, a few at a time."""
+"""Conversion of images to the bytes that are stored, in worker processes; results come in the order of the records."""
 
 import multiprocessing
 import os
@@ -33,13 +33,13 @@ from crosspair.version import __version__
 
 # At 224 pixels the loss of this quality (42.4 dB) is below that of resizing twice instead of once (41.7 dB).
 QUALITY = 92
-CHUNK = 8  # pictures a task
+CHUNK = 8  # images a task
 TASKS_WAITING = 4  # for each worker
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A picture ready to be stored, or why there is none."""
+    """An image ready to be stored, or why there is none."""
 
     data: bytes
     source_bytes: int
@@ -47,14 +47,14 @@ class Converted:
     checksum: bytes = b""  # of the source's bytes
 
 
-# Whatever changes the bytes that come out: pictures of two kinds of converter are not mixed in one data set.
+# Whatever changes the bytes that come out: images of two kinds of converter are not mixed in one data set.
 CONVERTER = f"JPEG {QUALITY}, crosspair {__version__}, torch {torch.__version__}, Pillow {PIL.__version__}"
 
 
 def convert_image(image: Path | bytes, size: int, folder: Path | None = None) -> Converted:
-    """Read, check and, where needed, resize and encode one picture.
+    """Read, check and, where needed, resize and encode one image.
 
-    size: shorter side in pixels, 0 keeps the bytes. A picture that is small enough keeps its bytes too when every
+    size: shorter side in pixels, 0 keeps the bytes. An image that is small enough keeps its bytes too when every
     reader shows them alike: a plain upright JPEG or an RGB PNG. folder: of a path below it no link may lead out of it.
     """
     data = b""
@@ -81,7 +81,7 @@ def _is_plain(data: bytes) -> bool:
 def convert_images(
     records: Iterable[Record], size: int, workers: int, folder: Path | None = None
 ) -> Iterator[tuple[Record, Converted]]:
-    """Every record with its picture, in the order of the records.
+    """Every record with its image, in the order of the records.
 
     folder: of a path below it no link may lead out of it. workers: processes. No more than a few chunks a worker are in
     memory at once. Leaving the loop early, by an error or Ctrl-C, ends the processes.
@@ -120,7 +120,7 @@ def _finished(chunk: list[Record], result: "Future[list[Converted]]") -> list[Co
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what makes a picture unusable is a problem
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what makes an image unusable is a problem
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

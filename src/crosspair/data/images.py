@@ -1,6 +1,6 @@
-"""Encoded pictures to pixels and back: the one decoder of the project, for preparing, training and serving alike.
+"""Decoding and encoding of images: the one decoder of the project, for preparing, training and serving alike.
 
-Every picture comes out as uint8 [3, h, w], RGB, upright (EXIF orientation applied), transparency over white.
+Every image comes out as uint8 [3, h, w], RGB, upright (EXIF orientation applied), transparency over white.
 """
 
 import io
@@ -31,7 +31,7 @@ _ORIENTATION = 0x0112
 
 
 class ImageError(UserError):
-    """A picture that can't be read. `reason` is the sentence without the picture's name."""
+    """An image that can't be read. `reason` is the sentence without the image's name."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{printable(name) or 'the picture'} {reason}")
@@ -43,7 +43,7 @@ class ImageError(UserError):
 
 
 class TooManyPixelsError(ImageError):
-    """A picture that is not decoded, as it would take too much memory."""
+    """An image that is not decoded, as it would take too much memory."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class JpegHeader:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """The picture of a file: uint8 [3, h, w]. Raises ImageError."""
+    """The image of a file: uint8 [3, h, w]. Raises ImageError."""
     return decode_image(read_image_bytes(Path(path)), str(path))
 
 
 def read_image_bytes(path: Path) -> bytes:
-    """The bytes of a picture's file. Raises ImageError when there is none."""
+    """The bytes of an image's file. Raises ImageError when there is none."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def read_image_bytes(path: Path) -> bytes:
 
 
 def read_source(path: Path, folder: Path | None) -> bytes:
-    """The bytes of a picture's file, if it is one that a stranger's annotations may name. Raises ImageError.
+    """The bytes of an image's file, if it is one that a stranger's annotations may name. Raises ImageError.
 
     folder: of a path below it no link may lead out of it.
     """
@@ -91,7 +91,7 @@ def read_source(path: Path, folder: Path | None) -> bytes:
 
 
 def load_image(image: "str | Path | bytes | Image | np.ndarray | Tensor", name: str = "") -> Tensor:
-    """A path, encoded bytes, PIL picture, array uint8 [h, w] or [h, w, 3 or 4] or tensor uint8 [3, h, w] -> the last.
+    """A path, encoded bytes, PIL image, array uint8 [h, w] or [h, w, 3 or 4] or tensor uint8 [3, h, w] -> the last.
 
     name: of what is no path, for errors. Raises ImageError when it can't be read, UserError when a tensor or an array
     has another shape.
@@ -154,14 +154,14 @@ def encode_jpeg(image: Tensor, quality: int) -> bytes:
 
 
 def resize_shorter_side(image: Tensor, size: int) -> Tensor:
-    """[3, h, w] with the shorter side `size` pixels long, antialiased; a smaller picture stays as it is."""
+    """[3, h, w] with the shorter side `size` pixels long, antialiased; a smaller image stays as it is."""
     if min(image.shape[-2:]) <= size:
         return image
     return F.resize(image, [size], antialias=True)
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """What the segments before the pixels of a JPEG say; None for any other picture, and for rarer kinds of JPEG."""
+    """What the segments before the pixels of a JPEG say; None for any other image, and for rarer kinds of JPEG."""
     if data[:2] != b"\xff\xd8":
         return None
     position, frame, upright = 2, None, True
@@ -199,7 +199,7 @@ def _is_upright(exif_segment: bytes) -> bool:
     try:
         exif.load(exif_segment)
         return bool(exif.get(_ORIENTATION, 1) == 1)
-    except Exception:  # damaged EXIF raises anything; the picture is then encoded anew, without it
+    except Exception:  # damaged EXIF raises anything; the image is then encoded anew, without it
         return False
 
 

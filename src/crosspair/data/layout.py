@@ -1,4 +1,4 @@
-"""What a DATA directory is made of: the names of its files and `crosspair.json`, its manifest.
+"""The files of a DATA directory and its manifest, `crosspair.json`.
 
 DATA/crosspair.json             format, source, counts, checksums, what was skipped and why
 DATA/dataset_dict.json     the splits, for `datasets.load_from_disk`
@@ -42,7 +42,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A picture whose bytes came before, as `first_id`, under another label or in another split."""
+    """An image whose bytes came before, as `first_id`, under another label or in another split."""
 
     image_id: str
     split: str
@@ -129,7 +129,7 @@ def describe_skipped(skipped: list[Skipped], shown: int = 10) -> list[str]:
 
 
 def describe_duplicates(duplicates: list[Duplicate], shown: int = 5) -> list[str]:
-    """Lines about pictures that are in two splits or have two labels; none when there are none."""
+    """Lines about images that are in two splits or have two labels; none when there are none."""
     if not duplicates:
         return []
     splits = sum(item.split != item.first_split for item in duplicates)

@@ -1,4 +1,4 @@
-"""The demo's pictures: OpenMoji's drawings of emoji, with the names that the package `emoji` knows them by.
+"""The demo's images: OpenMoji's drawings of emoji, with the names that the package `emoji` knows them by.
 
 Left out are skin-tone variants (more than half of all drawings, told apart by one colour) and the flags of countries
 and regions (no drawing and no name of one says anything about another's). The splits hold out whole groups: man, woman
@@ -20,7 +20,7 @@ from crosspair.data.records import Record
 from crosspair.errors import UserError
 
 IMAGE_SIZE = 128  # pixels
-HELD_OUT = {"test": 200, "val": 130}  # pictures, at least
+HELD_OUT = {"test": 200, "val": 130}  # images, at least
 _SKIN_TONES = {f"1F3F{digit}" for digit in "BCDEF"}
 _REGIONAL_LETTERS = {f"1F1{number:02X}" for number in range(0xE6, 0x100)}
 _FLAG_TAG_END = "E007F"
@@ -45,7 +45,7 @@ class Emoji:
 
 
 def openmoji_records() -> Iterator[Record]:
-    """A record per emoji in the order of their codes, its picture a PNG [128, 128] on white.
+    """A record per emoji in the order of their codes, its image a PNG [128, 128] on white.
 
     Captions are "a drawing of NAME" for each of its names; label: equal for emoji of the same name. The same packages
     give the same records. Raises UserError when a package is missing.

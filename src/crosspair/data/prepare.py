@@ -44,11 +44,11 @@ class Summary:
     output: Path
     splits: dict[str, SplitFacts]
     skipped: list[Skipped]
-    source_bytes: int  # of the pictures that are in
+    source_bytes: int  # of the images that are in
     image_bytes: int  # stored for them
     seconds: float
     duplicates: list[Duplicate] = field(default_factory=list)
-    taken_over: int = 0  # pictures that an earlier run, which was interrupted, had stored
+    taken_over: int = 0  # images that an earlier run, which was interrupted, had stored
 
 
 def prepare_format(
@@ -104,10 +104,10 @@ def prepare(
 ) -> Summary:
     """Write a DATA directory; it appears under its name when it is whole. Rows are in the order of the records.
 
-    source: where the records come from, kept in `crosspair.json`. size: pixels of the shorter side, larger pictures are
+    source: where the records come from, kept in `crosspair.json`. size: pixels of the shorter side, larger images are
     brought to it; 0 keeps their bytes. workers: processes, default one a core; the result is the same for any number.
-    on_error: `skip` leaves out a picture that can't be used, with a line in `crosspair.json` and in the summary.
-    Raises UserError naming the picture that can't be used, and for records that contradict each other.
+    on_error: `skip` leaves out an image that can't be used, with a line in `crosspair.json` and in the summary.
+    Raises UserError naming the image that can't be used, and for records that contradict each other.
     """
     options: dict[str, Any] = {"size": size, "workers": workers, "on_error": on_error, "progress": progress}
     return _prepare(lambda: records, output, source, **options)

@@ -1,4 +1,4 @@
-"""What every reader yields: one picture with its captions."""
+"""Records: an image of a source with its captions, and checks of what can be stored."""
 
 import re
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from crosspair.errors import UserError
 
 _WORD = re.compile(r"\w")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_CHARACTERS = 10_000_000  # of all captions of a picture, tokens counted too
+_MAX_CHARACTERS = 10_000_000  # of all captions of an image, tokens counted too
 
 
 @dataclass(frozen=True)
 class Record:
-    """A picture of the source, before it is read.
+    """An image of the source, before it is read.
 
-    image_id: unique in the data set. picture: a file, or its encoded bytes. label: fits int64; equal means match.
+    image_id: unique in the data set. image: a file, or its encoded bytes. label: fits int64; equal means match.
     tokens: the words of each caption where the annotation has them; then every record of the source has them.
     caption_ids: COCO's own number of each caption, likewise; they fit int64.
     """

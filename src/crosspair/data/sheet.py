@@ -1,4 +1,4 @@
-"""A contact sheet: random pictures of a DATA directory with their captions, to see what training will see."""
+"""A contact sheet: random images of a DATA directory with their captions, to see what training will see."""
 
 import os
 import textwrap
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 COLUMNS = 5
 IMAGES = 20
-TILE = (280, 210)  # pixels, width and height, of a picture's place
+TILE = (280, 210)  # pixels, width and height, of an image's place
 MARGIN = 12
 FONT_SIZE = 13
 LINE = 17  # pixels from one line of text to the next
 LINE_CHARACTERS = 42
-LINES = 8  # under a picture
+LINES = 8  # under an image
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def write_sheet(data: Data, path: Path, seed: int = 0) -> None:
-    """Write up to 20 pictures, drawn by `seed` from all splits, with their captions as one picture.
+    """Write up to 20 images, drawn by `seed` from all splits, with their captions as one image.
 
-    Raises UserError when the file's name does not end as a picture's.
+    Raises UserError when the file's name does not end as an image's.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise UserError(f"found --sheet {printable(str(path))}; expected a name that ends in .jpg, .png or .webp")
@@ -67,7 +67,7 @@ def _sheet(tiles: "list[Image]") -> "Image":
 
 
 def _tile(split: PreparedSplit, name: str, row: int) -> "Image":
-    """One picture, whole, above what the data say about it."""
+    """One image, whole, above what the data say about it."""
     from PIL import Image, ImageDraw, ImageFont
 
     tile = Image.new("RGB", (TILE[0], TILE[1] + LINES * LINE), "white")
@@ -86,7 +86,7 @@ def _tile(split: PreparedSplit, name: str, row: int) -> "Image":
 
 
 def _caption_lines(captions: list[str]) -> list[str]:
-    """The captions, wrapped, as far as there is room under a picture; a last line counts those that are left out."""
+    """The captions, wrapped, as far as there is room under an image; a last line counts those that are left out."""
     room = LINES - 1
     lines: list[str] = []
     for number, caption in enumerate(captions):

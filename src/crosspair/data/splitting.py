@@ -1,4 +1,4 @@
-"""Drawn splits: by label, so that no identity is in two of them, and the same for a seed.
+"""Drawn splits: by label, so that no label is in two of them, and the same for a seed.
 
 For a source that has none, or for one that lacks val alone: it is then drawn from train, and test stays as it is.
 """
@@ -25,7 +25,7 @@ _FIX = "give three parts of 1 for train, val and test, as in --split-shares 0.8,
 
 @dataclass(frozen=True)
 class Shares:
-    """Which part of the pictures each split gets: 0..1, together 1."""
+    """Which part of the images each split gets: 0..1, together 1."""
 
     train: float
     val: float
@@ -63,7 +63,7 @@ def with_splits(read: Callable[[], Iterable[Record]], shares: Shares | None, see
 
 
 def _labels_to_draw(records: Iterable[Record], shares: Shares) -> tuple[Integers, int]:
-    """The label of every picture whose split is drawn, and how many pictures there are with those of a given test."""
+    """The label of every image whose split is drawn, and how many images there are with those of a given test."""
     labels, count = array("q"), 0
     for record in records:
         check_record(record)
@@ -103,9 +103,9 @@ class _Counted(Iterator[Record]):
 
 
 def draw_splits(labels: Integers, images: Integers, shares: Shares, seed: int) -> Integers:
-    """The split of every label, as its place in SPLITS [k]. labels [k], pictures [k]: how many pictures have it.
+    """The split of every label, as its place in SPLITS [k]. labels [k], images [k]: how many images have it.
 
-    Labels are taken in an order drawn by `seed` until test and then val have their share of the pictures as nearly as
+    Labels are taken in an order drawn by `seed` until test and then val have their share of the images as nearly as
     labels allow, and at least one label each; train gets the others. Raises UserError when labels are too few.
     """
 

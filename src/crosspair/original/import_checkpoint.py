@@ -26,7 +26,7 @@ def import_checkpoint(checkpoint: Path, word_counts: Path, *, ema: bool = True) 
     """The original's trained model, in evaluation mode; captions are read as its test script does, one at a time.
 
     checkpoint: prefix of a TensorFlow checkpoint, such as `model.ckpt-39`. word_counts: the `word_counts.txt` beside
-    the TFRecords it was trained on. averages: take what has a moving average from there; False takes all as trained.
+    the TFRecords it was trained on. ema: take what has a moving average from there; False takes all as trained.
     Raises UserError for damaged files, for a checkpoint of another program, and for a vocabulary of another size.
     """
     variables = model_variables(read_checkpoint(checkpoint), ema=ema)
@@ -50,7 +50,7 @@ def read_word_counts(path: Path) -> Vocabulary:
         words = [line.rsplit(maxsplit=1)[0] for line in lines[2:] if line.strip()]
         if not lines[:1] or not lines[0].startswith("Total words") or not words:
             raise ValueError("it does not begin with 'Total words'")
-        # The markers are words to the original; here they are in lower case, as all words.
+        # The special tokens are words to the original; here they are in lower case, as all words.
         return Vocabulary([word.lower() if word in ("<START>", "<END>") else word for word in words])
     except (OSError, ValueError) as error:
         raise UserError(

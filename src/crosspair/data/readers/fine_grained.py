@@ -1,4 +1,4 @@
-"""CUB-200-2011 and Oxford-102 Flowers with ten sentences a picture, as Reed et al. (CVPR 2016) collected them.
+"""CUB-200-2011 and Oxford-102 Flowers with ten sentences an image, as Reed et al. (CVPR 2016) collected them.
 
     annotations/trainclasses.txt  valclasses.txt  testclasses.txt    a class a line: 001.Black_footed_Albatross
     annotations/text_c10/001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.txt    a sentence a line
@@ -51,9 +51,9 @@ def read_flowers(annotations: Path, images: Path) -> list[Record]:
 
 
 def read_fine_grained(annotations: Path, images: Path) -> list[Record]:
-    """A record per picture, by split, class and name; label: the class's place among all classes in order of name.
+    """A record per image, by split, class and name; label: the class's place among all classes in order of name.
 
-    A folder that has trainvalclasses.txt alone for both gives a train split with the classes of both. A picture whose
+    A folder that has trainvalclasses.txt alone for both gives a train split with the classes of both. An image whose
     sentences are missing becomes a record without captions. Raises UserError, before the first record.
     """
     require_folder(images)
@@ -96,7 +96,7 @@ def _class_records(annotations: Path, images: Path, name: str, label: int, split
     texts = annotations / "text_c10" / name
     if not texts.is_dir():
         raise SchemaError(f"class {name!r} has no folder {texts}")
-    folder = images / name if (images / name).is_dir() else images  # the pictures of Flowers lie in one folder
+    folder = images / name if (images / name).is_dir() else images  # the images of Flowers lie in one folder
     captions = {path.stem: tuple(_lines(path)) for path in texts.glob("*.txt")}
     present = {path.stem for path in folder.glob("*.jpg")} if folder != images else set()
     for stem in sorted(captions.keys() | present):

@@ -1,4 +1,4 @@
-"""A folder of pictures: each with its captions in a text file of the same name, or all in metadata files.
+"""A folder of images: each with its captions in a text file of the same name, or all in metadata files.
 
 images/dog.jpg  images/dog.txt                              a caption a line
 images/metadata.csv: file_name,text                         as Hugging Face's imagefolder; metadata.jsonl too
@@ -39,7 +39,7 @@ def read_folder(images: Path) -> Iterable[Record]:
 
 
 def _list(images: Path) -> tuple[list[str], list[str]]:
-    """The pictures and the metadata files below a folder, hidden ones left out, in order of name.
+    """The images and the metadata files below a folder, hidden ones left out, in order of name.
 
     Raises UserError when a folder has two metadata files.
     """
@@ -61,7 +61,7 @@ def _is_image(name: str) -> bool:
 
 
 class _TextFiles(Sized, Iterable[Record]):
-    """A record per picture, its captions read when it is needed."""
+    """A record per image, its captions read when it is needed."""
 
     def __init__(self, images: Path, names: list[str]) -> None:
         self.images = images
@@ -79,7 +79,7 @@ class _TextFiles(Sized, Iterable[Record]):
 
 
 def _split(name: str) -> str:
-    """What a picture's first folder says of its split."""
+    """What an image's first folder says of its split."""
     return split_name(PurePosixPath(name).parts[0])
 
 
@@ -98,7 +98,7 @@ def _captions(image: Path, images: Path) -> tuple[str, ...]:
 
 
 def _from_metadata(images: Path, names: list[str], files: list[str]) -> Iterable[Record]:
-    """What the metadata say, each file about its own folder, and the pictures that none of them names."""
+    """What the metadata say, each file about its own folder, and the images that none of them names."""
     with table_errors(images):
         rows = (row for file in files for row in _metadata_rows(images, PurePosixPath(file)))
         table = gather(rows, images, "file_name")
@@ -107,7 +107,7 @@ def _from_metadata(images: Path, names: list[str], files: list[str]) -> Iterable
 
 @dataclass(frozen=True)
 class _WithUnnamed(Sized, Iterable[Record]):
-    """The records of a table, then those of pictures it doesn't name: without captions, each a label of its own."""
+    """The records of a table, then those of images it doesn't name: without captions, each a label of its own."""
 
     images: Path
     table: ImageTable

@@ -127,7 +127,7 @@ def _whole_number(row: dict[str, Any], where: str) -> int:
 
 
 def image_of(value: object, images: Path, where: str, column: str) -> Path | bytes:
-    """A picture as the library stores it: its bytes or the path of its file; or a path inside `images`."""
+    """An image as the library stores it: its bytes or the path of its file; or a path inside `images`."""
     if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
         data: bytes | None = value.get("bytes")
         return data or Path(value["path"])

@@ -3,8 +3,8 @@
     {"dataset": "coco", "images": [{"imgid": 0, "split": "train", "filepath": "train2014", "filename": "a.jpg",
                                     "sentences": [{"raw": "A dog runs .", "tokens": ["a", "dog", "runs"]}, ...]}, ...]}
 
-COCO's pictures lie under filepath/filename, the others' have no filepath. COCO's entries have its own numbers of
-pictures and captions too, `cocoid` and `sentid`; the latter are kept.
+COCO's images lie under filepath/filename, the others' have no filepath. COCO's entries have its own numbers of
+images and captions too, `cocoid` and `sentid`; the latter are kept.
 """
 
 from collections.abc import Iterator
@@ -108,7 +108,7 @@ def _caption_ids(entry: Entry) -> tuple[int, ...] | None:
 
 
 def _image_id(entry: Entry) -> str:
-    """The picture's path inside the folder of pictures."""
+    """The image's path inside the folder of images."""
     filename = entry.image("filename")
     folder = entry.get("filepath", str) if "filepath" in entry.fields else ""
     return path_inside(f"{folder}/{filename}", entry.name, "filepath") if folder else filename

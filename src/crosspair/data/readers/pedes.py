@@ -3,7 +3,7 @@
     [{"split": "train", "captions": ["A man ...", "He ..."], "file_path": "CUHK01/0363004.png",
       "processed_tokens": [["a", "man", ...], ["he", ...]], "id": 1}, ...]
 
-RSTPReid names the picture `img_path` and has no tokens.
+RSTPReid names the image `img_path` and has no tokens.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def read_rstpreid(annotations: Path, images: Path) -> list[Record]:
 def _read(
     annotations: Path, images: Path, *, files: tuple[str, ...], image: str = "file_path", first_id: int = 0
 ) -> list[Record]:
-    """A record per entry, in the order of the file; label = id - first_id, image_id = the picture's path.
+    """A record per entry, in the order of the file; label = id - first_id, image_id = the image's path.
 
     annotations: the JSON file, or the folder that holds it as one of `files`. Raises UserError, before the first
     record, when the file or an entry has another shape.

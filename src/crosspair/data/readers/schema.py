@@ -44,7 +44,7 @@ class Entry:
         return tuple(values)
 
     def image(self, key: str) -> str:
-        """The path of a picture inside its folder."""
+        """The path of an image inside its folder."""
         return path_inside(self.get(key, str), self.name, key)
 
 
@@ -105,7 +105,7 @@ def unreadable(path: Path, error: OSError, advice: str) -> UserError:
 
 
 def require_folder(images: Path) -> None:
-    """Raises UserError when the folder of pictures is none."""
+    """Raises UserError when the folder of images is none."""
     if not images.is_dir():
         raise UserError(f"{images} is not a folder; expected --images to name the folder that holds the pictures")
 

@@ -4,7 +4,7 @@
     a.jpg,A dog runs.,dog,train
     a.jpg,A brown dog on grass.,dog,train
 
-A picture has a row per caption, or one row with a list of captions. Optional columns: `label` (numbers or names; equal
+An image has a row per caption, or one row with a list of captions. Optional columns: `label` (numbers or names; equal
 means match), `split`, `image_id`.
 """
 
@@ -45,8 +45,8 @@ def read_table(
 
     Gives a record per image, in the order in which the table first names them.
 
-    label: the column of that name, else every picture has its own. split: "" without such a column. image_id: that
-    column, else the picture's path below `images`. Raises UserError, before the first record, that names the row.
+    label: the column of that name, else every image has its own. split: "" without such a column. image_id: that
+    column, else the image's path below `images`. Raises UserError, before the first record, that names the row.
     """
     require_folder(images)
     with table_errors(annotations):
@@ -148,10 +148,10 @@ _ROWS = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet":
 
 
 class ImageTable(Sized, Iterable[Record]):
-    """Gathers rows on disk: those that name the same picture become one record with all their captions.
+    """Gathers rows on disk: those that name the same image become one record with all their captions.
 
-    Records come in the order in which their pictures came first. label: the numbers of the column `label`, or the
-    places of its names in alphabetical order, or where there is none the place of the picture.
+    Records come in the order in which their images came first. label: the numbers of the column `label`, or the
+    places of its names in alphabetical order, or where there is none the place of the image.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class ImageTable(Sized, Iterable[Record]):
             "labels(name BLOB PRIMARY KEY, number INTEGER)",
         )
         self._last: tuple[str, int, _Fields] = ("", 0, ("", "", ""))
-        self._is_grouped = True  # the rows of each picture lie next to each other
+        self._is_grouped = True  # the rows of each image lie next to each other
 
     def add(self, row: dict[str, Any], where: str) -> None:
         """Enter one row; `where` names it. Raises SchemaError."""
@@ -191,7 +191,7 @@ class ImageTable(Sized, Iterable[Record]):
         self._database.execute("INSERT INTO rows VALUES (?, ?)", (self._last[1], packed))
 
     def _number(self, path: str, fields: "_Fields", where: str) -> int:
-        """The number of a picture, entered if it is new."""
+        """The number of an image, entered if it is new."""
         cells = [pack(path), *map(pack, fields), where]
         entered = self._database.execute("INSERT OR IGNORE INTO images VALUES (NULL, ?, ?, ?, ?, ?)", cells)
         if entered.rowcount == 1:
@@ -211,7 +211,7 @@ class ImageTable(Sized, Iterable[Record]):
         return int(count)
 
     def has(self, path: str) -> bool:
-        """Whether a picture is in the table."""
+        """Whether an image is in the table."""
         query = "SELECT 1 FROM images WHERE path = ?"
         return self._database.execute(query, (pack(path),)).fetchone() is not None
 

@@ -21,14 +21,14 @@ from crosspair.registry import register_reader
 
 _SPLITS = ("train", "val", "test")
 _SHARD = re.compile(r"(train|val|test)-(\d{5})-of-(\d{5})")
-# CUHK-PEDES by the folders of its pictures: its identities begin at 1, and the converter stored them as they are.
+# CUHK-PEDES by the folders of its images: its persons are numbered from 1, and the converter stored them as they are.
 _CUHK_PEDES = re.compile(r"(.*/)?(CUHK01|CUHK03|Market|cam_a|cam_b|test_query|train_query)/[^/]+")
 _CUHK_PEDES_FIRST_ID = 1
 
 
 @dataclass(frozen=True)
 class _Caption:
-    """What one record tells: a picture, and one of its captions."""
+    """What one record tells: an image, and one of its captions."""
 
     split: str
     name: str
@@ -44,7 +44,7 @@ def read_tfrecords(annotations: Path) -> Iterator[Record]:
     Gives the images by split, label and name, their captions in the order of the shards' records.
     annotations: the directory with `train-00000-of-00256` and so on.
     A Record's image_id is the stored path without the directory that all paths share; <START> and <END> are left out.
-    Its label is the stored one, for CUHK-PEDES the identity less one as the data set's own reader gives it.
+    Its label is the stored one, for CUHK-PEDES the person's number less one as the data set's own reader gives it.
     All shards are checked before the first record; where each caption is, is kept on disk.
     Raises UserError for a missing shard, a damaged record (naming file and byte) and records that contradict another.
     """
@@ -74,7 +74,7 @@ def _names(places: sqlite3.Connection) -> Iterator[str]:
 
 
 def _enter(places: sqlite3.Connection, caption: _Caption, row: tuple[int, int, bytes, int, int]) -> None:
-    """Enter where a caption is. Raises ValueError when its label is not that of the picture's earlier records."""
+    """Enter where a caption is. Raises ValueError when its label is not that of the image's earlier records."""
     split, label, name, *_ = row
     if places.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?)", (split, name, label)).rowcount == 0:
         query = "SELECT label FROM images WHERE split = ? AND name = ?"

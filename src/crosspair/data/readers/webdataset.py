@@ -1,4 +1,4 @@
-"""Tar shards as webdataset writes them: files that share their name up to the first dot are one picture's.
+"""Tar shards as webdataset writes them: files that share their name up to the first dot are one image's.
 
 train-000000.tar: 000017.jpg  000017.txt               a caption a line
                   000018.png  000018.json  000018.cls  {"caption": "A dog.", "label": 3}, "captions": [...]; a label
@@ -35,7 +35,7 @@ def read_webdataset(annotations: Path) -> Iterator[Record]:
     Gives a record per sample, in the order of the shards, read as they are needed.
     annotations: a shard, a folder of them or a pattern with {a,b} and {000..009}. label: `.cls`, or `label` in `.json`,
     else the sample's number. split: what a shard's name begins with, if it is a split's. image_id: shard/key.
-    A sample without a picture or a caption becomes a record without it. Raises UserError.
+    A sample without an image or a caption becomes a record without it. Raises UserError.
     """
     shards = _shards(annotations)
     number = 0
@@ -100,7 +100,7 @@ def _shards(annotations: Path) -> list[Path]:
 
 @dataclass
 class Sample:
-    """What a shard holds of one picture; a label only where it has one."""
+    """What a shard holds of one image; a label only where it has one."""
 
     key: str
     image: bytes = b""

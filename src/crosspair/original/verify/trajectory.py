@@ -52,8 +52,8 @@ class Recording:
     """What the original's graph started from, was fed and gave.
 
     tower: mobilenet_v1_025 or resnet_v1_tiny. frozen: whether its image tower was, as in the original's first stage.
-    batches: pictures, words and labels of each step. initial: variables before the first step.
-    values: losses of each step (`loss_cmpm_f64` [30]), and variables (`after10:NAME`) and averages (`ema30:NAME`) on
+    batches: images, words and labels of each step. initial: variables before the first step.
+    values: losses of each step (`loss_cmpm_f64` [30]), and variables (`after10:NAME`) and their EMA (`ema30:NAME`) on
     the way; those still equal to the initial ones are in the list `after10_same_as_initial`.
     """
 
@@ -102,7 +102,7 @@ def packaged_recording() -> Recording:
 
 
 def check_trajectory() -> Iterator[Comparison]:
-    """Losses in nats; weights, averages and batch-norm statistics with 1e-7 of their value allowed on top."""
+    """Losses in nats; weights, their EMA and batch-norm statistics with 1e-7 of their value allowed on top."""
     recording = packaged_recording()
     found = replay(recording, torch.float64)
     yield Comparison(f"training, losses of {STEPS} steps, float64", max(found.losses), 1e-9)
@@ -192,7 +192,7 @@ class _Run:
         return {name: float(value) for name, value in self.training(batch, number, observe=True).items()}
 
     def difference(self, variables: Mapping[str, np.ndarray], *, ema: bool) -> float:
-        """Between our present weights or averages and recorded variables; the original averages no text encoder."""
+        """Between our present weights or their EMA and recorded variables; the original averages no text encoder."""
         present = dict(self.model.state_dict())
         if ema and self.training.ema is not None:
             present |= self.training.ema.averages
@@ -202,8 +202,8 @@ class _Run:
                 state = state_from_tf_variables(module, variables, scope)
                 expected |= {f"{part}.{name}": value for name, value in state.items()}
         if not ema:
-            present["class weights"] = self.losses["cmpc"].state_dict()["weight"]
-            expected["class weights"] = torch.tensor(variables["Wfc"], dtype=torch.float64)
+            present["label weights"] = self.losses["cmpc"].state_dict()["weight"]
+            expected["label weights"] = torch.tensor(variables["Wfc"], dtype=torch.float64)
         return max(
             float(((present[name] - value).abs() / (1 + value.abs() / 2)).max()) for name, value in expected.items()
         )
