@@ -128,8 +128,8 @@ def mine(annotations: Path, images: Path, *, language: str = "en", drop: int = 0
 @pytest.fixture
 def mine(tmp_path, encode, pixels, monkeypatch):
     """A format of one's own; a function that prepares it from the command line."""
+    monkeypatch.setattr(READERS, "_entries", {**READERS._entries})  # what the plugin registers is gone afterwards
     (tmp_path / "my_format.py").write_text(PLUGIN)
-    monkeypatch.setenv("CROSSPAIR_PLUGINS", str(tmp_path / "my_format.py"))
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(encode(pixels(20, 30)))
     captions = {"en": ["a dog", "it runs"], "de": ["ein Hund", "er rennt"]}
@@ -137,7 +137,10 @@ def mine(tmp_path, encode, pixels, monkeypatch):
     places = ["--annotations", str(tmp_path / "captions.json"), "--images", str(tmp_path)]
 
     def prepare(*arguments: str) -> int:
-        return main(["prepare", "mine", *places, "--processes", "1", "--output", str(tmp_path / "data"), *arguments])
+        plugin = ["--plugin", str(tmp_path / "my_format.py")]
+        return main(
+            ["prepare", "mine", *plugin, *places, "--processes", "1", "--output", str(tmp_path / "data"), *arguments]
+        )
 
     return prepare
 
