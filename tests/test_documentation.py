@@ -30,3 +30,13 @@ def test_a_command_of_the_documentation_is_understood(page: str, line: str):
 
 def test_the_documentation_shows_commands():
     assert len(commands()) > 40
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "".join(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs" / "api").glob("*.md"))
+    packages = {"data", "evaluation", "gallery", "losses", "models", "training"}
+    names = set(crosspair.__all__) - {"__version__"} - packages
+    assert {
+        name for name in names if f"::: crosspair.{name}\n" not in reference and f"`{name}`" not in reference
+    } == set()
+    assert {name for name in packages & {"data", "losses"} if f"::: crosspair.{name}" not in reference} == set()

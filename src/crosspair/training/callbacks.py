@@ -62,7 +62,7 @@ class RunResult:
 class Callback:
     """Called while a run trains, on the first process alone. Override what is needed, or hand in functions:
 
-    crosspair.Callback(on_validation=lambda progress, rows: print(rows[-1]["rsum"]))
+        crosspair.Callback(on_validation=lambda progress, rows: print(rows[-1]["rsum"]))
 
     What a callback raises ends the run, which can be resumed from its last checkpoint.
     """
