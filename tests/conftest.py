@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from tests.fixtures.paths import REPOSITORY
 
+from crosspair.data.batching import Split
+
 pytest_plugins = [
     "tests.fixtures.models",
     "tests.fixtures.galleries",
@@ -16,8 +18,8 @@ pytest_plugins = [
 
 
 @dataclass
-class MemorySplit:
-    """What `crosspair.data.dataset.Split` offers, without a directory."""
+class MemorySplit(Split):
+    """A split without a directory."""
 
     captions: list[list[str]]
     labels: np.ndarray

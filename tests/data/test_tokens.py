@@ -1,7 +1,11 @@
+import json
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data.tokens import PADDING, UNKNOWN, Vocabulary, pad, tokenize
 from crosspair.errors import UserError
@@ -63,3 +67,27 @@ def test_padding_stands_behind_the_words():
     assert tokens.tolist() == [[5, 6, 7], [8, PADDING, PADDING]]
     assert lengths.tolist() == [3, 1]
     assert tokens.dtype == lengths.dtype == torch.int64
+
+
+class TestTheOriginalsWords:
+    def test_have_ascii_punctuation_deleted(self):
+        assert tokenize("A man's red-colored T-shirt; it's dark.", "original") == [
+            *("a", "mans", "redcolored", "tshirt", "its", "dark")
+        ]
+
+    def test_are_those_of_its_converters_records(self):
+        shards = json.loads((TFRECORDS / "pedes.json").read_text())
+        theirs = Counter(
+            (record["filename"].removeprefix("imgs/"), *record["caption"][1:-1])
+            for records in shards.values()
+            for record in records
+        )
+        source = json.loads((TFRECORDS / "pedes_source" / "reid_raw.json").read_text())
+        ours = [(entry["file_path"], *tokenize(text, "original")) for entry in source for text in entry["captions"]]
+        assert theirs == Counter(ours)
+
+    def test_are_encoded_as_they_are_where_they_are_given(self):
+        vocabulary = Vocabulary(["t-shirt", "tshirt", "t", "shirt"])
+        assert vocabulary.encode(["t-shirt"], tokenizer="stored") == [2]
+        assert vocabulary.encode("t-shirt", tokenizer="stored") == [3]
+        assert vocabulary.encode("t-shirt") == [4, 5]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crosspair.data.images import load_image
 from crosspair.data.samplers import shuffled
-from crosspair.data.tokens import pad, says_side, tokenize
+from crosspair.data.tokens import Tokenizer, pad, says_side, tokenize
 from crosspair.data.transforms import ImageInput, random_crop
 from crosspair.errors import UserError
 from crosspair.settings import apply_settings
@@ -34,16 +34,18 @@ class TrainingSplit(Protocol):
     `Split` is the usual case, of images that can be read in any order; a stream is another one.
     """
 
+    if TYPE_CHECKING:  # read only; plain attributes do as well
+
+        @property
+        def labels(self) -> np.ndarray:
+            """int64 [n]; images and captions of one label match."""
+
+        @property
+        def checksum(self) -> str:
+            """Of the contents; a run goes on only where it is the same."""
+
     def __len__(self) -> int:
         """The number of images, n."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [n]; images and captions of one label match."""
-
-    @property
-    def checksum(self) -> str:
-        """Of the contents; a run goes on only where it is the same."""
 
     @property
     def by_index(self) -> "Split | None":
@@ -56,8 +58,8 @@ class TrainingSplit(Protocol):
     def describe(self) -> dict[str, Any]:
         """What the first row of a run's metrics.jsonl tells of it, beside `directory` and `checksum`."""
 
-    def word_counts(self) -> Counter[str]:
-        """How often each word is in the captions."""
+    def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
+        """How often each word is in the captions. Raises UserError for a tokenizer that it can't be read with."""
 
     def batch_source(self, reading: "Reading") -> "BatchSource":
         """What makes its batches."""
@@ -69,9 +71,11 @@ class Split(TrainingSplit, Protocol):
     A subclass gives what is not given here: the length, `labels`, `captions`, `checksum` and `image`.
     """
 
-    @property
-    def captions(self) -> list[list[str]]:
-        """The captions of each image, at least one of each."""
+    if TYPE_CHECKING:
+
+        @property
+        def captions(self) -> list[list[str]]:
+            """The captions of each image, at least one of each."""
 
     @property
     def image_ids(self) -> list[str]:
@@ -95,8 +99,25 @@ class Split(TrainingSplit, Protocol):
     def describe(self) -> dict[str, Any]:
         return {}
 
-    def word_counts(self) -> Counter[str]:
-        return Counter(word for row in self.captions for caption in row for word in tokenize(caption))
+    @property
+    def tokens(self) -> list[list[list[str]]] | None:
+        """The words of each caption of each image, where they came with the annotations."""
+        return None
+
+    def texts(self, tokenizer: Tokenizer) -> Sequence[Sequence[str | list[str]]]:
+        """What a text encoder reads of each image: its captions or, for `stored`, their words where there are any."""
+        return self.tokens if tokenizer == "stored" and self.tokens is not None else self.captions
+
+    def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
+        if tokenizer == "stored" and self.tokens is None:
+            raise UserError(
+                f"model.text.tokenizer is stored, and {self.directory or 'the dataset'} has no column tokens; set it "
+                "to original or words, or prepare annotations that have words"
+            )
+        texts = (text for row in self.texts(tokenizer) for text in row)
+        return Counter(
+            word for text in texts for word in (tokenize(text, tokenizer) if isinstance(text, str) else text)
+        )
 
     def batch_source(self, reading: "Reading") -> "BatchSource":
         return BatchSource(self, reading)
@@ -112,19 +133,21 @@ class ImagesByRow(Protocol):
 class Reading:
     """How images and captions become a model's input.
 
-    tokenize: a caption's token numbers. features: float32 [n, 1 or 2, num_features] (of each image and of its mirror
-    image); with them no image is read. text_features: float32 [all captions, num_features], in the order of their
-    images. smallest_crop: images are cropped to a random share of their area, from this to 1. hflip_sides: flip also
-    images of which a caption in the batch says left or right. decoded: the images, where they are kept decoded.
+    tokenize: token numbers of a caption or, with the tokenizer `stored`, of its words. features: float32
+    [n, 1 or 2, num_features] (of each image and of its mirror image); with them no image is read. text_features:
+    float32 [all captions, num_features], in the order of their images. smallest_crop: images are cropped to a random
+    share of their area, from this to 1. hflip_sides: flip also images of which a caption in the batch says left or
+    right. decoded: the images, where they are kept decoded.
     """
 
-    tokenize: Callable[[str], list[int]]
+    tokenize: Callable[[Any], list[int]]
     image_input: ImageInput
     features: np.ndarray | None = None
     text_features: np.ndarray | None = None
     smallest_crop: float = 1.0
     hflip_sides: bool = False
     decoded: ImagesByRow | None = None
+    tokenizer: Tokenizer = "words"
 
 
 @dataclass(frozen=True)
@@ -254,7 +277,7 @@ class BatchSource:
     def __init__(self, split: Split, reading: Reading) -> None:
         self.split = split
         self.tokens: list[list[list[int]]] | dict[int, list[list[int]]]
-        self.tokens = [[reading.tokenize(caption) for caption in captions] for captions in split.captions]
+        self.tokens = [[reading.tokenize(text) for text in row] for row in split.texts(reading.tokenizer)]
         self.caption_counts = [len(captions) for captions in self.tokens]
         self._first_captions = np.cumsum([0, *self.caption_counts])
         self._prepare(split, reading)

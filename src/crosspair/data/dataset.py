@@ -48,9 +48,12 @@ class Data:
 class PreparedSplit(Split):
     """One split of a DATA directory."""
 
+    checksum: str
+
     def __init__(self, path: Path, facts: SplitFacts) -> None:
         self.path = path
         self.facts = facts
+        self.checksum = facts.checksum
         files = arrow_files(path)
         size = sum(file.stat().st_size for file in files if file.is_file())
         if size != facts.bytes:
@@ -76,11 +79,6 @@ class PreparedSplit(Split):
         return self.facts.images
 
     @property
-    def checksum(self) -> str:
-        """A checksum of the split's contents."""
-        return self.facts.checksum
-
-    @property
     def directory(self) -> Path:
         return self.path.parent.resolve()
 
@@ -100,6 +98,13 @@ class PreparedSplit(Split):
         """The captions of each picture."""
         captions: list[list[str]] = self._table.column("captions").to_pylist()
         return captions
+
+    @cached_property
+    def tokens(self) -> list[list[list[str]]] | None:
+        if "tokens" not in self._table.column_names:
+            return None
+        tokens: list[list[list[str]]] = self._table.column("tokens").to_pylist()
+        return tokens
 
     @cached_property
     def caption_ids(self) -> list[list[int]] | None:

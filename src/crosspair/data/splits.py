@@ -56,27 +56,18 @@ class GivenData:
 class DatasetSplit(Split):
     """A dataset of (image, captions, label), whose captions and labels are kept in memory and its images are not."""
 
+    captions: list[list[str]]
+    labels: np.ndarray
+    checksum: str  # of labels, captions and pixels
+
     def __init__(self, dataset: ImageTextDataset, captions: list[list[str]], labels: np.ndarray, checksum: str) -> None:
         self.dataset = dataset
-        self._captions = captions
-        self._labels = labels
-        self._checksum = checksum
+        self.captions = captions
+        self.labels = labels
+        self.checksum = checksum
 
     def __len__(self) -> int:
-        return len(self._captions)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._labels
-
-    @property
-    def captions(self) -> list[list[str]]:
-        return self._captions
-
-    @property
-    def checksum(self) -> str:
-        """Of labels, captions and pixels."""
-        return self._checksum
+        return len(self.captions)
 
     def image(self, index: int) -> Any:
         """As the dataset gives it."""

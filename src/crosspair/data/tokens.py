@@ -1,6 +1,7 @@
 """Captions into token numbers: words of the published vocabulary, or the subwords of a pretrained text encoder."""
 
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ PADDING = 0
 UNKNOWN = 1
 _FIRST_WORD = 2
 _WORD = re.compile(r"\w+|'\w*")
+_BETWEEN_SPACES = re.compile(r"\S+")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
+Tokenizer = Literal["words", "original", "stored"]
 SpecialTokens = Literal["none", "start", "both"]
 _SPECIAL_TOKENS: dict[SpecialTokens, tuple[list[str], list[str]]] = {
     "none": ([], []),
@@ -25,11 +29,15 @@ _SPECIAL_TOKENS: dict[SpecialTokens, tuple[list[str], list[str]]] = {
 }
 
 
-def tokenize(caption: str) -> list[str]:
-    """Lower-case words of a caption, without punctuation; an apostrophe starts a word of its own ("dog's": dog 's).
+def tokenize(caption: str, tokenizer: Tokenizer = "words") -> list[str]:
+    """Lower-case words of a caption, without punctuation.
 
-    On captions already split in the Penn Treebank way this gives the words of Karpathy's annotations.
+    words: an apostrophe starts a word of its own ("dog's": dog 's), other punctuation ends one ("t-shirt": t shirt). On
+    captions already split in the Penn Treebank way this gives the words of Karpathy's annotations.
+    original, stored: ASCII punctuation is deleted ("man's": mans, "t-shirt": tshirt), as by the original's converters.
     """
+    if tokenizer != "words":
+        return _BETWEEN_SPACES.findall(caption.lower().translate(_PUNCTUATION))
     return _WORD.findall(caption.lower().replace("\u2019", "'"))
 
 
@@ -38,13 +46,14 @@ def says_side(caption: str) -> bool:
     return _SIDE.search(caption) is not None
 
 
-def word_rules(special_tokens: SpecialTokens, max_words: int) -> dict[str, Any]:
+def word_rules(tokenizer: Tokenizer, special_tokens: SpecialTokens, max_words: int) -> dict[str, Any]:
     """How a caption becomes words, in the order of the steps, for programs that do without this one."""
     before, behind = _SPECIAL_TOKENS[special_tokens]
+    of_words = tokenizer == "words"
     return {
         "lower_case": True,
-        "replace": {"\u2019": "'"},
-        "words": _WORD.pattern,
+        "replace": {"\u2019": "'"} if of_words else dict.fromkeys(string.punctuation, ""),
+        "words": (_WORD if of_words else _BETWEEN_SPACES).pattern,
         "max_words": max_words,
         "before": before,
         "behind": behind,
@@ -64,7 +73,11 @@ class Vocabulary:
 
     @classmethod
     def from_captions(
-        cls, captions: Iterable[str], min_count: int = 3, special_tokens: SpecialTokens = "none"
+        cls,
+        captions: Iterable[str],
+        min_count: int = 3,
+        special_tokens: SpecialTokens = "none",
+        tokenizer: Tokenizer = "words",
     ) -> "Vocabulary":
         """Words seen at least `min_count` times, after the special tokens; words of equal count in alphabetical order.
 
@@ -73,7 +86,7 @@ class Vocabulary:
         if isinstance(captions, Counter):
             counts: Counter[str] = captions
         else:
-            counts = Counter(word for caption in captions for word in tokenize(caption))
+            counts = Counter(word for caption in captions for word in tokenize(caption, tokenizer))
         kept = [word for word, count in counts.items() if count >= min_count]
         before, behind = _SPECIAL_TOKENS[special_tokens]
         return cls([*before, *behind, *sorted(kept, key=lambda word: (-counts[word], word))])
@@ -82,10 +95,17 @@ class Vocabulary:
         """Rows an embedding table needs: all words, padding and the unknown word."""
         return len(self.words) + _FIRST_WORD
 
-    def encode(self, caption: str, max_words: int | None = None, special_tokens: SpecialTokens = "none") -> list[int]:
-        """Word numbers of a caption, cut after `max_words`. A caption without a word is one unknown word."""
+    def encode(
+        self,
+        caption: str | Sequence[str],
+        max_words: int | None = None,
+        special_tokens: SpecialTokens = "none",
+        tokenizer: Tokenizer = "words",
+    ) -> list[int]:
+        """Word numbers of a caption or of its words, cut after `max_words`. One without a word is one unknown word."""
         before, behind = _SPECIAL_TOKENS[special_tokens]
-        words = [*before, *tokenize(caption)[:max_words], *behind]
+        found = tokenize(caption, tokenizer) if isinstance(caption, str) else caption
+        words = [*before, *found[:max_words], *behind]
         return [self._number.get(word, UNKNOWN) for word in words] or [UNKNOWN]
 
     def save(self, path: Path) -> None:
@@ -136,11 +156,19 @@ class SubwordTokenizer:
         """Number of subwords."""
         return int(self._tokenizer.get_vocab_size())
 
-    def encode(self, caption: str, max_words: int | None = None, special_tokens: SpecialTokens = "none") -> list[int]:
+    def encode(
+        self,
+        caption: str | Sequence[str],
+        max_words: int | None = None,
+        special_tokens: SpecialTokens = "none",
+        tokenizer: Tokenizer = "words",
+    ) -> list[int]:
         """Subword numbers of a caption with the special tokens around it, `max_words` tokens at most.
 
-        special_tokens: of the vocabulary of words; those of a pretrained encoder are its own.
+        special_tokens, tokenizer: of the vocabulary of words; a pretrained encoder has its own. Words that are given
+        are joined by spaces.
         """
+        caption = caption if isinstance(caption, str) else " ".join(caption)
         longest = self.longest if max_words is None else min(max_words, self.longest)
         if longest != self._cut:
             self._cut_after(longest)

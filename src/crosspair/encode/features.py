@@ -88,7 +88,7 @@ def caption_features(
     is used, also a part that an interrupted run left; the name holds a checksum of captions, weights and arithmetic.
     precision, autocast: a recipe's, entered around the encoder.
     """
-    tokens = [model.tokenize(caption) for row in split.captions for caption in row]
+    tokens = [model.tokenize(caption) for row in split.texts(model.config.text.tokenizer) for caption in row]
     # Encoders of another pooling can share names and values of weights.
     key = hashlib.sha256(f"captions {precision} {model.config.text}".encode())
     key.update(json.dumps(tokens).encode())

@@ -4,7 +4,7 @@ model = DualEncoder.from_pretrained("RUN/model")
 scores = model.encode_text(["a dog runs"]) @ model.encode_image(["dog.jpg"]).T
 """
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,11 +74,14 @@ class DualEncoder(TwoTowers):
         """How many images are encoded fastest together by the model's backend."""
         return self.backend.images_at_once if self.backend else super().images_at_once
 
-    def tokenize(self, caption: str) -> list[int]:
-        """Word numbers as the text encoder reads them."""
-        return self.vocabulary.encode(caption, self.config.text.max_words, self.config.text.special_tokens)
+    def tokenize(self, caption: str | Sequence[str]) -> list[int]:
+        """Token numbers of a caption, or of its words, as the text encoder reads them."""
+        text = self.config.text
+        return self.vocabulary.encode(caption, text.max_words, text.special_tokens, text.tokenizer)
 
-    def encode_text(self, captions: Iterable[str], batch_size: int = 256, *, progress: bool = False) -> Tensor:
+    def encode_text(
+        self, captions: Iterable[str | Sequence[str]], batch_size: int = 256, *, progress: bool = False
+    ) -> Tensor:
         """Sentences -> float32 [n, dim] of unit length, on the CPU.
 
         captions: of any number, read batch by batch. Raises TypeError for what is no list of str.
@@ -86,9 +89,10 @@ class DualEncoder(TwoTowers):
         _check_items(captions, "captions", batch_size)
         backend = self.backend or TorchBackend(self)
 
-        def encode(batch: list[str]) -> Tensor:
+        def encode(batch: list[str | Sequence[str]]) -> Tensor:
             for caption in batch:
-                if not isinstance(caption, str):
+                words = caption if isinstance(caption, list | tuple) else [caption]
+                if not all(isinstance(word, str) for word in words):
                     raise TypeError(f"expected captions as str, found {type(caption).__name__}")
             return backend.encode_tokens(*pad([self.tokenize(caption) for caption in batch]))
 
@@ -211,7 +215,10 @@ def create_model(config: ModelConfig, captions: Iterable[str]) -> DualEncoder:
     """
     if reads_words(config.text):
         return DualEncoder(
-            config, Vocabulary.from_captions(captions, config.text.min_count, config.text.special_tokens)
+            config,
+            Vocabulary.from_captions(
+                captions, config.text.min_count, config.text.special_tokens, config.text.tokenizer
+            ),
         )
     text_encoder, tokenizer = create_transformer(config.text)
     return DualEncoder(config, tokenizer, text_encoder=text_encoder)

@@ -63,7 +63,7 @@ def _tokenizer(text: TextEncoderConfig, vocabulary: Vocabulary | SubwordTokenize
     return {
         "kind": "words",
         "file": vocabulary.FILE,
-        **word_rules(text.special_tokens, text.max_words),
+        **word_rules(text.tokenizer, text.special_tokens, text.max_words),
         "first_line_has_number": len(vocabulary) - len(vocabulary.words),
         "unknown_word": UNKNOWN,
         "without_a_word": [UNKNOWN],

@@ -42,10 +42,11 @@ def embed_split(
     else:
         images = _encode_features(model, features[:, 0], model.encode_image_features)
     captions = [caption for row in split.captions for caption in row]
+    read = [text for row in split.texts(model.config.text.tokenizer) for text in row]
     counts = torch.tensor([len(row) for row in split.captions])
     labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
     if text_features is None:
-        texts = model.encode_text(captions, progress=progress)
+        texts = model.encode_text(read, progress=progress)
     else:
         texts = _encode_features(model, text_features, model.encode_text_features)
     return SplitEmbeddings(images, texts, labels, labels.repeat_interleave(counts), captions)

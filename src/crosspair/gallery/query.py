@@ -54,7 +54,7 @@ def _is_file(query: str) -> bool:
 
 
 def _check_words(model: DualEncoder, sentence: str) -> None:
-    words = tokenize(sentence)
+    words = tokenize(sentence, model.config.text.tokenizer)
     if not words:
         raise UserError(f"found {sentence!r} as a query; expected a sentence with words in it, or a picture's file")
     if not isinstance(model.vocabulary, Vocabulary):

@@ -50,6 +50,9 @@ class TextEncoderConfig:
     """Words seen less often in the training captions count as unknown to the BiLSTM."""
     pool_padding: bool = False
     """Let padding take part in the BiLSTM's maximum, as the original does."""
+    tokenizer: Literal["words", "original", "stored"] = "words"
+    """What the BiLSTM's words are. words: "man's t-shirt" is man 's t shirt; original: mans tshirt, as the original's
+    converters have it; stored: the words that came with the annotations (DATA's tokens), original for new sentences."""
     special_tokens: Literal["none", "start", "both"] = "none"
     """Put <start> before a caption (what the original reads), or <start> before and <end> behind it; BiLSTM only."""
 

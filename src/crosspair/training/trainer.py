@@ -13,6 +13,7 @@ import torch
 from crosspair.data.batching import BatchPlan, BatchSource, Drawing, Reading, Split, TrainingSplit
 from crosspair.data.decoded import decoded_images
 from crosspair.data.splits import TrainingData
+from crosspair.data.tokens import Vocabulary
 from crosspair.encode.model import DualEncoder, create_model
 from crosspair.errors import UserError
 from crosspair.registry import SAMPLERS
@@ -96,7 +97,13 @@ def build_trainer(
             )
     torch.manual_seed(recipe.seed)
     image = recipe.model.image if with_weights else replace(recipe.model.image, weights="none")
-    model = create_model(replace(recipe.model, image=image), train.word_counts()).to(processes.fabric.device)
+    words = train.word_counts(recipe.model.text.tokenizer)
+    model = create_model(replace(recipe.model, image=image), words).to(processes.fabric.device)
+    if recipe.model.text.tokenizer != "words" and not isinstance(model.vocabulary, Vocabulary):
+        raise UserError(
+            f"model.text.tokenizer is {recipe.model.text.tokenizer}, and {recipe.model.text.name} has its own; set it "
+            "to words"
+        )
     model.config = recipe.model
     add_recipe_adapters(model, recipe.lora)
     projection = recipe.model.projection
@@ -152,9 +159,17 @@ def batch_source(
     if images is None and split.by_index is not None:
         budget, whole = recipe.decoded_cache_gb, stage.smallest_crop == 1
         decoded = decoded_images(split.by_index, model.image_input, resized=whole, budget_gb=budget, progress=progress)
-    return split.batch_source(
-        Reading(model.tokenize, model.image_input, images, captions, stage.smallest_crop, recipe.hflip_sides, decoded)
+    reading = Reading(
+        model.tokenize,
+        model.image_input,
+        features=images,
+        text_features=captions,
+        smallest_crop=stage.smallest_crop,
+        hflip_sides=recipe.hflip_sides,
+        decoded=decoded,
+        tokenizer=recipe.model.text.tokenizer,
     )
+    return split.batch_source(reading)
 
 
 def epoch_plan(

@@ -26,7 +26,7 @@ from crosspair.data.readers.webdataset import Sample
 from crosspair.data.records import Record, caption_problem, printable
 from crosspair.data.streams.batches import StreamSource
 from crosspair.data.streams.shards import Shard, find_shards
-from crosspair.data.tokens import tokenize
+from crosspair.data.tokens import Tokenizer, tokenize
 from crosspair.errors import UserError
 from crosspair.progress import progress_bar
 from crosspair.storage.cache import locked, user_cache
@@ -75,7 +75,7 @@ class StreamSplit:
             raise UserError(f"{missing:,} of {len(labels):,} samples have no label; give it to all, or to none")
         return np.array(labels, dtype=np.int64)
 
-    @property
+    @cached_property
     def checksum(self) -> str:
         """A checksum of the contents."""
         values: list[np.ndarray] = [self._checksums, self.caption_counts, self.labels, self.shard_ends]
@@ -87,8 +87,13 @@ class StreamSplit:
     def batch_source(self, reading: Reading) -> StreamSource:
         return StreamSource(self, reading)
 
-    def word_counts(self) -> Counter[str]:
-        """How often each word is in the captions."""
+    def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
+        """How often each word is in the captions. Raises UserError for another tokenizer than the first pass had."""
+        if tokenizer != "words":
+            raise UserError(
+                f"model.text.tokenizer is {tokenizer}, which needs prepared data; train on a DATA directory or set it "
+                "to words"
+            )
         counts: Counter[str] = Counter()
         for one in self.facts:
             counts.update(one.words)
