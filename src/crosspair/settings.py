@@ -77,7 +77,10 @@ def settings_of(thing: Any, given: Collection[str] = ()) -> dict[str, Setting]:
 
 def asks_for(thing: Any, name: str) -> bool:
     """Whether a function, or a class's __init__, has a parameter of that name."""
-    return name in inspect.signature(thing).parameters
+    try:
+        return name in inspect.signature(thing).parameters
+    except ValueError:  # Python can't tell, of some things that are written in C
+        return False
 
 
 def apply_settings(thing: Callable[..., Any], settings: Mapping[str, Any], **given: Any) -> Callable[..., Any]:

@@ -48,7 +48,14 @@ def found(folder):
 def test_shares_of_every_loss_and_their_gradients_add_up_to_one_process(found, scenario):
     for differences in found(scenario):
         assert len(differences) > 20
-        assert max(differences.values()) < 1e-6, differences
+        learned = "own-module_loss.1.proxies" if scenario == "heads" else "own-module_loss.proxies"
+        assert {"own-function", "own-module", f"{learned} gradient", "cmpm_scale"} <= differences.keys()
+        assert max(differences.values()) < 1e-12, differences
+
+
+def test_shares_of_the_papers_cmpm_add_up(found):
+    for differences in found("cmpm"):
+        assert max(differences.values()) < 1e-12, differences
 
 
 def test_a_step_moves_the_model_as_one_process_would_with_synchronised_batch_norm(found):

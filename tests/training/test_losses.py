@@ -1,8 +1,14 @@
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import pytest
 import torch
+from torch import nn
 
 from crosspair.data.batching import Batch
+from crosspair.errors import UserError
 from crosspair.losses import CMPMLoss, InfoNCELoss, SDMLoss, SigLIPLoss, TripletLoss
+from crosspair.registry import LOSSES, register_loss
 from crosspair.training.losses import MatchingLosses
 
 EVERY = {
@@ -96,3 +102,85 @@ def test_heads_are_matched_each_by_itself_and_add_up(batch, embeddings):
     for name, value in terms.items():
         torch.testing.assert_close(value, (expected[0][1][name] + expected[1][1][name]) / 2)
     assert (total - MatchingLosses(EVERY, 2, 8)(*embeddings, batch)[0]).abs() > 0.1
+
+
+@pytest.fixture
+def own(monkeypatch) -> Callable[[str, Any], None]:
+    """Registers losses for the time of a test."""
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+    return lambda name, thing: register_loss(name)(thing)
+
+
+class Terms(NamedTuple):
+    near: torch.Tensor
+    far: torch.Tensor
+
+
+def half(image_embeddings, text_embeddings, image_labels, text_labels, *, share: float = 0.5):
+    cosines = image_embeddings @ text_embeddings.T
+    matches = image_labels[:, None] == text_labels
+    return share * cosines[matches].mean() - (1 - share) * cosines[~matches].mean()
+
+
+def test_a_function_is_a_loss_with_its_settings(own, batch, embeddings):
+    own("half", half)
+    losses = MatchingLosses({"half": {"weight": 3.0, "share": 0.2}, "cmpm": 1.0}, 2, 8)
+    total, terms = losses(*embeddings, batch)
+    expected = half(*embeddings, batch.image_labels, batch.text_labels, share=0.2)
+    torch.testing.assert_close(terms["half"], expected)
+    torch.testing.assert_close(total, 3 * expected + terms["cmpm"])
+    assert [name for name in terms if name.startswith("half")] == ["half"]
+
+
+def test_a_named_tuple_gives_a_loss_its_terms(own, batch, embeddings):
+    own("both", lambda images, texts, image_labels, text_labels: Terms(images.sum(), texts.mean()))
+    _, terms = MatchingLosses({"both": 1.0}, 2, 8)(*embeddings, batch)
+    assert terms["both_near"] == embeddings[0].sum()
+    assert terms["both_far"] == embeddings[1].mean()
+    assert terms["both"] == terms["both_near"] + terms["both_far"]
+
+
+class Proxies(nn.Module):
+    """Learns a vector for each label; labels are numbers below num_classes."""
+
+    def __init__(self, num_classes: int, embedding_dim: int, *, start: float = 1.0):
+        super().__init__()
+        self.proxies = nn.Parameter(torch.full((num_classes, embedding_dim), start))
+
+    def forward(self, image_embeddings, text_embeddings, image_labels, text_labels):
+        images = (image_embeddings - self.proxies[image_labels]).square().mean()
+        return images + (text_embeddings - self.proxies[text_labels]).square().mean()
+
+    def learned(self):
+        return {"size": self.proxies.mean()}
+
+
+def test_a_module_learns_and_is_given_what_it_asks_for(own, batch, embeddings):
+    own("proxies", Proxies)
+    losses = MatchingLosses({"proxies": {"weight": 1.0, "start": 0.5}}, 2, 8)
+    total, terms = losses(*embeddings, batch)
+    total.backward()
+    assert losses["proxies"].proxies.shape == (2, 8)
+    assert losses["proxies"].proxies.grad.abs().sum() > 0
+    assert terms["proxies_size"] == 0.5
+    assert list(losses.state_dict()) == ["proxies_loss.proxies"]
+    heads = MatchingLosses({"proxies": 1.0}, 2, 8, heads=2)
+    assert [tuple(value.shape) for value in heads.parameters()] == [(2, 4), (2, 4)]
+    assert torch.isfinite(heads(*embeddings, batch)[0])
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (lambda *table: table[0], r"the loss 'wrong' returns a Tensor of shape \(3, 8\); expected a scalar tensor"),
+        (lambda *table: 1.0, "the loss 'wrong' returns a float; expected a scalar tensor or a named tuple"),
+        (lambda *table: Terms(table[0], table[0].sum()), r"returns a Tensor of shape \(3, 8\)"),
+        (dict, "the loss 'wrong' is a dict; expected a function or a torch.nn.Module"),
+        (type("Refuses", (nn.Module,), {"__init__": lambda self: 1 / "x"}), "the loss 'wrong' can't be made"),
+    ],
+)
+def test_what_is_no_loss_is_one_sentence(own, batch, embeddings, thing, message):
+    own("wrong", thing)
+    with pytest.raises(UserError, match=message) as caught:
+        MatchingLosses({"wrong": 1.0}, 2, 8)(*embeddings, batch)
+    assert "\n" not in str(caught.value)

@@ -16,11 +16,13 @@ import lightning_fabric
 import timm  # noqa: F401 - before the fork
 import torch
 import torch.utils.tensorboard
+from torch import nn
 
 from crosspair.data.batching import Batch, BatchSource, Reading, plan_epoch
 from crosspair.data.dataset import open_data
 from crosspair.encode.split import embed_split  # noqa: F401
 from crosspair.errors import UserError
+from crosspair.registry import register_loss
 from crosspair.training import loop
 from crosspair.training.distributed import Processes, launch, synchronise_batch_norm
 from crosspair.training.interruption import Interrupted
@@ -32,7 +34,31 @@ from crosspair.training.recipe_files import load_recipe
 from crosspair.training.step import TrainingStep
 from crosspair.training.trainer import build_trainer
 
-EVERY_LOSS = {"cmpm": 1.0, "cmpc": 0.7, "infonce": 0.5, "sdm": 0.3, "triplet": 0.2, "siglip": 0.1}
+
+@register_loss("own-function")
+def own_function(image_embeddings, text_embeddings, image_labels, text_labels, *, power: float = 3.0):
+    """Hardest pairs of the whole batch: wrong where a process sees its own part alone."""
+    cosines = image_embeddings @ text_embeddings.T
+    wrong = cosines.masked_fill(image_labels[:, None] == text_labels, -torch.inf)
+    return wrong.amax(1).tanh().add(1).pow(power).mean()
+
+
+@register_loss("own-module")
+class OwnModule(nn.Module):
+    def __init__(self, num_classes: int, embedding_dim: int):
+        super().__init__()
+        self.proxies = nn.Parameter(torch.linspace(-1, 1, num_classes * embedding_dim).view(num_classes, -1))
+
+    def forward(self, image_embeddings, text_embeddings, image_labels, text_labels):
+        logits = image_embeddings @ self.proxies.T
+        return nn.functional.cross_entropy(logits, image_labels) + (text_embeddings.mean(0) @ self.proxies.T).logsumexp(
+            0
+        )
+
+
+EVERY_LOSS = {"cmpm": {"weight": 1.0, "scale": 20.0}, "cmpc": 0.7, "infonce": 0.5, "sdm": 0.3, "triplet": 0.2}
+EVERY_LOSS |= {"siglip": 0.1, "own-function": 0.4, "own-module": 0.6}
+PLAIN_CMPM = {"cmpm": {"weight": 1.0, "ratio_epsilon": 1e-8}}
 data, folder = open_data(Path(sys.argv[1])), Path(sys.argv[2])
 recipe = load_recipe(sys.argv[3])
 calm = replace(
@@ -67,12 +93,12 @@ def difference(found, expected) -> float:
     return float((found - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1))
 
 
-def losses_of(rank, shards, heads=1):
+def losses_of(rank, shards, heads=1, config=EVERY_LOSS):
     """The losses of a batch whose pictures and captions are shared as `shards` says: (pictures, captions) of each."""
     torch.manual_seed(0)
-    losses = MatchingLosses(EVERY_LOSS, 7, 16, heads)
+    losses = MatchingLosses(config, 7, 16, heads).double()
     num_images, captions = (sum(column) for column in zip(*shards, strict=True))
-    images, texts = torch.randn(num_images, 16), torch.randn(captions, 16)
+    images, texts = torch.randn(num_images, 16).double(), torch.randn(captions, 16).double()
     rows = []
     for n, m in shards:
         first = sum(part[0] for part in shards[: len(rows)])
@@ -179,6 +205,7 @@ SCENARIOS = {
     "even": (losses_of, [(6, 9), (6, 9)]),
     "uneven": (losses_of, [(5, 11), (7, 7)]),
     "heads": (losses_of, [(5, 11), (7, 7)], 2),
+    "cmpm": (losses_of, [(5, 11), (7, 7)], 1, PLAIN_CMPM),
     "step": (a_step,),
     "parts": (a_step, 2),
     "plain": (a_run, "plain"),

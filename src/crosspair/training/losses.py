@@ -146,9 +146,9 @@ def _terms(name: str, found: Any, share: float) -> dict[str, Tensor]:
     parts = found._asdict() if hasattr(found, "_asdict") else {"": found}
     for value in parts.values():
         if not isinstance(value, Tensor) or value.ndim != 0:
-            shape = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise UserError(
-                f"the loss '{name}' returns a {type(value).__name__} {shape}; expected a scalar tensor or a named "
+                f"the loss '{name}' returns a {type(value).__name__}{shape}; expected a scalar tensor or a named "
                 "tuple of them"
             )
     return parts if share == 1 else {part: value * share for part, value in parts.items()}
