@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.fixtures.paths import REPOSITORY
 
 from crosspair.data.batching import Split

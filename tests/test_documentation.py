@@ -4,9 +4,10 @@ import re
 import shlex
 
 import pytest
-from tests.fixtures.paths import REPOSITORY
 
+import crosspair
 from crosspair.cli import parse
+from tests.fixtures.paths import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
@@ -34,9 +35,6 @@ def test_the_documentation_shows_commands():
 
 def test_every_public_name_is_in_the_reference():
     reference = "".join(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs" / "api").glob("*.md"))
-    packages = {"data", "evaluation", "gallery", "losses", "models", "training"}
-    names = set(crosspair.__all__) - {"__version__"} - packages
-    assert {
-        name for name in names if f"::: crosspair.{name}\n" not in reference and f"`{name}`" not in reference
-    } == set()
-    assert {name for name in packages & {"data", "losses"} if f"::: crosspair.{name}" not in reference} == set()
+    packages = {"evaluation", "gallery", "models", "training"}  # what they are for is said by their names
+    shown = {name for name in crosspair.__all__ if re.search(rf"::: crosspair\.{name}\b|`{name}`", reference)}
+    assert shown | packages | {"__version__"} >= set(crosspair.__all__)

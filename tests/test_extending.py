@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.fixtures.galleries import COLOURS, save_image
-from tests.fixtures.plugins import page_plugin
 
 from crosspair import registry
 from crosspair.cli import main
+from tests.fixtures.galleries import COLOURS, save_image
+from tests.fixtures.plugins import page_plugin
 
 RECIPE = """
 summary: a run of seconds

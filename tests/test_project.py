@@ -6,9 +6,8 @@ import sys
 import tomllib
 from collections.abc import Iterator
 
-from tests.fixtures.paths import REPOSITORY, SOURCES
-
 import crosspair
+from tests.fixtures.paths import REPOSITORY, SOURCES
 
 TESTS = REPOSITORY / "tests"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -1,6 +1,7 @@
 """The notebook of the documentation runs, from its first cell to its last."""
 
 import pytest
+
 from tests.fixtures.paths import REPOSITORY
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat (of the extra dev) is not installed")

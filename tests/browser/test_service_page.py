@@ -15,12 +15,12 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra `search` is not installed")
 import uvicorn
-from tests.fixtures.models import create_tiny_model
 
 from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import index_images
 from crosspair.serve.server import configuration
 from crosspair.serve.service import create_app
+from tests.fixtures.models import create_tiny_model
 
 IMAGES = 90
 TOKEN = "a-token-of-some-length"

@@ -1,11 +1,11 @@
 """`crosspair compare`: what is stored of a run is used as long as it is of the run's model."""
 
 import pytest
-from tests.fixtures.models import create_tiny_model
 
 from crosspair.cli import main
 from crosspair.commands import compare
 from crosspair.training.recipe_files import load_recipe, save_recipe
+from tests.fixtures.models import create_tiny_model
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data import prepare
 from crosspair.data.conversion import Converted, convert_image
@@ -33,6 +32,7 @@ from crosspair.data.scratch import short_checksum
 from crosspair.errors import UserError
 from crosspair.formats.crc32c import masked_crc32c
 from crosspair.registry import READERS
+from tests.fixtures.paths import TFRECORDS
 
 SCALE = int(os.environ.get("CROSSPAIR_FUZZ", "1"))
 STORED = 8  # every so many of the sources that are read are stored too

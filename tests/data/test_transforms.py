@@ -3,12 +3,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data.images import decode_image
 from crosspair.data.readers.tfrecord import read_tfrecords
 from crosspair.data.transforms import resize_bilinear_tensorflow1
 from crosspair.models.slim.encoders import slim_input
+from tests.fixtures.paths import TFRECORDS
 
 Load = Callable[[str], dict[str, np.ndarray]]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import load_from_disk
-from tests.fixtures import killing
 
 from crosspair.cli import main
 from crosspair.data import prepare as module
@@ -22,6 +21,7 @@ from crosspair.data.prepare import Summary, describe, prepare
 from crosspair.data.records import Record
 from crosspair.data.writer import DataWriter
 from crosspair.errors import UserError
+from tests.fixtures import killing
 
 fork = multiprocessing.get_context("fork")  # of this process: importing torch anew for every run takes seconds
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fixtures.models import tiny_config
-from tests.fixtures.paths import REPOSITORY
 
 from crosspair.encode.model import DualEncoder, create_model
 from crosspair.errors import UserError
 from crosspair.registry import IMAGE_ENCODERS, TEXT_ENCODERS, load_plugin
+from tests.fixtures.models import tiny_config
+from tests.fixtures.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 CAPTIONS = ["a dog runs", "the red cat", "a dog sleeps"]

@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tests.fixtures.models import tiny_config
 from torch import Tensor
 
 from crosspair.data.tokens import pad
@@ -20,6 +19,7 @@ from crosspair.encode.model import DualEncoder, create_model
 from crosspair.encode.pretrained import create_image_encoder, create_transformer
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
+from tests.fixtures.models import tiny_config
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "runs", "sleeps"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.fixtures.paths import ORACLE
 
 from crosspair.original.verify.reference import load
+from tests.fixtures.paths import ORACLE
 
 Arrays = dict[str, np.ndarray]
 

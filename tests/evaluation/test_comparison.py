@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.fixtures.results import stored
 
 from crosspair import UserError
 from crosspair.evaluation.comparison import compare
 from crosspair.evaluation.protocols import find_protocol
 from crosspair.evaluation.uncertainty import RSUM
+from tests.fixtures.results import stored
 
 
 def test_seeds_of_a_recipe_are_a_group_with_mean_and_deviation(comparison):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.fixtures.paths import REPOSITORY
 
 from crosspair.evaluation.embeddings import read_embeddings
 from crosspair.registry import PROTOCOLS
+from tests.fixtures.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -9,13 +9,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from tests.fixtures.plugins import page_plugin
 
 from crosspair import UserError, evaluate_retrieval
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.protocols import PLAIN, Protocol, choose_protocol, find_protocol, plugin_facts
 from crosspair.evaluation.published import FixedSplit
 from crosspair.registry import PROTOCOLS, load_plugin
+from tests.fixtures.plugins import page_plugin
 
 FOLDS = FixedSplit("small-5fold", "", "", num_images=40, captions=3, folds=5)  # coco-1k-5fold in small
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fixtures.paths import ORACLE
 
 from crosspair.errors import UserError
 from crosspair.formats.tensorflow_checkpoint import read_checkpoint
+from tests.fixtures.paths import ORACLE
 
 Writer = Callable[[Path, dict[str, np.ndarray]], None]
 

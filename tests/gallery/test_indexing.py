@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.fixtures.paths import REPOSITORY
 
 from crosspair.cli import main
 from crosspair.encode import backends
@@ -22,6 +21,7 @@ from crosspair.errors import UserError
 from crosspair.gallery import encoding, indexing, layout
 from crosspair.gallery.gallery import Gallery
 from crosspair.gallery.indexing import IndexSummary, index_images
+from tests.fixtures.paths import REPOSITORY
 
 fork = multiprocessing.get_context("fork")  # of this process: importing torch anew for every run takes seconds
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.fixtures.paths import ORACLE
 
 from crosspair.original.verify.reference import load, loss_case
+from tests.fixtures.paths import ORACLE
 
 
 @pytest.fixture(scope="session")

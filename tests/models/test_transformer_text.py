@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.fixtures.models import tiny_config
 
 from crosspair.data.tokens import SubwordTokenizer, pad
 from crosspair.encode.model import DualEncoder, create_model
@@ -16,6 +15,7 @@ from crosspair.encode.pretrained import create_transformer
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
 from crosspair.models.transformer_text import TransformerTextEncoder
+from tests.fixtures.models import tiny_config
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "runs", "sleeps"]

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.fixtures.paths import TFRECORDS
 from torch import nn
 
 from crosspair.encode.model import DualEncoder
@@ -14,6 +13,7 @@ from crosspair.models.slim.mobilenet import slim_mobilenet_v1
 from crosspair.models.slim.resnet import SlimResNet, Unit
 from crosspair.models.slim.variables import tf_sources
 from crosspair.original.import_checkpoint import import_checkpoint, read_word_counts
+from tests.fixtures.paths import TFRECORDS
 
 Arrays = dict[str, np.ndarray]
 Writer = Callable[[Path, Arrays], None]

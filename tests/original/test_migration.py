@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fixtures.paths import TFRECORDS
 
 from crosspair.cli import main
 from crosspair.data.dataset import open_data
 from crosspair.data.tokens import tokenize
 from crosspair.encode.model import DualEncoder
+from tests.fixtures.paths import TFRECORDS
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.fixtures.models import tiny_config
 
 from crosspair.data.dataset import Data, open_data
 from crosspair.data.prepare import prepare
 from crosspair.data.records import Record
 from crosspair.training.recipe import EMAConfig, OptimizerConfig, Recipe, StageConfig
+from tests.fixtures.models import tiny_config
 
 COLOURS = ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "grey", "white", "navy"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.fixtures.models import create_tiny_model
 
 from crosspair.data.images import decode_image
 from crosspair.encode import backends
@@ -18,6 +17,7 @@ from crosspair.encode.features import cache_directory, image_features, kept_agre
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.openvino import openvino_precisions
 from crosspair.errors import UserError
+from tests.fixtures.models import create_tiny_model
 
 needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
 

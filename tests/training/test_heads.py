@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.fixtures.models import tiny_config
 
 from crosspair.encode.model import DualEncoder
 from crosspair.models.projection import ProjectionHeads
 from crosspair.training.log import read_metrics
 from crosspair.training.loop import train
+from tests.fixtures.models import tiny_config
 
 
 def test_a_run_with_heads_and_lower_stages_saves_the_model_that_it_validated(toy_data, toy_recipe, tmp_path):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.fixtures.paths import REPOSITORY
 
 from crosspair.training.recipe_files import save_recipe
 from crosspair.training.run import finished
+from tests.fixtures.paths import REPOSITORY
 
 # Forks from a process that has imported everything but computed nothing, so that a kill costs little.
 SCRIPT = """

@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from tests.fixtures.models import create_tiny_model
 
 from crosspair.encode.pretrained import create_image_encoder
 from crosspair.errors import UserError
@@ -14,6 +13,7 @@ from crosspair.training.layers import freeze_below, layers_from_top
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig
+from tests.fixtures.models import create_tiny_model
 
 BERT = {
     **{"model_type": "bert", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2},

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.fixtures.models import create_tiny_model
 from torch import nn
 
 from crosspair.encode.model import DualEncoder
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.optimizer import StageOptimizer, TensorFlowAdam, decayed_parameters, learning_rate_share
 from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig
+from tests.fixtures.models import create_tiny_model
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
-from tests.fixtures.models import create_tiny_model
 
 from crosspair.data.batching import Batch
 from crosspair.encode.model import DualEncoder
@@ -15,6 +14,7 @@ from crosspair.training.loop import train
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.recipe import Recipe, StageConfig
 from crosspair.training.step import EmbeddingsInParts, TrainingStep
+from tests.fixtures.models import create_tiny_model
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data.readers.tfrecord import read_tfrecords
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from tests.fixtures.paths import TFRECORDS
 
 
 def expected_records(name: str) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.fixtures.plugins import page_plugin
 
 from crosspair.cli import main
 from crosspair.errors import UserError
@@ -20,6 +19,7 @@ from crosspair.gallery.engines.exact import ExactEngine
 from crosspair.gallery.engines.hnsw import AutoEngine, HnswEngine, build_graph, calibrate, read_graph
 from crosspair.gallery.gallery import Gallery
 from crosspair.registry import ENGINES, load_plugin
+from tests.fixtures.plugins import page_plugin
 
 
 @pytest.fixture(scope="module")
