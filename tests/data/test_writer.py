@@ -1,4 +1,4 @@
-"""A run that is killed, or meets a full disk, is gone on from; two at once refuse each other."""
+"""Preparing that is killed, or meets a full disk, goes on from its checkpoints; two at once refuse each other."""
 
 import errno
 import hashlib
