@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fixtures.paths import REPOSITORY
-
 from crosspair.data.batching import Split
+from tests.fixtures.paths import REPOSITORY
 
 pytest_plugins = [
     "tests.fixtures.models",

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fixtures.paths import TFRECORDS
 
 from crosspair.data.tokens import PADDING, UNKNOWN, Vocabulary, pad, tokenize
 from crosspair.errors import UserError
+from tests.fixtures.paths import TFRECORDS
 
 
 def test_words_are_lower_case_without_punctuation():
