@@ -126,6 +126,7 @@ decoded.decoded_images(split, ImageInput(24, 20), resized=True, budget_gb=1.0, p
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_midway_the_next_run_makes_it_whole(split, folder, karpathy, tmp_path):
     from crosspair.data.dataset import open_data
     from crosspair.data.prepare import prepare

@@ -124,6 +124,7 @@ class TestOpenVINO:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
+@pytest.mark.slow
 def test_onnx_and_its_description_are_enough_for_another_program(tiny_model, tmp_path, images, sample):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -18,6 +18,8 @@ import ray
 
 from crosspair.gallery import ray as distributed
 
+pytestmark = pytest.mark.slow  # a cluster takes some ten seconds to start
+
 
 def save(path: Path, number: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from crosspair.training.loop import train
 from crosspair.training.recipe_files import save_recipe
 from crosspair.training.run import finished
 
+pytestmark = pytest.mark.slow  # processes that import torch, again and again
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -60,6 +60,7 @@ main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_a_stream_ends_as_the_undisturbed_one(command, tmp_path, metrics):
     assert main(command("whole")) == 0
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
