@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from crosspair.training.callbacks import Callback, Progress, RunResult
     from crosspair.training.loop import train
+    from crosspair.training.measure import compare
     from crosspair.training.recipe import Recipe
     from crosspair.training.recipe_files import list_recipes, load_recipe
 
@@ -52,6 +53,7 @@ _HOMES = {
     "RetrievalResult": "crosspair.evaluation.metrics",
     "RunResult": "crosspair.training.callbacks",
     "UserError": "crosspair.errors",
+    "compare": "crosspair.training.measure",
     "evaluate_retrieval": "crosspair.evaluation.metrics",
     "list_recipes": "crosspair.training.recipe_files",
     "list_registered": "crosspair.registry",
@@ -84,6 +86,7 @@ __all__ = [
     "RunResult",
     "UserError",
     "__version__",
+    "compare",
     "data",
     "evaluate_retrieval",
     "evaluation",

@@ -3,7 +3,7 @@
 import pytest
 
 from crosspair.cli import main
-from crosspair.commands import compare
+from crosspair.training import measure as module
 from crosspair.training.recipe_files import load_recipe, save_recipe
 from tests.fixtures.models import create_tiny_model
 
@@ -28,13 +28,13 @@ def runs(tmp_path):
 
 def test_a_model_whose_vocabulary_was_edited_is_evaluated_anew(runs, data, tmp_path, monkeypatch):
     measured = []
-    measure = compare.measure_model
+    measure = module.measure_model
 
     def counting(name, *rest, **options):
         measured.append(name)
         return measure(name, *rest, **options)
 
-    monkeypatch.setattr(compare, "measure_model", counting)
+    monkeypatch.setattr(module, "measure_model", counting)
     command = ["compare", *runs, "--data", data, "--split", "test"]
     assert main(command) == 0
     assert measured == runs

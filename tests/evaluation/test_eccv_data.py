@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from crosspair import UserError
-from crosspair.commands.evaluate import embed, measure_model
 from crosspair.data.dataset import open_data
 from crosspair.data.prepare import prepare_format
 from crosspair.evaluation.eccv import coco_image_ids
+from crosspair.training.measure import embed, measure_model
 
 
 @pytest.fixture

@@ -93,3 +93,11 @@ def test_paths_and_names_do_as_well_as_objects(toy_recipe, toy_directory, tmp_pa
     assert result.run == tmp_path / "run"
     with pytest.raises(UserError, match="unknown recipe 'flickr8k-light0'"):
         crosspair.train("flickr8k-light0", toy_directory, tmp_path / "other")
+
+
+def test_its_run_is_compared_on_a_directory_that_is_named(go, toy_directory):
+    own, other = go("own"), go("other", data=toy_directory)
+    with pytest.raises(UserError, match=r"own was trained on Squares, no DATA directory; name one with --data DATA"):
+        crosspair.compare(own, other, split="val")
+    comparison = crosspair.compare(own, other, data=toy_directory, split="val")
+    assert sum(len(row.seeds) for row in comparison.rows) == 2

@@ -3,7 +3,6 @@
 from argparse import Namespace
 from pathlib import Path
 
-from crosspair.commands.evaluate import embed, ranking_device
 from crosspair.data.dataset import Data, open_data
 from crosspair.devices import find_device
 from crosspair.encode.model import DualEncoder
@@ -11,8 +10,9 @@ from crosspair.errors import UserError
 from crosspair.evaluation.protocols import Evaluation, Protocol, choose_protocol, find_protocol
 from crosspair.report.page import write_report
 from crosspair.training.log import read_metrics
+from crosspair.training.measure import embed, ranking_device
 from crosspair.training.recipe_files import read_run_recipe
-from crosspair.training.run import model_directory
+from crosspair.training.run import data_directory, model_directory
 
 
 def run(options: Namespace) -> None:
@@ -40,7 +40,7 @@ def report_run(
         raise UserError(
             f"{run} has no metrics.jsonl; expected a training run as `crosspair train --output RUN` writes it"
         )
-    opened = open_data(data or Path(history[0]["data"]))
+    opened = open_data(data or data_directory(run))
     opened.split(split_name)  # before the model is loaded
     write_run_report(path, run, DualEncoder.from_pretrained(directory, device=device), opened, split_name, protocol)
 

@@ -32,6 +32,19 @@ def model_directory(name: str) -> str:
     raise UserError(f"{run} is half-trained ({reached}); finish it with crosspair train ... --resume{best}")
 
 
+def data_directory(run: Path) -> Path:
+    """The DATA directory that a RUN was validated on.
+
+    Raises UserError where there is no run, or one that was validated on a dataset given in Python.
+    """
+    rows = read_metrics(run)
+    if not rows:
+        raise UserError(f"{run} is no RUN and no stored result; expected one of both, or --data DATA to evaluate it on")
+    if rows[0].get("data") is None:
+        raise UserError(f"{run} was trained on {_name(rows[0])}, no DATA directory; name one with --data DATA")
+    return Path(rows[0]["data"])
+
+
 def describe_source(data: TrainingData) -> dict[str, Any]:
     """What a run reads, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
     train, val = data.split("train"), data.split("val")
@@ -62,7 +75,7 @@ def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
 
 def _name(source: dict[str, Any]) -> str:
     """What a user calls the data of a run: its stream, its dataset or its DATA directory."""
-    return str(source.get("stream") or source.get("dataset") or source["data"])
+    return str(source.get("stream") or source.get("dataset") or source.get("data"))
 
 
 RESPONSIBLE_USE = """\

@@ -1,0 +1,216 @@
+"""Models measured on a split of DATA by its protocol: stored in their runs, and compared with each other."""
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crosspair.data.dataset import PreparedSplit, open_data
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.split import embed_split
+from crosspair.encode.storage import model_checksum
+from crosspair.evaluation import comparison
+from crosspair.evaluation.comparison import Comparison
+from crosspair.evaluation.csls import evaluate_csls
+from crosspair.evaluation.eccv import coco_image_ids
+from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.metrics import MetricDefinition
+from crosspair.evaluation.protocols import Evaluation, arrange, choose_protocol, find_protocol, plugin_facts
+from crosspair.evaluation.results import StoredResult, labels_checksum, read_result, write_result
+from crosspair.evaluation.trec import write_trec
+from crosspair.evaluation.uncertainty import Intervals, bootstrap
+from crosspair.training.callbacks import RunResult
+from crosspair.training.recipe_files import read_run_recipe, save_recipe
+from crosspair.training.run import data_directory, model_directory
+from crosspair.version import __version__
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation, what it was made from, and the facts that are stored with it."""
+
+    evaluation: Evaluation
+    embeddings: Embeddings
+    facts: dict[str, Any]
+
+    def with_csls(self, device: str = "cpu") -> "Measured":
+        """The same with the metrics by CSLS beside the others."""
+        evaluation = self.evaluation
+        found = evaluate_csls(
+            evaluation.protocol, self.embeddings, evaluation.result.image_to_text.metric_definition, device=device
+        )
+        return replace(self, evaluation=replace(evaluation, beside={**evaluation.beside, "CSLS": found}))
+
+    def store(self, paths: list[Path]) -> Intervals:
+        """Write the result to each of the paths; the intervals of its metrics."""
+        intervals = bootstrap(self.evaluation)
+        for path in paths:
+            write_result(path, self.evaluation, intervals, self.facts)
+        return intervals
+
+    def export(self, prefix: Path | None) -> str:
+        """Write rankings and judgements in TREC's formats; a line that says where, nothing without a prefix."""
+        if prefix is None:
+            return ""
+        tasks = arrange(self.evaluation.protocol, self.embeddings)
+        return "\nTREC: " + ", ".join(map(str, write_trec(prefix, tasks, self.evaluation.result.metric)))
+
+    def describe(self, intervals: Intervals) -> str:
+        size = f"{self.facts['images']:,} pictures, {self.facts['captions']:,} captions"
+        return f"{size}\n{self.evaluation.to_table()}\n{intervals.to_table(self.evaluation)}"
+
+
+def compare(
+    *runs: RunResult | StoredResult | str | Path,
+    data: str | Path | None = None,
+    split: str = "test",
+    protocol: str | None = None,
+    device: str = "auto",
+) -> Comparison:
+    """Runs, models and stored results beside each other, the first being what the others are compared with.
+
+    runs: results of `train`, RUN directories, models' directories, RESULT.json files; the seeds of one recipe are one
+    row of the comparison. What is not evaluated yet is encoded on `device` and ranked by `protocol` (None: by that of
+    its data) on a split of `data`, a DATA directory (None: the one that a RUN was validated on). Values are percentages
+    0..100 and ranks from 1; intervals and differences are bootstrapped over queries.
+    Raises UserError unless there are two or more, of the same queries and protocol.
+    """
+    given = None if data is None else Path(data)
+    results = []
+    for each in runs:
+        name = each.run if isinstance(each, RunResult) else each
+        found = name if isinstance(name, StoredResult) else result_of(str(name), given, split, protocol, device)
+        results.append(found)
+    return comparison.compare(results)
+
+
+def result_of(
+    name: str, data: Path | None, split_name: str, protocol_name: str | None = None, device: str = "auto"
+) -> StoredResult:
+    """The result of a RUN, a model or a RESULT.json on a split: as it is stored, or evaluated now and stored in a RUN.
+
+    data: what is evaluated on; None takes a RUN's own. Raises UserError for what can't be read or evaluated.
+    """
+    if Path(name).is_file():
+        return read_result(Path(name))
+    own = own_path(name, split_name, protocol_name)
+    if own is not None and own.is_file():
+        stored = read_result(own)
+        if _is_current(stored, name, data, split_name):
+            return stored
+    measured = measure_model(
+        name, data or data_directory(Path(name)), split_name, protocol_name=protocol_name, device=device
+    )
+    if own is not None:
+        measured.store([own])
+    facts = {
+        **measured.facts,
+        "protocol": measured.evaluation.protocol.name,
+        "metric": measured.evaluation.result.metric,
+    }
+    return StoredResult(own or Path(name), facts, measured.evaluation)
+
+
+def _is_current(stored: StoredResult, name: str, data: Path | None, split_name: str) -> bool:
+    """Whether a RUN's model, the data and the plugin of its protocol are still those it was evaluated with."""
+    if stored.facts.get("model_checksum") != model_checksum(model_directory(name)):
+        return False
+    own = plugin_facts(stored.evaluation.protocol)
+    if stored.facts.get("protocol_plugin") != own.get("protocol_plugin"):
+        return False
+    return data is None or stored.facts.get("checksum") == open_data(data).split(split_name).checksum
+
+
+def measure_model(
+    name: str,
+    data: Path,
+    split_name: str,
+    definition: MetricDefinition = "exact",
+    protocol_name: str | None = None,
+    *,
+    device: str = "auto",
+) -> Measured:
+    """Encode a split of DATA with a model and evaluate it, on the device of that name."""
+    named = find_protocol(protocol_name) if protocol_name else None
+    directory = model_directory(name)
+    opened = open_data(data)
+    split = opened.split(split_name)
+    protocol = named or choose_protocol(str(opened.manifest.source.get("format", "")), split_name, len(split))
+    counts = [len(captions) for captions in split.captions]
+    text_labels = np.repeat(split.labels, counts)
+    protocol.check(split.labels, text_labels, with_ids=split.caption_ids is not None)  # before everything is encoded
+    model = DualEncoder.from_pretrained(directory, device=device)
+    embeddings = embed(model, split)
+    facts = {
+        "model": directory,
+        "model_checksum": model_checksum(directory),
+        **recipe_facts(Path(name)),
+        "data": str(data),
+        "split": split_name,
+        "checksum": split.checksum,
+    }
+    evaluation = protocol.evaluate(
+        embeddings, metric_definition=definition, device=ranking_device(model.device), progress=True
+    )
+    return measured_from(evaluation, embeddings, facts)
+
+
+def embed(model: Any, split: PreparedSplit) -> Embeddings:
+    """The embeddings of a split, with names for exported rankings and the picture of every caption."""
+    seen = embed_split(model, split, progress=True)
+    counts = [len(captions) for captions in split.captions]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.concatenate([np.arange(count) for count in counts])
+    ids = split.caption_ids
+    return Embeddings.checked(
+        seen.images,
+        seen.texts,
+        seen.image_labels,
+        seen.text_labels,
+        rows,
+        tuple(split.image_ids),
+        tuple(f"{split.image_ids[row]}#{number}" for row, number in zip(rows, numbers, strict=True)),
+        None if ids is None else coco_image_ids(split.image_ids),
+        None if ids is None else np.concatenate([np.array(each, dtype=np.int64) for each in ids]),
+    )
+
+
+def own_path(name: str, split_name: str, protocol_name: str | None) -> Path | None:
+    """Where a RUN keeps its result on a split; None for what is no RUN, or can't be written to.
+
+    RUN/evaluation/SPLIT.json by the protocol of its DATA, RUN/evaluation/SPLIT.PROTOCOL.json by one that was named.
+    """
+    run = Path(name)
+    if not (run / "recipe.yaml").is_file() or not os.access(run, os.W_OK):
+        return None
+    return run / "evaluation" / (f"{split_name}.{protocol_name}.json" if protocol_name else f"{split_name}.json")
+
+
+def recipe_facts(run: Path) -> dict[str, Any]:
+    """A RUN's recipe, its seed, and a checksum that only runs of the same recipe share, whatever their seeds."""
+    if not (run / "recipe.yaml").is_file():
+        return {}
+    recipe = read_run_recipe(run)
+    without_seed = save_recipe(replace(recipe, seed=0))
+    checksum = hashlib.sha256(without_seed.encode()).hexdigest()
+    return {"recipe": recipe.name, "seed": recipe.seed, "recipe_checksum": checksum}
+
+
+def ranking_device(device: torch.device) -> str:
+    """Where embeddings that `device` made are ranked: there if it is a GPU with int64 and float64, else on the CPU."""
+    return "cpu" if device.type == "mps" else str(device)
+
+
+def measured_from(evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, Any]) -> Measured:
+    """An evaluation of these embeddings; facts tells what they are of."""
+    more = {
+        "images": len(embeddings.images),
+        "captions": len(embeddings.texts),
+        "labels_checksum": labels_checksum(embeddings.image_labels, embeddings.text_labels),
+        **plugin_facts(evaluation.protocol),
+    }
+    return Measured(evaluation, embeddings, {"crosspair": __version__, **facts, **more})
