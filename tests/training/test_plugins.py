@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +219,41 @@ def test_the_command_line_takes_settings_of_ones_own_and_refuses_wrong_ones(plug
         with pytest.raises(UserError, match=message) as caught:
             load(*overrides)
         assert "\n" not in str(caught.value)
+
+
+def test_the_command_trains_with_a_plugin_and_says_where_it_is_missing(tmp_path, toy_directory, toy_recipe):
+    """From an empty folder, outside of the package, each command in a process of its own."""
+    (tmp_path / "my_loss.py").write_text(
+        """
+import crosspair
+
+
+@crosspair.register_loss("half")
+def half(image_embeddings, text_embeddings, image_labels, text_labels, *, share: float = 0.5):
+    terms = crosspair.losses.cmpm_terms(image_embeddings, text_embeddings, image_labels, text_labels)
+    return share * terms.image_to_text + (1 - share) * terms.text_to_image
+"""
+    )
+    (tmp_path / "toy.yaml").write_text(save_recipe(toy_recipe()))
+
+    def crosspair(*arguments: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "crosspair", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CROSSPAIR_PLUGINS": ""}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    train = ["train", "toy.yaml", "--data", str(toy_directory), "--output", "run"]
+    own = ["--loss.half", "1", "--loss.half.share=0.2", "--loss.cmpm", "0", "--loss.cmpc", "0"]
+    fewer = ["--stage1.epochs", "1", "--stage2.epochs", "0"]
+    assert "there is no loss 'half'" in crosspair(*train, *own, *fewer, code=2)
+    assert not (tmp_path / "run").exists()
+    crosspair(*train, *own, *fewer, "--plugin", "my_loss.py")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["half"] > 0 for row in rows if row["kind"] == "train")
+    missing = "run was trained with the plugin my_loss.py, which is not loaded; name it with --plugin my_loss.py\n"
+    assert crosspair(*train, *own, *fewer, "--resume", code=2) == f"crosspair: {missing}"
+    assert "is finished already" in crosspair(*train, *own, *fewer, "--resume", "--plugin", "my_loss.py", code=2)
+    assert "losses half x 1\nplugins my_loss.py\n" in crosspair("inspect", "run")
+    crosspair("evaluate", "run", "--data", str(toy_directory), "--split", "val")
+    crosspair("report", "run", "--data", str(toy_directory))

@@ -33,6 +33,7 @@ from crosspair.errors import UserError
 from crosspair.gallery.encoding import ImageReader, SourceImage, choose_setting, encode_images
 from crosspair.gallery.layout import THUMBNAILS
 from crosspair.gallery.sources import Entry, Source, folder_entry
+from crosspair.registry import load_plugin, loaded_plugins
 from crosspair.storage.files import whole_file
 
 PART = 1024  # pictures; what a worker that dies loses at most
@@ -51,6 +52,7 @@ class Job:
     model: str  # a copy of its directory
     backend: str  # the same for all: torch, openvino-bf16, openvino-f32 or onnxruntime-f32
     device: str  # auto or cpu
+    plugins: tuple[str, ...] = ()  # the model's encoders may come from them
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def encode_parts(
         str(work.resolve() / "model"),
         chosen,
         "auto" if gpus else "cpu",
+        tuple(plugin.source for plugin in loaded_plugins()),
     )
     _prepare_folders(job, model_directory)
     missing = []
@@ -258,6 +261,12 @@ class PartEncoder:
                 machine = platform.node()
                 self._problem = f"the machine {machine} does not see {path}; put it on a disk that all machines share"
                 return
+        try:
+            for plugin in self._job.plugins:
+                load_plugin(plugin)
+        except UserError as error:
+            self._problem = f"on the machine {platform.node()}, {error}"
+            return
         self._model = DualEncoder.from_pretrained(self._job.model, device=self._job.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
