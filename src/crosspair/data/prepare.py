@@ -240,11 +240,11 @@ def _fill(
             # Where a shard ends depends on the records alone, and so does every byte of it. The last, which would be
             # longer if the source had grown in the meantime, gets no checkpoint.
             enough = min(CHECKPOINT_RECORDS, FIRST_CHECKPOINT_RECORDS << min(writer.number, 16))
-            if writer.open.records == enough or held >= CHECKPOINT_BYTES:
-                tally.add(writer.open)
+            if writer.pending.records == enough or held >= CHECKPOINT_BYTES:
+                tally.add(writer.pending)
                 writer.checkpoint()
                 held = 0
-        tally.add(writer.open)
+        tally.add(writer.pending)
         if not tally.images:
             raise _nothing_left(tally.skipped)
         manifest = writer.finish(source, size, tally.skipped, tally.duplicates.found)

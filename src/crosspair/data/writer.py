@@ -166,23 +166,23 @@ class DataWriter:
         """Append a row to the record's split. image_checksum: of the source of its image."""
         self._split(record.split).add(record, image)
         self._count(record)
-        self.open.image_checksums += image_checksum.hex()
-        self.open.source_bytes += source_bytes
-        self.open.image_bytes += len(image)
+        self.pending.image_checksums += image_checksum.hex()
+        self.pending.source_bytes += source_bytes
+        self.pending.image_bytes += len(image)
 
     def skip(self, record: Record, reason: str) -> None:
         """Enter a record that is left out."""
         self._count(record)
-        self.open.skipped.append(Skipped(record.image_id, record.split, reason))
+        self.pending.skipped.append(Skipped(record.image_id, record.split, reason))
 
     def checkpoint(self) -> None:
         """End the open shards, and enter what they hold."""
-        self.open.checksum = self._records_checksum.hexdigest()
+        self.pending.checksum = self._records_checksum.hexdigest()
         for name, split in self._splits.items():
             shard = split.end_shard()
             if shard is not None:
-                self.open.shards[name] = shard
-        write_text(_checkpoint_file(self._checkpoints, self.number), json.dumps(asdict(self.open)))
+                self.pending.shards[name] = shard
+        write_text(_checkpoint_file(self._checkpoints, self.number), json.dumps(asdict(self.pending)))
         self.number += 1
         self._begin()
 
@@ -198,7 +198,7 @@ class DataWriter:
         return manifest
 
     def _begin(self) -> None:
-        self.open = Checkpoint(self._settings)
+        self.pending = Checkpoint(self._settings)
         self._records_checksum = hashlib.sha256()
         for split in self._splits.values():
             split.number = self.number
@@ -210,7 +210,7 @@ class DataWriter:
         return self._splits[name]
 
     def _count(self, record: Record) -> None:
-        self.open.records += 1
+        self.pending.records += 1
         self._records_checksum.update(_describe(record))
 
 

@@ -5,8 +5,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from crosspair.data.readers.schema import (
     SchemaError,
     captions_of,
@@ -41,6 +39,8 @@ def read_huggingface(
     one without splits. images: the folder of the images, for a column that holds their paths; default: the one that
     the data set lies in. Raises UserError.
     """
+    import pyarrow as pa
+
     splits = _open(annotations)
     only_train = set(splits) == {"train"}
     folder = annotations if images is None else images
@@ -103,6 +103,8 @@ def _records(
 
 def _labels(splits: "dict[str, Dataset]") -> Callable[[dict[str, Any], str], int]:
     """What gives a row, named by its second argument, its label: a name in several splits is one label."""
+    import pyarrow as pa
+
     with_labels = [name for name, rows in splits.items() if "label" in rows.column_names]
     if not with_labels:
         places = count()
