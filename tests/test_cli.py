@@ -226,6 +226,15 @@ class TestTheWholePath:
         assert "finished, 1 steps" in printed
         assert "three steps on squares" in printed
 
+    def test_inspect_tells_of_a_model_its_encoders_vocabulary_and_checksum(self, run, capsys):
+        assert main(["inspect", f"{run}/model"]) == 0
+        printed = capsys.readouterr().out
+        assert f"MODEL {run}/model: 8 dimensions" in printed
+        assert "image encoder test_resnet, pictures of 32 x 32 pixels" in printed
+        assert "text encoder bilstm" in printed
+        assert "model.safetensors" in printed
+        assert len(printed.strip().rpartition("checksum ")[2]) == 64
+
     def test_recipes_and_fields_are_listed(self, capsys):
         assert main(["recipes"]) == 0
         assert "flickr8k-lite0: " in capsys.readouterr().out
@@ -456,6 +465,21 @@ class TestEvaluateAndReport:
             *index, "--distributed", "ray", "--threads", "2"
         )
         assert "leave --device out" in refused(*index, "--distributed", "ray", "--device", "cpu")
+
+    def test_a_directory_of_another_kind_is_named(self, refused, run, data, recipe, tmp_path):
+        assert f"{data} is a DATA; expected a RUN or a MODEL" in refused("evaluate", data, "--data", data)
+        assert f"{run} is a RUN; expected a DATA directory" in refused("evaluate", run, "--data", run)
+        assert f"{run}/model is a MODEL; expected a RUN directory" in refused("report", f"{run}/model")
+        assert f"{run} is a RUN; expected a GALLERY directory" in refused("search", run, "a square")
+        train = ("train", recipe, "--output", str(tmp_path / "run"), "--data")
+        assert f"{run} is a RUN; expected a DATA directory" in refused(*train, run)
+        index = ("index", run, "--output", str(tmp_path / "gallery"))
+        assert f"{run} is a RUN; expected a folder of pictures" in refused(*index, run)
+        assert f"{run} is a RUN; --sheet shows the pictures" in refused("inspect", run, "--sheet", "x.jpg")
+        (tmp_path / ".half.partial").mkdir()
+        error = refused("evaluate", run, "--data", str(tmp_path / "half"))
+        assert "half does not exist" in error
+        assert "was interrupted, the same `crosspair prepare` command goes on" in error
 
     def test_inspecting_what_is_nothing_is_refused(self, refused, source, tmp_path):
         for path in (source, tmp_path / "nowhere"):

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(command("serve", "a web page and an HTTP API to search a gallery"))
     _add_export(command("export", "a model as files for ONNX Runtime, OpenVINO or the Hugging Face hub"))
     _add_import(command("import", "turn the original's TensorFlow checkpoint into a model"))
-    _add_inspect(command("inspect", "what is in a DATA, RUN or GALLERY directory, in a screenful"))
+    _add_inspect(command("inspect", "what is in a DATA, RUN, MODEL or GALLERY directory, in a screenful"))
     _add_list(command("list", "names that recipes and options can use, built in or of your own plugins"))
     command("recipes", "list the built-in recipes")
     command("verify", "compare losses, encoders, metrics and training with the original's numbers")
@@ -282,7 +282,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="DATA|RUN|GALLERY")
+    parser.add_argument("path", type=Path, metavar="DATA|RUN|MODEL|GALLERY")
     parser.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="write random pictures of DATA with captions")
     parser.add_argument("--seed", type=int, default=0, help="which pictures the sheet shows (default 0)")
 

@@ -122,6 +122,23 @@ class TestWhatIsNoData:
             open_data(directory)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("split", "facts", "field"),
+        [
+            ("train", {"images": -1}, "splits.train.images"),
+            ("train", {"checksum": None}, "splits.train.checksum"),
+            ("train", {"bytes": 10**40}, "splits.train.bytes"),
+            ("../elsewhere", {}, "../elsewhere"),
+        ],
+    )
+    def test_a_wrong_field_of_the_manifest_is_named(self, directory, split, facts, field):
+        path = directory / "crosspair.json"
+        manifest = json.loads(path.read_text())
+        manifest["splits"][split] = manifest["splits"]["train"] | facts
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=f"crosspair.json is damaged .*'{field}'.*prepare the data again"):
+            open_data(directory)
+
     def test_a_newer_format_asks_for_a_newer_crosspair(self, directory):
         manifest = json.loads((directory / "crosspair.json").read_text())
         (directory / "crosspair.json").write_text(json.dumps({"format": 2, "crosspair": "3.0", "unknown": manifest}))

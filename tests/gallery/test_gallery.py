@@ -89,6 +89,17 @@ def test_a_damaged_manifest_is_refused(written_gallery, text):
         Gallery.open(path.parent)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("count", -1), ("dimension", "512"), ("files", []), ("source", 5), ("model", None)],
+)
+def test_a_wrong_field_of_the_manifest_is_named(written_gallery, name, value):
+    path = written_gallery().path / "gallery.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(UserError, match=rf"gallery\.json is damaged \(field '{name}.*index anew"):
+        Gallery.open(path.parent)
+
+
 def test_another_model_under_the_old_name_is_refused(written_gallery, tmp_path, model_dir):
     gallery = written_gallery()
     path = gallery.path / "gallery.json"

@@ -307,7 +307,7 @@ def test_a_move_cut_short_is_read_as_the_new_state_and_finished_by_the_next_run(
     shutil.copytree(output, tmp_path / "old")
     save(folder / "new.png", 60)
     index()
-    following = output / layout._NEXT
+    following = output / layout.MOVING
     following.mkdir()
     for number, name in enumerate(("embeddings.npy", "items.parquet", "gallery.json")):
         if number >= moved:

@@ -17,6 +17,7 @@ from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.errors import UserError
 from crosspair.gallery.indexing import index_images
+from crosspair.storage.directories import kind_of
 from crosspair.training.loop import train
 from crosspair.training.recipe_files import load_recipe
 from crosspair.training.run import finished
@@ -49,7 +50,7 @@ def run_demo(output: Path, *, quick: bool, device: str = "auto") -> None:
         print(f"training: {run} is there already")
     else:
         print(f"training: recipe {recipe.name}, {recipe.summary}")
-        train(recipe, data, run, resume=(run / "recipe.yaml").is_file())
+        train(recipe, data, run, resume=kind_of(run) == "RUN")
     model = DualEncoder.from_pretrained(run / "model", device=device)
     evaluation = write_run_report(run / "report.html", run, model, data, "test")
     print("\ntest: emoji that training never saw, so this measures known words on new drawings\n")

@@ -12,6 +12,7 @@ from crosspair.devices import find_device
 from crosspair.encode.export import LEAST_COSINE, Agreements, Format, Sample, export_model, unfit_precisions
 from crosspair.encode.storage import read_model
 from crosspair.errors import UserError
+from crosspair.storage.directories import kind_of
 from crosspair.training.run import model_directory
 
 IMAGES = 64  # the check's
@@ -68,22 +69,20 @@ def _describe(agreements: Agreements) -> str:
 
 def _data_of(run: Path) -> Path | None:
     """The DATA directory that a RUN names, if it is there."""
-    from crosspair.data.layout import MANIFEST
     from crosspair.training.log import read_metrics
 
     history = read_metrics(run) if run.is_dir() else []
     data = Path(str(history[0].get("data"))) if history else None
-    return data if data is not None and (data / MANIFEST).is_file() else None
+    return data if data is not None and kind_of(data) == "DATA" else None
 
 
 def _sample(source: Path, directory: str) -> Sample:
     """Pictures evenly spaced over a folder or over DATA's held-out split, with captions where there are any."""
     from crosspair.data.dataset import open_data
-    from crosspair.data.layout import MANIFEST
     from crosspair.gallery.sources import NoImageError, open_source
 
     splits = None
-    if (source / MANIFEST).is_file():
+    if kind_of(source) == "DATA":
         names = open_data(source).split_names
         splits = [next((name for name in ("val", "test") if name in names), names[0])]
     entries = open_source(source, splits).entries

@@ -1,12 +1,14 @@
-"""crosspair inspect: what is in a DATA, RUN or GALLERY directory, in a screenful."""
+"""crosspair inspect: what is in a DATA, RUN, MODEL or GALLERY directory, in a screenful."""
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
 from crosspair.data.dataset import inspect_data, open_data
 from crosspair.data.sheet import write_sheet
+from crosspair.encode.storage import WEIGHTS, model_checksum, read_model
 from crosspair.errors import UserError
-from crosspair.gallery.layout import MANIFEST, current_file, is_unfinished
+from crosspair.storage.directories import expect_kind
 from crosspair.training.log import read_metrics
 from crosspair.training.recipe_files import read_run_recipe
 from crosspair.training.run import finished
@@ -17,23 +19,54 @@ VALIDATIONS_SHOWN = 12  # of a run, the last ones
 def run(options: Namespace) -> None:
     """Print what a directory holds; with --sheet, write random pictures of DATA with their captions."""
     path: Path = options.path
-    is_gallery = current_file(path, MANIFEST).is_file() or is_unfinished(path)
-    is_run = (path / "recipe.yaml").is_file()
-    if options.sheet is not None and (is_gallery or is_run):
-        raise UserError(
-            f"{path} is a {'gallery' if is_gallery else 'run'}; --sheet shows the pictures of a DATA directory"
-        )
-    if is_gallery:
+    kind = expect_kind(path, "DATA", "RUN", "MODEL", "GALLERY")
+    if kind == "DATA":
+        print(inspect_data(path))
+    elif options.sheet is not None:
+        raise UserError(f"{path} is a {kind}; --sheet shows the pictures of a DATA directory")
+    elif kind == "RUN":
+        print(inspect_run(path))
+    elif kind == "MODEL":
+        print(inspect_model(path))
+    else:
         from crosspair.gallery.describe import inspect_gallery
 
         print(inspect_gallery(path))
-    elif is_run:
-        print(inspect_run(path))
-    else:
-        print(inspect_data(path))
-        if options.sheet is not None:
-            write_sheet(open_data(path), options.sheet, options.seed)
-            print(f"sheet: {options.sheet}")
+    if options.sheet is not None:
+        write_sheet(open_data(path), options.sheet, options.seed)
+        print(f"sheet: {options.sheet}")
+
+
+def inspect_model(directory: Path) -> str:
+    """A model's encoders, vocabulary, files and checksum, in a screenful. Raises UserError when it is damaged."""
+    saved = read_model(str(directory), weights=False)
+    image, text, projection = saved.config.image, saved.config.text, saved.config.projection
+    parameters = _count_weights(directory / WEIGHTS)
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    return "\n".join(
+        [
+            f"MODEL {directory}: {projection.dim} dimensions"
+            + (f", {parameters:,} weights" if parameters is not None else ", an export without PyTorch's weights"),
+            f"image encoder {image.name}, pictures of {saved.image_input.height} x {saved.image_input.width} pixels",
+            f"text encoder {text.name}, {len(saved.vocabulary):,} entries in its vocabulary",
+            "files: " + ", ".join(f"{path.name} {path.stat().st_size / 1e6:,.1f} MB" for path in files),
+            f"checksum {model_checksum(directory)}",
+        ]
+    )
+
+
+def _count_weights(path: Path) -> int | None:
+    """How many numbers a safetensors file holds, by its header alone; None where there is no file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            shapes: list[list[int]] = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            return sum(map(math.prod, shapes))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"can't read the model's weights {path} ({error}); copy the model again") from error
 
 
 def inspect_run(run: Path) -> str:

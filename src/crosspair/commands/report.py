@@ -9,6 +9,7 @@ from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.evaluation.protocols import Evaluation, Protocol, choose_protocol, find_protocol
 from crosspair.report.page import write_report
+from crosspair.storage.directories import expect_kind
 from crosspair.training.log import read_metrics
 from crosspair.training.measure import embed, ranking_device
 from crosspair.training.recipe_files import read_run_recipe
@@ -34,6 +35,7 @@ def report_run(
     """Evaluate the model of a finished RUN on a split of DATA, by default RUN's own, and write its report."""
     find_device(device)
     protocol = find_protocol(protocol_name) if protocol_name else None
+    expect_kind(run, "RUN")
     directory = model_directory(str(run))
     history = read_metrics(run)
     if not history:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from crosspair.devices import find_device
 from crosspair.errors import UserError
+from crosspair.storage.directories import kind_of
 from crosspair.training.plugins import check_plugins
 from crosspair.training.recipe_files import field_help, load_recipe
 
@@ -61,9 +62,8 @@ def _train(recipe: "Recipe", source: str, val: Path | None, run: Path, *, resume
 def _open(source: str, val: Path | None, recipe: "Recipe") -> "TrainingData":
     """A DATA directory, or a stream, which takes its split val from the DATA directory `val`."""
     from crosspair.data.dataset import open_data
-    from crosspair.data.layout import MANIFEST
 
-    prepared = (Path(source) / MANIFEST).is_file()
+    prepared = kind_of(source) == "DATA"
     if val is None:
         if not prepared and any(sign in source for sign in ("://", "{", ".tar")):
             raise UserError(f"{source} is a stream; name a DATA directory whose split val to use with --val")

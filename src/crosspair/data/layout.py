@@ -6,15 +6,17 @@ DATA/train/                one folder per split: data-00000.arrow and so on, lis
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crosspair.data.records import printable
 from crosspair.errors import UserError
+from crosspair.storage import manifest as manifests
+from crosspair.storage.directories import FILES, expect_kind
 
 FORMAT = 1
-MANIFEST = "crosspair.json"
+MANIFEST = FILES["DATA"]
 DATASET_DICT = "dataset_dict.json"
 STATE = "state.json"  # of a split
 _FIRST_SPLITS = ("train", "val", "test", "restval")
@@ -46,10 +48,10 @@ class Duplicate:
 
     image_id: str
     split: str
-    label: int
+    label: int = field(metadata={"least": None})
     first_id: str
     first_split: str
-    first_label: int
+    first_label: int = field(metadata={"least": None})
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return manifests.manifest_text(self)
 
 
 def split_order(names: list[str]) -> list[str]:
@@ -94,27 +96,15 @@ def arrow_files(split: Path) -> list[Path]:
 
 def read_manifest(directory: Path) -> Manifest:
     """`crosspair.json` of a DATA directory. Raises UserError when it is none, damaged, or of a newer format."""
-    advice = "name a directory that `crosspair prepare` wrote"
-    path = directory / MANIFEST
-    if not directory.exists():
-        raise UserError(f"{directory} does not exist; expected a DATA directory, {advice}")
-    if not path.is_file():
-        found = "it has no crosspair.json" if directory.is_dir() else "it is a file"
-        raise UserError(f"{directory} is not a DATA directory ({found}); {advice}")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version = fields["format"]
-        if isinstance(version, int) and version > FORMAT:
-            raise UserError(
-                f"{directory} has format {version}, this crosspair reads formats up to {FORMAT}; "
-                f"upgrade crosspair (it was written by {fields.get('crosspair')}) or prepare the data again"
-            )
-        fields["splits"] = {name: SplitFacts(**facts) for name, facts in fields["splits"].items()}
-        fields["skipped"] = [Skipped(**item) for item in fields["skipped"]]
-        fields["duplicates"] = [Duplicate(**item) for item in fields.get("duplicates", [])]
-        return Manifest(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error!r:.100}); prepare the data again or copy it again") from error
+    expect_kind(directory, "DATA")
+    manifest = manifests.read_manifest(
+        directory / MANIFEST, Manifest, FORMAT, "prepare the data again or copy it again"
+    )
+    for name in manifest.splits:
+        if not name or name != Path(name).name:  # a split is a folder of that name, inside the directory
+            path = directory / MANIFEST
+            raise UserError(f"{path} is damaged (a split is called {name[:40]!r}); prepare the data again")
+    return manifest
 
 
 def describe_skipped(skipped: list[Skipped], shown: int = 10) -> list[str]:

@@ -26,6 +26,7 @@ from crosspair.data.splitting import Shares, with_splits
 from crosspair.data.writer import Checkpoint, DataWriter, records_checksum, stored_images
 from crosspair.errors import UserError
 from crosspair.progress import progress_bar
+from crosspair.storage.directories import prepare_work
 from crosspair.storage.files import claimed, full_disk_is_an_error, refuse_occupied, remove_abandoned, write_through
 
 DEFAULT_SIZE = 256
@@ -155,7 +156,7 @@ def _work_folder(output: Path) -> Iterator[Path]:
     It is removed at the end, unless the block fails and something in it is worth going on from. Raises UserError when
     another process has it and when `output` is there already.
     """
-    work = output.with_name(f".{output.name}.partial")
+    work = prepare_work(output)
     with full_disk_is_an_error(output), claimed(work, f"the data in {output}"):
         try:
             refuse_occupied(output, "the data")

@@ -12,26 +12,26 @@ reader finds a file in `.next` if it is still there.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from crosspair.errors import UserError
+from crosspair.storage import manifest as manifests
+from crosspair.storage.directories import FILES, GALLERY_WORK, MOVING, expect_kind
 from crosspair.storage.files import full_disk_is_an_error, write_through
 from crosspair.version import __version__
 
 FORMAT = 1
-MANIFEST = "gallery.json"
+MANIFEST = FILES["GALLERY"]
 EMBEDDINGS = "embeddings.npy"
 ITEMS = "items.parquet"
 INDEX = "index.faiss"
 THUMBNAILS = "thumbnails"
-_NEXT = ".next"
 
 
 @dataclass(frozen=True)
@@ -96,34 +96,19 @@ class Manifest:
 
 def read_manifest(gallery: Path) -> Manifest:
     """`gallery.json`. Raises UserError when the directory is no gallery, damaged, or of a newer format."""
+    expect_kind(gallery, "GALLERY")
+    if is_unfinished(gallery):
+        raise UserError(
+            f"{gallery} is not a GALLERY directory (indexing it was interrupted; the same `crosspair index` command "
+            "goes on)"
+        )
     path = current_file(gallery, MANIFEST)
-    if not path.is_file():
-        if not gallery.exists():
-            raise UserError(f"{gallery} does not exist; name a directory that `crosspair index` wrote")
-        found = "it has no gallery.json" if gallery.is_dir() else "it is a file"
-        if is_unfinished(gallery):
-            found = "indexing it was interrupted; the same `crosspair index` command goes on"
-        raise UserError(f"{gallery} is not a GALLERY directory ({found}); name one that `crosspair index` wrote")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] > FORMAT:
-            raise UserError(
-                f"{gallery} has format {fields['format']}, this crosspair reads up to {FORMAT}; "
-                "upgrade crosspair or index the pictures again"
-            )
-        model = fields["model"]
-        fields["model"] = model if isinstance(model, str) else Place(**model)
-        fields["source"] = Place(**fields["source"])
-        fields["skipped"] = [Skipped(**item) for item in fields["skipped"]]
-        fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}
-        return Manifest(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error!r:.100}); copy the gallery again or index anew") from error
+    return manifests.read_manifest(path, Manifest, FORMAT, "copy the gallery again or index anew")
 
 
 def current_file(gallery: Path, name: str) -> Path:
     """Where a file of the gallery's newest whole state is."""
-    moving = gallery / _NEXT / name
+    moving = gallery / MOVING / name
     return moving if moving.exists() else gallery / name
 
 
@@ -146,7 +131,7 @@ def checked_file(gallery: Path, name: str, facts: FileFacts, *, contents: bool) 
 def new_state(gallery: Path) -> Iterator[Path]:
     """A folder for a new state's embeddings, items and index, which `commit` then makes the gallery's own."""
     finish_commit(gallery)
-    folder = gallery / f"{_NEXT}.unfinished"
+    folder = gallery / f"{MOVING}.unfinished"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -158,18 +143,16 @@ def new_state(gallery: Path) -> Iterator[Path]:
 
 def commit(gallery: Path, folder: Path, manifest: Manifest) -> None:
     """Make the files in `folder` the gallery's, all or none whenever the process is killed."""
-    fields = asdict(manifest)
-    fields["files"] = {path.name: asdict(FileFacts.of(path)) for path in sorted(folder.iterdir())}
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    files = {path.name: FileFacts.of(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(manifests.manifest_text(replace(manifest, files=files)), encoding="utf-8")
     write_through(folder)
-    folder.rename(gallery / _NEXT)
+    folder.rename(gallery / MOVING)
     finish_commit(gallery)
 
 
 def finish_commit(gallery: Path) -> None:
     """Move what a whole new state still holds to its places; nothing to do where there is none."""
-    folder = gallery / _NEXT
+    folder = gallery / MOVING
     if not folder.is_dir():
         return
     if (folder / MANIFEST).is_file():
@@ -184,7 +167,7 @@ def finish_commit(gallery: Path) -> None:
 
 def work_folder(gallery: Path) -> Path:
     """Where a run that is under way keeps what it has encoded."""
-    return gallery / ".partial"
+    return gallery / GALLERY_WORK
 
 
 def is_unfinished(gallery: Path) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from crosspair.data.dataset import open_data
 from crosspair.data.images import ImageError, read_source
-from crosspair.data.layout import MANIFEST as DATA_MANIFEST
 from crosspair.data.readers.folder import SUFFIXES
 from crosspair.data.records import printable
 from crosspair.errors import UserError
 from crosspair.gallery.layout import EMBEDDINGS, MANIFEST, Skipped
+from crosspair.storage.directories import kind_of
 from crosspair.storage.files import leads_out
 
 # How pictures begin, whatever their files are called: JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF.
@@ -53,13 +53,13 @@ def open_source(path: Path, splits: list[str] | None = None) -> Source:
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {found}; expected a folder of pictures or a DATA directory")
-    if (path / DATA_MANIFEST).is_file():
+    kind = kind_of(path)
+    if kind == "DATA":
         return _open_data(path, splits)
     if splits:
         raise UserError(f"{path} is a folder of pictures, which has no splits; leave --split out")
-    if (path / "recipe.yaml").is_file() or (path / MANIFEST).is_file():
-        kind = "a gallery" if (path / MANIFEST).is_file() else "a training run"
-        raise UserError(f"{path} is {kind}; expected a folder of pictures or a DATA directory")
+    if kind in ("RUN", "GALLERY"):
+        raise UserError(f"{path} is a {kind}; expected a folder of pictures or a DATA directory")
     return _list_folder(path)
 
 

@@ -1,6 +1,5 @@
 """What is kept between runs because it takes time to make anew: where it is, and how runs share it."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ def user_cache(kind: str) -> Path:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Runs that need the same thing at the same time: one makes it, the others wait for it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    from filelock import FileLock
+
+    with FileLock(path):
         yield

@@ -23,6 +23,7 @@ from crosspair.evaluation.protocols import Evaluation, arrange, choose_protocol,
 from crosspair.evaluation.results import StoredResult, labels_checksum, read_result, write_result
 from crosspair.evaluation.trec import write_trec
 from crosspair.evaluation.uncertainty import Intervals, bootstrap
+from crosspair.storage.directories import kind_of
 from crosspair.training.callbacks import RunResult
 from crosspair.training.recipe_files import read_run_recipe, save_recipe
 from crosspair.training.run import data_directory, model_directory
@@ -185,14 +186,14 @@ def own_path(name: str, split_name: str, protocol_name: str | None) -> Path | No
     RUN/evaluation/SPLIT.json by the protocol of its DATA, RUN/evaluation/SPLIT.PROTOCOL.json by one that was named.
     """
     run = Path(name)
-    if not (run / "recipe.yaml").is_file() or not os.access(run, os.W_OK):
+    if kind_of(run) != "RUN" or not os.access(run, os.W_OK):
         return None
     return run / "evaluation" / (f"{split_name}.{protocol_name}.json" if protocol_name else f"{split_name}.json")
 
 
 def recipe_facts(run: Path) -> dict[str, Any]:
     """A RUN's recipe, its seed, and a checksum that only runs of the same recipe share, whatever their seeds."""
-    if not (run / "recipe.yaml").is_file():
+    if kind_of(run) != "RUN":
         return {}
     recipe = read_run_recipe(run)
     without_seed = save_recipe(replace(recipe, seed=0))

@@ -5,6 +5,7 @@ from typing import Any
 
 from crosspair.data.splits import TrainingData
 from crosspair.errors import UserError
+from crosspair.storage.directories import kind_of
 from crosspair.training.log import read_metrics
 from crosspair.training.plugins import check_plugins
 from crosspair.training.recipe import Recipe
@@ -19,10 +20,13 @@ def finished(run: Path) -> bool:
 def model_directory(name: str) -> str:
     """The model of a finished RUN, or the directory or hub name of a model as it is.
 
-    Raises UserError when the run is half-trained.
+    Raises UserError when the run is half-trained, and for a directory of another kind.
     """
     run = Path(name)
-    if not (run / "recipe.yaml").is_file():
+    kind = kind_of(run)
+    if kind in ("DATA", "GALLERY"):
+        raise UserError(f"{name} is a {kind}; expected a RUN or a MODEL")
+    if kind != "RUN":
         return name
     if finished(run):
         return str(run / "model")
