@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 import crosspair
+from crosspair.cli import main
 from crosspair.errors import UserError
 from crosspair.training.interruption import Interrupted
 
@@ -101,3 +102,11 @@ def test_its_run_is_compared_on_a_directory_that_is_named(go, toy_directory):
         crosspair.compare(own, other, split="val")
     comparison = crosspair.compare(own, other, data=toy_directory, split="val")
     assert sum(len(row.seeds) for row in comparison.rows) == 2
+
+
+def test_commands_tell_what_its_run_was_trained_on(go, tmp_path, capsys):
+    go("run")
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    assert "data Squares" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "was trained on Squares, no DATA directory; name one with --data DATA" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from crosspair.errors import UserError
 from crosspair.storage.directories import expect_kind
 from crosspair.training.log import read_metrics
 from crosspair.training.recipe_files import read_run_recipe
-from crosspair.training.run import finished
+from crosspair.training.run import finished, source_name
 
 VALIDATIONS_SHOWN = 12  # of a run, the last ones
 
@@ -82,7 +82,7 @@ def inspect_run(run: Path) -> str:
     ]
     if recipe.plugins:
         lines.append(f"plugins {', '.join(plugin['name'] for plugin in recipe.plugins)}")
-    lines += [f"data {rows[0]['data']}"] if rows else []
+    lines += [f"data {source_name(rows[0])}"] if rows else []
     if validations:
         best = max(validations, key=lambda row: row["rsum"])
         shown = [row for row in validations[-VALIDATIONS_SHOWN:] if row is not best]

@@ -1,7 +1,7 @@
-"""What an epoch reads, decided in advance from a seed, and the batches made of it.
+"""What training asks of data, what an epoch reads, decided in advance from a seed, and the batches made of it.
 
-A batch holds each of its pictures once with several of its captions: b pictures, m captions. The plan owns all
-randomness (order, captions, mirroring, crops), so batches are the same for any number of workers and after a resume.
+A batch holds each of its images once with several of its captions: b images, m captions. The plan owns all
+randomness (order, captions, flips, crops), so batches are the same for any number of workers and after a resume.
 """
 
 from collections import Counter
@@ -165,15 +165,15 @@ class Drawing:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which pictures and captions make one batch, and how the pictures are changed."""
+    """Which images and captions make one batch, and how the images are changed."""
 
     images: np.ndarray  # int64 [b], rows of the split
-    captions: list[np.ndarray]  # for each of the b pictures, which of its captions
+    captions: list[np.ndarray]  # for each of the b images, which of its captions
     hflipped: np.ndarray  # bool [b]
-    crops: np.ndarray  # float64 [b, 4], in 0..1, decide the crop of a picture
+    crops: np.ndarray  # float64 [b, 4], in 0..1, decide the crop of an image
 
     def shard(self, rank: int, processes: int) -> "BatchPlan":
-        """The part of one of several processes: consecutive pictures, as many as the others' or one more or less."""
+        """The part of one of several processes: consecutive images, as many as the others' or one more or less."""
         first, end = (len(self.images) * part // processes for part in (rank, rank + 1))
         return BatchPlan(
             self.images[first:end], self.captions[first:end], self.hflipped[first:end], self.crops[first:end]
@@ -187,13 +187,13 @@ _OF_AN_IMAGE = {"image_labels", "images", "features"}  # the others have a row f
 
 @dataclass(frozen=True)
 class Batch:
-    """b pictures (or their features) with m captions."""
+    """b images (or their features) with m captions."""
 
     tokens: Tensor  # int64 [m, t]
     lengths: Tensor  # int64 [m]
     image_labels: Tensor  # int64 [b], the label's number among the training labels
     text_labels: Tensor  # int64 [m]
-    image_rows: Tensor  # int64 [m], which of the b pictures a caption belongs to
+    image_rows: Tensor  # int64 [m], which of the b images a caption belongs to
     images: Tensor | None = None  # [b, 3, height, width], values 0..255
     features: Tensor | None = None  # float32 [b, num_features]
     text_features: Tensor | None = None  # float32 [m, num_features] of the captions
@@ -205,7 +205,7 @@ class Batch:
         return self._map(lambda _, value: value.pin_memory())
 
     def split(self, parts: int) -> "list[Batch]":
-        """Consecutive pictures with their captions, in parts that differ by one picture at most."""
+        """Consecutive images with their captions, in parts that differ by one image at most."""
         count = len(self.image_labels)
         captions_up_to = [0, *torch.bincount(self.image_rows, minlength=count).cumsum(0).tolist()]
         bounds = [count * part // parts for part in range(parts + 1)]
@@ -235,9 +235,9 @@ def plan_epoch(
 ) -> list[BatchPlan]:
     """The batches of one epoch, as all processes together see them (`BatchPlan.shard` is one process's part).
 
-    caption_counts: captions of each picture. captions_per_image: 0 takes all. covers: `images` draws every picture
+    caption_counts: captions of each image. captions_per_image: 0 takes all. covers: `images` draws every image
     once with some of its captions, `captions` every caption once, in groups of captions_per_image that share their
-    picture. labels: of each picture, where the sampler looks at them. sampler: which of these share a batch, as
+    image. labels: of each image, where the sampler looks at them. sampler: which of these share a batch, as
     `crosspair.data.samplers` says.
 
     Raises UserError for a sampler that gives no batches, an empty one, or something that is not in the epoch.
@@ -293,7 +293,7 @@ class BatchSource:
 
     @property
     def labels(self) -> list[int]:
-        """The label's number among the training labels, of each picture."""
+        """The label's number among the training labels, of each image."""
         return self._labels.tolist()
 
     def plan(self, drawing: Drawing, seed: Sequence[int]) -> Sequence[BatchPlan]:
@@ -336,7 +336,7 @@ class BatchSource:
         return Batch(tokens, lengths, labels, labels[image_rows], image_rows, **images)
 
     def batches(self, plans: Sequence[BatchPlan], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
-        """The batches of `plans` in their order; pictures are decoded by `workers` processes (0: here)."""
+        """The batches of `plans` in their order; images are decoded by `workers` processes (0: here)."""
         from torch.utils.data import DataLoader
 
         loader: DataLoader[Batch] = DataLoader(
@@ -350,7 +350,7 @@ class BatchSource:
         yield from loader
 
     def _says_side(self, plan: BatchPlan) -> np.ndarray:
-        """bool [b]: whether a caption that is read with a picture says left or right."""
+        """bool [b]: whether a caption that is read with an image says left or right."""
         chosen = zip(plan.images.tolist(), plan.captions, strict=True)
         return np.array([any(says_side(self._captions(image)[row]) for row in rows) for image, rows in chosen])
 
@@ -368,7 +368,7 @@ class BatchSource:
         return resized.flip(-1) if plan.hflipped[row] else resized
 
     def _pixels(self, index: int) -> Tensor:
-        """The decoded picture of a row, or what the cache keeps of it."""
+        """The decoded image of a row, or what the cache keeps of it."""
         if self.reading.decoded is not None:
             return self.reading.decoded[index]
         return load_image(self.split.image(index), self.split.image_ids[index])

@@ -1,4 +1,4 @@
-"""A DATA directory opened for reading: memory-mapped, random access to encoded pictures, usable from any process."""
+"""A DATA directory opened for reading: memory-mapped, random access to encoded images, usable from any process."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -95,7 +95,7 @@ class PreparedSplit(Split):
 
     @cached_property
     def captions(self) -> list[list[str]]:
-        """The captions of each picture."""
+        """The captions of each image."""
         captions: list[list[str]] = self._table.column("captions").to_pylist()
         return captions
 
@@ -115,9 +115,9 @@ class PreparedSplit(Split):
         return ids
 
     def image(self, index: int) -> bytes:
-        """The encoded picture of a row, 0 <= index < n."""
+        """The encoded image of a row, 0 <= index < n."""
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         chunk = int(np.searchsorted(self._chunk_ends, index, side="right"))
         images = self._images[chunk]
         data: bytes = images[index - int(self._chunk_ends[chunk]) + len(images)].as_py()
@@ -157,7 +157,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _sizes(split: PreparedSplit, sample: int = 200) -> str:
-    """Smallest and largest width and height of evenly spaced pictures, and their formats."""
+    """Smallest and largest width and height of evenly spaced images, and their formats."""
     rows = np.unique(np.linspace(0, len(split) - 1, min(sample, len(split))).astype(int))
     seen = [image_format(split.image(row), split.image_ids[row]) for row in rows]
     widths, heights, formats = zip(*seen, strict=True)

@@ -1,6 +1,6 @@
-"""Training pictures kept decoded on disk, so that an epoch copies pixels instead of decoding them.
+"""Training images kept decoded on disk, so that an epoch copies pixels instead of decoding them.
 
-CACHE/decoded/KEY.pixels: uint8 [h, w, 3], picture after picture; then int64 [n, 2], the h and w of each
+CACHE/decoded/KEY.pixels: uint8 [h, w, 3], image after image; then int64 [n, 2], the h and w of each
 """
 
 import errno
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from crosspair.data.batching import Split
     from crosspair.data.transforms import ImageInput
 
-CHUNK = 64  # pictures decoded at a time
+CHUNK = 64  # images decoded at a time
 GB = 10**9
 
 logger = logging.getLogger(__name__)
 
 
 class DecodedImages:
-    """The pictures of a whole cache file by row; usable from several threads and processes."""
+    """The images of a whole cache file by row; usable from several threads and processes."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
@@ -56,17 +56,17 @@ class DecodedImages:
         read = os.preadv(self._file.fileno(), [pixels.numpy().data], int(self._ends[index]) - pixels.numel())
         if read != pixels.numel():
             raise UserError(f"{self.path} is damaged; delete it and run again")
-        return pixels.permute(2, 0, 1)  # as the decoder lays pictures out
+        return pixels.permute(2, 0, 1)  # as the decoder lays images out
 
 
 def decoded_images(
     split: "Split", image_input: "ImageInput", *, resized: bool, budget_gb: float, progress: bool = True
 ) -> DecodedImages | None:
-    """The pictures of a split, decoded by the first run that needs them; None where the budget is too small.
+    """The images of a split, decoded by the first run that needs them; None where the budget is too small.
 
     resized: at the encoder's size, as it would see them; otherwise as large as they are stored, for crops. Either way
-    training sees the same values as without the cache. budget_gb: of all decoded pictures together; the files used
-    longest ago make room. A file's name holds a checksum of pictures and size, so that nothing stale is ever read. A
+    training sees the same values as without the cache. budget_gb: of all decoded images together; the files used
+    longest ago make room. A file's name holds a checksum of images and size, so that nothing stale is ever read. A
     full disk is no error: training then decodes.
     """
     if budget_gb <= 0:
@@ -112,7 +112,7 @@ def _decode(split: "Split", image_input: "ImageInput", resized: bool, path: Path
 
 
 def _read_sizes(path: Path, count: int) -> np.ndarray:
-    """int64 [n, 2]: height and width of every picture."""
+    """int64 [n, 2]: height and width of every image."""
     footer = path.stat().st_size - 16 * count
     return np.fromfile(path, dtype=np.int64, offset=max(0, footer)).reshape(-1, 2)
 

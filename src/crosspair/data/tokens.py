@@ -42,7 +42,7 @@ def tokenize(caption: str, tokenizer: Tokenizer = "words") -> list[str]:
 
 
 def says_side(caption: str) -> bool:
-    """Whether a caption has the word left or right, in whatever sense: a mirrored picture may not be what it says."""
+    """Whether a caption has the word left or right, in whatever sense: a mirrored image may not be what it says."""
     return _SIDE.search(caption) is not None
 
 

@@ -124,7 +124,7 @@ class Processes:
         return found.tolist()
 
     def gather(self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch) -> Gathered:
-        """What all processes embedded; their numbers of pictures and captions may differ."""
+        """What all processes embedded; their numbers of images and captions may differ."""
         if self.size == 1:
             rows = slice(0, len(image_embeddings)), slice(0, len(text_embeddings))
             return Gathered(image_embeddings, text_embeddings, batch.image_labels, batch.text_labels, *rows, 1)

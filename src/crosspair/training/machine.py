@@ -39,7 +39,7 @@ def keep_memory() -> None:
     """Let this process keep the memory that it frees, for the next step, until it ends.
 
     glibc gives every block above 32 MB back to the system at once, which must clear its pages again for the next step:
-    with pictures that can take longer than the arithmetic (benchmarks/memory.py). In return the process stays as large
+    with images that can take longer than the arithmetic (benchmarks/memory.py). In return the process stays as large
     as it has ever been, which is larger by a fifth, as blocks fit less well. Another C library is left as it is.
     """
     if not sys.platform.startswith("linux"):

@@ -45,7 +45,7 @@ def data_directory(run: Path) -> Path:
     if not rows:
         raise UserError(f"{run} is no RUN and no stored result; expected one of both, or --data DATA to evaluate it on")
     if rows[0].get("data") is None:
-        raise UserError(f"{run} was trained on {_name(rows[0])}, no DATA directory; name one with --data DATA")
+        raise UserError(f"{run} was trained on {source_name(rows[0])}, no DATA directory; name one with --data DATA")
     return Path(rows[0]["data"])
 
 
@@ -70,14 +70,14 @@ def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
         )
     rows, source = read_metrics(run), describe_source(data)
     if rows and rows[0]["checksums"] != source["checksums"]:
-        found, before = _name(source), _name(rows[0])
+        found, before = source_name(source), source_name(rows[0])
         advice = f"--data {before}" if before != rows[0].get("dataset") else f"the {before} that it started with"
         raise UserError(f"{run} was trained on other data than {found}; resume with {advice}")
     if finished(run):
         raise UserError(f"{run} is finished already; start another run with another --output")
 
 
-def _name(source: dict[str, Any]) -> str:
+def source_name(source: dict[str, Any]) -> str:
     """What a user calls the data of a run: its stream, its dataset or its DATA directory."""
     return str(source.get("stream") or source.get("dataset") or source.get("data"))
 

@@ -18,7 +18,7 @@ from crosspair.training.recipe import Recipe, StageConfig
 class StageFeatures:
     """Memory-mapped features of both splits; None where every step makes them anew.
 
-    Of pictures float32 [n, 1 or 2, num_features] (the second of a picture is its mirror image's), of captions float32
+    Of images float32 [n, 1 or 2, num_features] (the second of an image is its mirror image's), of captions float32
     [m, num_features].
     """
 
@@ -41,8 +41,8 @@ def stage_features(
 ) -> StageFeatures:
     """Make the features of a stage, or read those that are on disk.
 
-    A stream's training pictures and captions have none: it is read in its own order, and is too large to keep.
-    autocast: entered around the encoders. tell: is given the lines that say how pictures are encoded.
+    A stream's training images and captions have none: it is read in its own order, and is too large to keep.
+    autocast: entered around the encoders. tell: is given the lines that say how images are encoded.
     """
     kept = train.by_index
     train_images = val_images = train_captions = val_captions = None

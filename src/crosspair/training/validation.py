@@ -25,7 +25,7 @@ def validation_rows(
 ) -> list[dict[str, Any]]:
     """Recall, mAP and ranks of both kinds of weights (one without averages), as metrics.jsonl has them.
 
-    features, text_features: of the split's pictures and captions, if at hand. autocast: entered around the encoders.
+    features, text_features: of the split's images and captions, if at hand. autocast: entered around the encoders.
     """
     rows = []
     for weights in ("raw", "averaged") if ema is not None else ("raw",):

@@ -1,10 +1,12 @@
 """The batches of a stream: an epoch planned in advance from what the first pass found, then read in that order.
 
-Shards come in a random order. In it an item (a picture with some of its captions) moves back by a random distance of
-at most `shuffle_buffer` places: no more than so many pictures are in memory, and every position of an epoch is known
+Shards come in a random order. In it an item (an image with some of its captions) moves back by a random distance of
+at most `shuffle_buffer` places: no more than so many images are in memory, and every position of an epoch is known
 without reading what comes before it.
 """
 
+import queue
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, Protocol, overload
@@ -12,12 +14,12 @@ from typing import TYPE_CHECKING, Literal, Protocol, overload
 import numpy as np
 from torch import Tensor
 
-from crosspair.data.ahead import ahead
 from crosspair.data.batching import Batch, BatchPlan, BatchSource, Drawing, Reading, TrainingSplit
 
 if TYPE_CHECKING:
     from crosspair.data.readers.webdataset import Sample
 
+_PATIENCE = 5.0  # seconds for the thread ahead to see that nobody listens any more
 _CAPTIONS = 8  # the draws of an item before those that order its captions
 
 
@@ -44,7 +46,7 @@ class StreamPlans(Sequence[BatchPlan]):
         hflip: bool,
         key: np.uint64,
     ) -> None:
-        """shards: as they are read. rows, groups [batches, batch]: each item's picture, and which of its groups."""
+        """shards: as they are read. rows, groups [batches, batch]: each item's image, and which of its groups."""
         self.shards = shards
         self.rows = rows
         self.groups = groups
@@ -126,7 +128,7 @@ def plan_stream(
 
 
 class StreamSource(BatchSource):
-    """Makes the batches of a stream. A picture is in memory from when its shard is read until its last use."""
+    """Makes the batches of a stream. An image is in memory from when its shard is read until its last use."""
 
     def __init__(self, split: Shards, reading: Reading) -> None:
         self.stream = split
@@ -155,7 +157,7 @@ class StreamSource(BatchSource):
     def batches(self, plans: Sequence[BatchPlan], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
         """The batches of `plans` (StreamPlans), read and decoded in advance by threads, at least one."""
         assert isinstance(plans, StreamPlans)
-        return ahead(self._batches(plans, max(1, workers), pin_memory))
+        return _ahead(self._batches(plans, max(1, workers), pin_memory))
 
     def _batches(self, plans: StreamPlans, threads: int, pin_memory: bool) -> Generator[Batch, None, None]:
         self._held.clear()
@@ -212,3 +214,44 @@ def _uniform(key: np.uint64 | np.ndarray, rows: np.ndarray, columns: np.ndarray)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         value ^= value >> np.uint64(31)
     return (value >> np.uint64(11)) / 2.0**53
+
+
+def _ahead(items: Generator[Batch, None, None], depth: int = 2) -> Iterator[Batch]:
+    """The items in their order, made by a thread at most `depth` in advance; what making one raises is raised here."""
+    made: queue.Queue[tuple[str, Batch | BaseException | None]] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(kind: str, value: Batch | BaseException | None) -> None:
+        while not left.is_set():
+            try:
+                made.put((kind, value), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if left.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = made.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                assert isinstance(value, BaseException)
+                raise value
+            yield value  # type: ignore[misc]
+    finally:
+        left.set()
+        thread.join(_PATIENCE)

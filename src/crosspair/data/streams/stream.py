@@ -1,7 +1,7 @@
 """Training data that is read from start to end, shard after shard, because it is larger than a disk.
 
 The first use reads the stream once, checks every sample and keeps what planning needs, a JSON file a shard, in
-CACHE/streams/KEY. From then on an epoch is known in advance (`stream_batches`), and only pictures and captions come
+CACHE/streams/KEY. From then on an epoch is known in advance (`stream_batches`), and only images and captions come
 from the stream.
 """
 
@@ -66,7 +66,7 @@ class StreamSplit:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 [n]; without labels in the stream every picture has its own."""
+        """int64 [n]; without labels in the stream every image has its own."""
         labels = [label for one in self.facts for label in one.labels]
         missing = labels.count(None)
         if missing == len(labels):
@@ -172,7 +172,7 @@ def _first_pass(shards: list[Shard], directory: Path, on_error: OnError, progres
 
 
 def _examine(shard: Shard, stop: threading.Event) -> ShardFacts:
-    """Read a shard to its end and decode every picture, so that training meets no surprise."""
+    """Read a shard to its end and decode every image, so that training meets no surprise."""
     facts = ShardFacts()
     words: Counter[str] = Counter()
     for number, sample in enumerate(shard.samples()):
