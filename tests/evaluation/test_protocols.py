@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 
@@ -261,7 +260,7 @@ def test_a_built_in_name_is_taken(monkeypatch):
 
 def test_the_command_evaluates_and_compares_by_a_users_protocol(tmp_path):
     """From outside: processes that know of the protocol by its plugin alone."""
-    plugin, environment = tmp_path / "my_protocol.py", dict(os.environ)
+    plugin = tmp_path / "my_protocol.py"
     plugin.write_text(page_plugin("my_protocol.py"))
     files = []
     for seed in (0, 1):
@@ -273,23 +272,22 @@ def test_the_command_evaluates_and_compares_by_a_users_protocol(tmp_path):
 
     def crosspair(*arguments):
         command = [sys.executable, "-m", "crosspair", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     unknown = crosspair("evaluate", "--embeddings", files[0], "--protocol", "first-caption")
     assert unknown.returncode == 2
     assert "there is no protocol 'first-caption'" in unknown.stderr
-    environment["CROSSPAIR_PLUGINS"] = str(plugin)
-    own = ("--protocol", "first-caption")
+    own = ("--protocol", "first-caption", "--plugin", plugin)
     results = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, result in zip(files, results, strict=True):
         done = crosspair("evaluate", "--embeddings", file, *own, "--output", result)
         assert done.returncode == 0, done.stderr
     assert "protocol first-caption: Every image with its first caption alone." in done.stdout
     assert json.loads(results[0].read_text())["protocol_plugin"]["name"] == "my_protocol.py"
-    compared = crosspair("compare", *results)
+    compared = crosspair("compare", *results, "--plugin", plugin)
     assert "protocol first-caption" in compared.stdout, compared.stderr
     plugin.write_text(plugin.read_text() + "# changed\n")
     crosspair("evaluate", "--embeddings", files[1], *own, "--output", results[1])
-    refused = crosspair("compare", *results)
+    refused = crosspair("compare", *results, "--plugin", plugin)
     assert refused.returncode == 2
     assert "different versions of the protocol first-caption" in refused.stderr

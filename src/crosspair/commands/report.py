@@ -11,7 +11,7 @@ from crosspair.evaluation.protocols import Evaluation, Protocol, choose_protocol
 from crosspair.report.page import write_report
 from crosspair.storage.directories import expect_kind
 from crosspair.training.log import read_metrics
-from crosspair.training.measure import embed, ranking_device
+from crosspair.training.measure import check_split, embed, ranking_device
 from crosspair.training.recipe_files import read_run_recipe
 from crosspair.training.run import data_directory, model_directory
 
@@ -57,6 +57,7 @@ def write_run_report(
     recipe = read_run_recipe(run)
     split = data.split(split_name)
     protocol = protocol or choose_protocol(str(data.manifest.source.get("format", "")), split_name, len(split))
+    check_split(protocol, split)
     embeddings = embed(model, split)
     evaluation = protocol.evaluate(embeddings, device=ranking_device(model.device))
     facts = {

@@ -19,7 +19,7 @@ from crosspair.evaluation.csls import evaluate_csls
 from crosspair.evaluation.eccv import coco_image_ids
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import MetricDefinition
-from crosspair.evaluation.protocols import Evaluation, arrange, choose_protocol, find_protocol, plugin_facts
+from crosspair.evaluation.protocols import Evaluation, Protocol, arrange, choose_protocol, find_protocol, plugin_facts
 from crosspair.evaluation.results import StoredResult, labels_checksum, read_result, write_result
 from crosspair.evaluation.trec import write_trec
 from crosspair.evaluation.uncertainty import Intervals, bootstrap
@@ -141,9 +141,7 @@ def measure_model(
     opened = open_data(data)
     split = opened.split(split_name)
     protocol = named or choose_protocol(str(opened.manifest.source.get("format", "")), split_name, len(split))
-    counts = [len(captions) for captions in split.captions]
-    text_labels = np.repeat(split.labels, counts)
-    protocol.check(split.labels, text_labels, with_ids=split.caption_ids is not None)  # before everything is encoded
+    check_split(protocol, split)
     model = DualEncoder.from_pretrained(directory, device=device)
     embeddings = embed(model, split)
     facts = {
@@ -158,6 +156,12 @@ def measure_model(
         embeddings, metric_definition=definition, device=ranking_device(model.device), progress=True
     )
     return measured_from(evaluation, embeddings, facts)
+
+
+def check_split(protocol: Protocol, split: PreparedSplit) -> None:
+    """Raise UserError, before everything is encoded, unless a split fits a protocol."""
+    text_labels = np.repeat(split.labels, [len(captions) for captions in split.captions])
+    protocol.check(split.labels, text_labels, with_ids=split.caption_ids is not None)
 
 
 def embed(model: Any, split: PreparedSplit) -> Embeddings:

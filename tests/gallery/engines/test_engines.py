@@ -18,7 +18,7 @@ from crosspair.gallery.engines.engine import Content, Request, open_renewal
 from crosspair.gallery.engines.exact import ExactEngine
 from crosspair.gallery.engines.hnsw import AutoEngine, HnswEngine, build_graph, calibrate, read_graph
 from crosspair.gallery.gallery import Gallery
-from crosspair.registry import ENGINES, load_plugin
+from crosspair.registry import ENGINES
 from tests.fixtures.plugins import page_plugin
 
 
@@ -137,13 +137,12 @@ def test_an_engine_of_a_users_own_indexes_and_searches(model_dir, tmp_path, monk
     monkeypatch.setattr(ENGINES, "_entries", dict(ENGINES._entries))
     plugin = tmp_path / "my_engine.py"
     plugin.write_text(page_plugin("my_engine.py"))
-    load_plugin(str(plugin))
     (tmp_path / "in").mkdir()
     for number in range(5):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
     arguments = ["index", str(model_dir), str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    assert main([*arguments, "--engine", "half-precision"]) == 0
+    assert main([*arguments, "--engine", "half-precision", "--plugin", str(plugin)]) == 0
     assert "index: half-precision" in capsys.readouterr().out
     gallery = Gallery.open(tmp_path / "out")
     assert gallery.manifest.index == {"kind": "half-precision"}
