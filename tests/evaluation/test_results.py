@@ -81,7 +81,10 @@ def test_a_result_without_its_ranks_or_with_others_is_refused(stored):
     [
         ({"format": 2}, "has format 2, this crosspair reads formats up to 1"),
         ({"protocol": "unknown"}, "there is no protocol 'unknown'"),
-        ({"ranks_checksum": None}, "is not the one"),
+        ({"ranks_checksum": "0" * 64}, "is not the one"),
+        ({"ranks_checksum": None}, "field 'ranks_checksum' is null; expected a text"),
+        ({"protocol": ["plain"]}, "field 'protocol' is a list; expected a text"),
+        ({"format": -1}, "field 'format' is -1; expected a whole number of at least 0"),
         ({"format": None, "metric": ...}, "is no result of crosspair evaluate"),
     ],
 )

@@ -50,10 +50,14 @@ def test_a_last_line_cut_short_is_left_out(tmp_path):
     assert read_metrics(tmp_path) == ROWS
 
 
-def test_a_damaged_line_is_named(tmp_path):
+DAMAGES = ["\0\0\0", "[]", "5", '{"step": 1}', '{"kind": "val"}', '{"kind": 1, "step": 1}', "[" * 9999]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_line_is_named(tmp_path, damage):
     write(tmp_path, ROWS)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:2], "\0\0\0", *lines[2:]]) + "\n")
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:2], damage, *lines[2:]]) + "\n")
     with pytest.raises(UserError, match=r"line 3 of .*metrics\.jsonl is damaged"):
         read_metrics(tmp_path)
 

@@ -1,6 +1,5 @@
 """A contact sheet: random images of a DATA directory with their captions, to see what training will see."""
 
-import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from crosspair.data.dataset import Data, PreparedSplit
 from crosspair.data.images import load_image
 from crosspair.data.records import printable
 from crosspair.errors import UserError
-from crosspair.storage.files import full_disk_is_an_error
+from crosspair.storage.files import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +33,8 @@ def write_sheet(data: Data, path: Path, seed: int = 0) -> None:
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise UserError(f"found --sheet {printable(str(path))}; expected a name that ends in .jpg, .png or .webp")
+    from PIL import Image
+
     splits = [data.split(name) for name in data.split_names]
     ends = np.cumsum([len(split) for split in splits])
     drawn = np.random.default_rng(seed).choice(ends[-1], min(IMAGES, ends[-1]), replace=False)
@@ -43,14 +44,8 @@ def write_sheet(data: Data, path: Path, seed: int = 0) -> None:
         row = int(place - ends[number] + len(splits[number]))
         tiles.append(_tile(splits[number], data.split_names[number], row))
     sheet = _sheet(tiles)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        with full_disk_is_an_error(path):
-            sheet.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        sheet.save(file, Image.registered_extensions()[path.suffix.lower()])
 
 
 def _sheet(tiles: "list[Image]") -> "Image":

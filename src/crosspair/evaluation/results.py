@@ -23,12 +23,25 @@ from numpy.typing import NDArray
 from crosspair.errors import UserError
 from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
 from crosspair.evaluation.protocols import Evaluation, Protocol, find_protocol
-from crosspair.evaluation.ranking import PositiveRanks
+from crosspair.evaluation.ranking import Metric, PositiveRanks
 from crosspair.evaluation.uncertainty import Intervals
+from crosspair.storage import manifest as manifests
 from crosspair.storage.files import write_bytes, write_text
 
 FORMAT = 1
 _ADVICE = "evaluate again with crosspair evaluate ... --output RESULT.json"
+
+
+@dataclass(frozen=True)
+class _Decisive:
+    """The fields of RESULT.json without which it can't be read; the others only tell of it."""
+
+    protocol: str
+    metric: Metric
+    ranks_checksum: str
+
+
+_DECISIVE = tuple(_Decisive.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -63,19 +76,13 @@ def write_result(path: Path, evaluation: Evaluation, intervals: Intervals, facts
 
 def read_result(path: Path) -> StoredResult:
     """Raises UserError for a file that is no result, is damaged, of a newer format, or has lost its .npz."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        version = facts["format"]
-        if isinstance(version, int) and version > FORMAT:
-            raise UserError(
-                f"{path} has format {version}, this crosspair reads formats up to {FORMAT}; upgrade crosspair"
-            )
-        checksum, metric = facts["ranks_checksum"], facts["metric"]
-        protocol = find_protocol(facts["protocol"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no result of crosspair evaluate ({error!r:.80}); {_ADVICE}") from error
+    problem = "is no result of crosspair evaluate"
+    facts = manifests.read_object(path, FORMAT, _ADVICE, problem)
+    with manifests.damage_named(path, _ADVICE, problem):
+        decisive = {field: facts[field] for field in _DECISIVE if field in facts}
+        known = manifests.parse(_Decisive, decisive)
+    protocol = find_protocol(known.protocol)
+    checksum, metric = known.ranks_checksum, known.metric
     ranks = ranks_path(path)
     if not ranks.is_file():
         raise UserError(f"{path} has lost {ranks.name}, the ranks beside it; copy both, or {_ADVICE}")

@@ -36,13 +36,16 @@ def read_manifest(path: Path, kind: type[T], newest: int, advice: str) -> T:
 
     Raises UserError for a file that is damaged, naming the field, and for one of a newer format.
     """
-    with _damage_named(path, advice):
+    with damage_named(path, advice):
         return parse(kind, read_object(path, newest, advice))
 
 
-def read_object(path: Path, newest: int, advice: str) -> dict[str, Any]:
-    """The JSON object in a file, of which no more is known than its format. Raises UserError as `read_manifest`."""
-    with _damage_named(path, advice):
+def read_object(path: Path, newest: int, advice: str, problem: str = "is damaged") -> dict[str, Any]:
+    """The JSON object in a file, of which no more is known than its format. Raises UserError as `read_manifest`.
+
+    problem: what the error says of a file that is none.
+    """
+    with damage_named(path, advice, problem):
         size = path.stat().st_size
         if size > LARGEST:
             raise ManifestError(f"it has {size:,} bytes, expected {LARGEST:,} at most")
@@ -62,12 +65,13 @@ def read_object(path: Path, newest: int, advice: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _damage_named(path: Path, advice: str) -> Iterator[None]:
+def damage_named(path: Path, advice: str, problem: str = "is damaged") -> Iterator[None]:
+    """Turn what is found wrong with a manifest in the block into one sentence."""
     try:
         yield
-    except (ManifestError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, OSError) as error:
+    except (ManifestError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         reason = str(error) if isinstance(error, ManifestError) else f"{error!s:.100}"
-        raise UserError(f"{path} is damaged ({reason}); {advice}") from error
+        raise UserError(f"{path} {problem} ({reason}); {advice}") from error
 
 
 def parse(kind: type[T], found: Any, name: str = "") -> T:

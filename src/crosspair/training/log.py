@@ -27,8 +27,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
         if line.endswith("\n"):
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                row = json.loads(line)
+                if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int):
+                    raise ValueError("no row with a kind and a step")
+                rows.append(row)
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"line {number} of {path} is damaged ({line[:40]!r}); remove that line") from error
     return rows
 
