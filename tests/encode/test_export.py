@@ -16,6 +16,7 @@ from crosspair.commands.export import export_command
 from crosspair.data.images import load_image
 from crosspair.data.tokens import pad
 from crosspair.data.transforms import ImageInput
+from crosspair.encode.backends import TorchBackend
 from crosspair.encode.export import Sample, export_model
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.openvino import OpenVINOBackend, convert_encoders, openvino_precisions
@@ -160,6 +161,21 @@ def test_onnx_and_its_description_are_enough_for_another_program(tiny_model, tmp
     for some in (images, images[:1]):
         pixels = np.stack([ImageInput(height, width).resize(load_image(one)).numpy() for one in some])
         assert_near(torch.from_numpy(image_encoder.run(None, {"pixels": pixels})[0]), model.encode_image(some))
+    read = DualEncoder.from_pretrained(out, backend="onnxruntime")
+    assert_near(read.encode_image(images), model.encode_image(images))
+    assert_near(read.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
+
+
+def test_onnx_runtime_encodes_a_model_of_pytorch_and_its_features(saved, images):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    expected = DualEncoder.from_pretrained(saved)
+    model = DualEncoder.from_pretrained(saved, backend="onnxruntime")
+    assert_near(model.encode_image(images), expected.encode_image(images))
+    assert_near(model.encode_text(CAPTIONS), expected.encode_text(CAPTIONS))
+    pixels = torch.stack([expected.image_input.resize(load_image(image)) for image in images])
+    features = model.backend.image_features(pixels, 2)
+    np.testing.assert_allclose(features, TorchBackend(expected).image_features(pixels, 2), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CAPTIONS = 256  # encoded at a time
+READ_AT_ONCE = 8  # images by a thread: fewer would have the threads wait for each other
 
 
 def cache_directory() -> Path:
@@ -67,7 +68,7 @@ def image_features(
 
     def encode(done: int) -> Iterator[np.ndarray]:
         backend.prepare()
-        images = _resized(model, split, range(done, len(split)))
+        images = _resized(model, split, range(done, len(split)), max(READ_AT_ONCE, backend.group(views)))
         return (features for _, features in encode_in_groups(images, lambda image: image, backend, views))
 
     key = _key(model, split.checksum, views, backend.name)
@@ -122,13 +123,13 @@ def kept_agreement(model: DualEncoder, split: "Split") -> Callable[[Backend], Ag
     return measure
 
 
-def _resized(model: DualEncoder, split: "Split", rows: Iterable[int]) -> Iterator[Tensor]:
-    """Images [3, height, width] as the encoder's input has them, not normalized."""
+def _resized(model: DualEncoder, split: "Split", rows: Iterable[int], at_once: int = READ_AT_ONCE) -> Iterator[Tensor]:
+    """Images [3, height, width] as the encoder's input has them, not normalized. at_once: in a thread."""
 
     def load(row: int) -> Tensor:
         return model.image_input.resize(load_image(split.image(row), split.image_ids[row]))
 
-    return read_ahead(load, rows)
+    return read_ahead(load, rows, at_once=at_once)
 
 
 def _kept(

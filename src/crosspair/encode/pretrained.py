@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,13 @@ from crosspair.data.tokens import SubwordTokenizer
 from crosspair.data.transforms import ImageInput
 from crosspair.errors import UserError
 from crosspair.formats.tensorflow_checkpoint import read_checkpoint
-from crosspair.models.config import ModelConfig, TextEncoderConfig
+from crosspair.models.config import TextEncoderConfig
 from crosspair.models.image import JoinedEncoders, PooledStages
 from crosspair.models.slim.variables import image_scope, load_tf_variables, model_variables
 from crosspair.models.transformer_text import TransformerTextEncoder, transformer_class, transformer_config
 from crosspair.registry import (
     IMAGE_ENCODERS,
     TEXT_ENCODERS,
-    Plugin,
-    loaded_plugins,
-    plugin_module,
     register_image_encoder,
     register_text_encoder,
 )
@@ -366,40 +363,3 @@ def _packaged(name: str) -> Path | None:
     except ImportError:
         return None
     return Path(get_model_path())
-
-
-def plugin_of(name: str, side: Literal["image", "text"]) -> Plugin | None:
-    """The plugin that an encoder's name comes from; None for what is built in."""
-    registry = IMAGE_ENCODERS if side == "image" else TEXT_ENCODERS
-    if name in registry:
-        return registry.entry(name).plugin
-    if side == "text":
-        return None
-    import timm
-
-    if not timm.is_model(name):
-        return None
-    module = timm.model_entrypoint(name).__module__  # of timm's own registry, which plugins add to as well
-    found = (plugin for plugin in loaded_plugins() if module == plugin_module(plugin.source))
-    return next(found, None)
-
-
-def check_plugins(config: ModelConfig, plugins: dict[str, dict[str, str]], model: Path) -> None:
-    """That the plugins of a saved model's encoders are loaded. plugins: by the encoder's name, its name and checksum.
-
-    Raises UserError for one that is missing; one that has changed since is told on stderr.
-    """
-    names: list[tuple[str, Literal["image", "text"]]] = [
-        (part.strip(), "image") for part in config.image.name.split("+")
-    ]
-    for name, side in [*names, (config.text.name, "text")]:
-        if name not in plugins:
-            continue
-        wanted, found = Plugin(**plugins[name]), plugin_of(name, side)
-        if found is None:
-            raise UserError(
-                f"{model} has the {side} encoder '{name}' of the plugin {wanted.name}, which is not loaded; name it "
-                f"with --plugin {wanted.name} or in CROSSPAIR_PLUGINS"
-            )
-        if found.checksum != wanted.checksum:
-            print(f"the plugin {found.name} has changed since {model} was saved", file=sys.stderr)

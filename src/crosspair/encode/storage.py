@@ -5,6 +5,7 @@ The vocabulary is vocabulary.txt, one word a line, or the tokenizer.json of a te
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from crosspair.data.tokens import SubwordTokenizer, Vocabulary
 from crosspair.data.transforms import ImageInput
-from crosspair.encode.pretrained import check_plugins, plugin_of
 from crosspair.errors import UserError
 from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.registry import IMAGE_ENCODERS, TEXT_ENCODERS, Plugin, loaded_plugins, plugin_module
 from crosspair.storage.files import whole_directory
 from crosspair.version import __version__
 
@@ -83,6 +84,43 @@ def _plugins(config: ModelConfig) -> dict[str, Any]:
     return {
         name: {"name": plugin.name, "checksum": plugin.checksum} for name, plugin in found.items() if plugin is not None
     }
+
+
+def plugin_of(name: str, side: Literal["image", "text"]) -> Plugin | None:
+    """The plugin that an encoder's name comes from; None for what is built in."""
+    registry = IMAGE_ENCODERS if side == "image" else TEXT_ENCODERS
+    if name in registry:
+        return registry.entry(name).plugin
+    if side == "text":
+        return None
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    module = timm.model_entrypoint(name).__module__  # of timm's own registry, which plugins add to as well
+    found = (plugin for plugin in loaded_plugins() if module == plugin_module(plugin.source))
+    return next(found, None)
+
+
+def _check_plugins(config: ModelConfig, plugins: dict[str, dict[str, str]], model: Path) -> None:
+    """That the plugins of a saved model's encoders are loaded. plugins: by the encoder's name, its name and checksum.
+
+    Raises UserError for one that is missing; one that has changed since is told on stderr.
+    """
+    names: list[tuple[str, Literal["image", "text"]]] = [
+        (part.strip(), "image") for part in config.image.name.split("+")
+    ]
+    for name, side in [*names, (config.text.name, "text")]:
+        if name not in plugins:
+            continue
+        wanted, found = Plugin(**plugins[name]), plugin_of(name, side)
+        if found is None:
+            raise UserError(
+                f"{model} has the {side} encoder '{name}' of the plugin {wanted.name}, which is not loaded; name it "
+                f"with --plugin {wanted.name} or in CROSSPAIR_PLUGINS"
+            )
+        if found.checksum != wanted.checksum:
+            print(f"the plugin {found.name} has changed since {model} was saved", file=sys.stderr)
 
 
 def model_checksum(name: str | Path) -> str:
@@ -190,7 +228,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, ImageInput, dict[str, Any] | 
         image_input = _typed(ImageInput, found["image_input"])
         if not len(image_input.mean) == len(image_input.std) == 3:
             raise ValueError(f"mean {image_input.mean} and std {image_input.std} are not of three colours")
-        check_plugins(config, found.get("plugins", {}), path.parent)
+        _check_plugins(config, found.get("plugins", {}), path.parent)
         return config, image_input, found.get("text_architecture")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a crosspair model's configuration ({error!r}); copy the model again") from error

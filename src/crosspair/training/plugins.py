@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crosspair.encode.pretrained import plugin_of
+from crosspair.encode.storage import plugin_of
 from crosspair.errors import UserError
 from crosspair.registry import REGISTRIES, Plugin
 from crosspair.training.recipe import Recipe, name_and_settings
