@@ -111,6 +111,7 @@ def test_every_built_in_name_is_registered_by_the_module_that_is_named_for_it():
         ("broken.py", "1 / 0", "the plugin broken.py fails with ZeroDivisionError: division by zero; mend it"),
         ("broken.py", "import not_there", "the plugin broken.py fails with ModuleNotFoundError: No module named"),
         ("broken.py", "def (", "the plugin broken.py fails with SyntaxError"),
+        ("late.py", HALF + "1 / 0", "the plugin late.py fails with ZeroDivisionError"),
         ("taken.py", HALF.replace('"half"', '"cmpm"'), "'cmpm' is a built-in loss; give your own another name"),
         ("dots.py", HALF.replace('"half"', '"my.half"'), "the loss 'my.half' can't be called so; expected letters"),
         ("bare.py", HALF.replace('("half")', ""), r'a loss needs a name; write @register_loss\("name"\)'),

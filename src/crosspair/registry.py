@@ -148,6 +148,10 @@ class Registry(Generic[Thing]):
                 continue
         return found
 
+    def forget(self, plugin: Plugin) -> None:
+        """Take back what a plugin has registered."""
+        self._entries = {name: entry for name, entry in self._entries.items() if entry.plugin != plugin}
+
     def __contains__(self, name: object) -> bool:
         return name in self.names()
 
@@ -204,6 +208,8 @@ def load_plugin(name: str) -> Plugin:
                 spec.loader.exec_module(module)
     except BaseException:
         del _plugins[source]
+        for registry in REGISTRIES.values():
+            registry.forget(plugin)
         sys.modules.pop(spec.name, None)
         raise
     return plugin

@@ -75,7 +75,7 @@ def check_embeddings(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, rows: int, name: str) -> Tensor:
-    """Labels as int64 [rows]. Raise ValueError for another shape, and for types that merge or can't hold identities."""
+    """Labels as int64 [rows]. Raise ValueError for another shape, and for types that merge labels or hold none."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} are {labels.dtype}; expected integers, as only these compare exactly (try .long())")
     if labels.shape != (rows,):

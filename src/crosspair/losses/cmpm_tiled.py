@@ -154,15 +154,21 @@ class _Tile(NamedTuple):
 
 
 class _Workspace:
-    """Memory for the passes over a tile. Fresh memory would take longer to come by than a pass takes."""
+    """Memory for the passes over a tile, named by what it holds. Fresh memory would take longer to come by than a pass.
+
+    Four tiles are enough: what shares memory here is never needed at the same time.
+    """
 
     def __init__(self, like: Tensor, settings: _Settings) -> None:
-        self.cosines, self.by_row, self.by_column, self.scratch = like.new_empty(4, settings.side**2).unbind()
+        self.cosines, first, second, third = like.new_empty(4, settings.side**2).unbind()
+        self.logits = self.by_row = first  # of the forward pass; the gradient over texts
+        self.by_column = second  # the gradient over images
+        self.exponentials = self.both = third  # of logits; the sum of both gradients
         self.product = like.new_empty(settings.side**2, dtype=settings.product_dtype)
 
     def sum_to_multiply(self, by_row: Tensor, by_column: Tensor) -> Tensor:
         """Of two tiles, in the type of the products."""
-        both = torch.add(by_row, by_column, out=_shaped(self.scratch, by_row))
+        both = torch.add(by_row, by_column, out=_shaped(self.both, by_row))
         return both if both.dtype == self.product.dtype else _shaped(self.product, both).copy_(both)
 
 
@@ -255,14 +261,14 @@ class _RunningSoftmax:
     def add(self, tile: _Tile, work: _Workspace) -> None:
         at, dim = tile.along(self.dim), self.dim
         top = torch.maximum(self.top[at], tile.cosines.amax(dim))
-        logits = _logits(tile, top, self.lengths[at], dim, work.by_row)
-        summands = torch.exp2(logits, out=_shaped(work.scratch, logits))
-        total = summands.sum(dim)
-        weighted = logits.mul_(summands).sum(dim)
+        logits = _logits(tile, top, self.lengths[at], dim, work.logits)
+        exponentials = torch.exp2(logits, out=_shaped(work.exponentials, logits))
+        total = exponentials.sum(dim)
+        weighted = logits.mul_(exponentials).sum(dim)  # the last use of the logits
         for block in tile.blocks:
-            summands[block.where].masked_fill_(block.matches, 0)
-        astray = summands.sum(dim) if tile.blocks else total
-        shift = (self.top[at] - top) * self.lengths[at]
+            exponentials[block.where].masked_fill_(block.matches, 0)
+        astray = exponentials.sum(dim) if tile.blocks else total
+        shift = (self.top[at] - top) * self.lengths[at]  # what the sums so far were counted from, from here on
         shrink = shift.exp2()
         self.weighted[at] = shrink * (self.weighted[at] + shift * self.total[at]) + weighted
         self.total[at] = shrink * self.total[at] + total
@@ -296,13 +302,13 @@ class _SoftmaxGradient:
         """Written to `memory`."""
         at, dim = tile.along(self.dim), self.dim
         gradient = _logits(tile, self.top[at], self.lengths[at], dim, memory)
-        scratch = torch.exp2(gradient, out=_shaped(work.scratch, gradient))
+        exponentials = torch.exp2(gradient, out=_shaped(work.exponentials, gradient))
         offset_at_match = self.offset_at_match[at].unsqueeze(dim).expand_as(gradient)
         brackets_at_match = [gradient[block.where] - offset_at_match[block.where] for block in tile.blocks]
         gradient.sub_(self.offset[at].unsqueeze(dim))
         for block, bracket in zip(tile.blocks, brackets_at_match, strict=True):
             gradient[block.where] = torch.where(block.matches, bracket, gradient[block.where])
-        return gradient.mul_(scratch).mul_(self.factor[at].unsqueeze(dim))
+        return gradient.mul_(exponentials).mul_(self.factor[at].unsqueeze(dim))
 
 
 def _logits(tile: _Tile, top: Tensor, lengths: Tensor, dim: int, memory: Tensor) -> Tensor:
