@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from crosspair.devices import DEVICES
 from crosspair.errors import UserError
-from crosspair.registry import load_plugin
 from crosspair.version import __version__
 
 _MODULES = {"import": "importing"}  # of commands whose name can't be a module's
@@ -25,8 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse(arguments)
     try:
-        for plugin in options.plugin:
-            load_plugin(plugin)
+        if options.plugin:
+            from crosspair.registry import load_plugin
+
+            for plugin in options.plugin:
+                load_plugin(plugin)
         command = import_module(f"crosspair.commands.{_MODULES.get(options.command, options.command)}")
         code: int = command.run(options) or 0
     except UserError as error:
