@@ -68,8 +68,15 @@ def image_features(
 
     def encode(done: int) -> Iterator[np.ndarray]:
         backend.prepare()
-        images = _resized(model, split, range(done, len(split)), max(READ_AT_ONCE, backend.group(views)))
-        return (features for _, features in encode_in_groups(images, lambda image: image, backend, views))
+        rows = range(done, len(split))
+        if backend.in_threads:
+            images = _resized(model, split, rows)
+            return (features for _, features in encode_in_groups(images, lambda image: image, backend, views))
+        # Stacked by the thread that reads them: a quarter of the time of stacking them where PyTorch computes.
+        stacked = read_ahead(
+            lambda some: torch.stack([_load(model, split, row) for row in some]), grouped(rows, backend.group(views))
+        )
+        return (backend.image_features(images, views) for images in stacked)
 
     key = _key(model, split.checksum, views, backend.name)
     return _kept(key, shape, backend.group(views), encode, label, " images", progress)
@@ -123,13 +130,13 @@ def kept_agreement(model: DualEncoder, split: "Split") -> Callable[[Backend], Ag
     return measure
 
 
-def _resized(model: DualEncoder, split: "Split", rows: Iterable[int], at_once: int = READ_AT_ONCE) -> Iterator[Tensor]:
-    """Images [3, height, width] as the encoder's input has them, not normalized. at_once: in a thread."""
+def _load(model: DualEncoder, split: "Split", row: int) -> Tensor:
+    """An image [3, height, width] as the encoder's input has it, not normalized."""
+    return model.image_input.resize(load_image(split.image(row), split.image_ids[row]))
 
-    def load(row: int) -> Tensor:
-        return model.image_input.resize(load_image(split.image(row), split.image_ids[row]))
 
-    return read_ahead(load, rows, at_once=at_once)
+def _resized(model: DualEncoder, split: "Split", rows: Iterable[int]) -> Iterator[Tensor]:
+    return read_ahead(lambda row: _load(model, split, row), rows, at_once=READ_AT_ONCE)
 
 
 def _kept(
