@@ -1,11 +1,11 @@
 """What a recipe costs: operations, memory and measured throughput of its steps, and from that the hours on one GPU.
 
-    python benchmarks/cost.py flickr30k-best --pictures 29000 [--words 13] [--measured 8] [--steps 3]
+    python benchmarks/cost.py flickr30k-best --images 29000 [--words 13] [--measured 8] [--steps 3]
 
-A step of the recipe's last stage is run here with a few pictures (weights are random: no hub is needed) and timed, its
+A step of the recipe's last stage is run here with a few images (weights are random: no hub is needed) and timed, its
 floating-point operations are counted, forward and backward, and so are the bytes that it keeps for the backward pass.
 A GPU's hours are the operations of all steps over its peak times the share of the peak that training reaches; not in
-them are validation, and waiting where the pictures are not decoded fast enough.
+them are validation, and waiting where the images are not decoded fast enough.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def text_encoder(config: TextEncoderConfig) -> TransformerTextEncoder:
 
 
 class Step:
-    """Forward and backward of a stage's step with b pictures."""
+    """Forward and backward of a stage's step with b images."""
 
     def __init__(self, recipe: Recipe, stage: StageConfig, images: int, words: int) -> None:
         image = replace(recipe.model.image, weights="none")

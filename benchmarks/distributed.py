@@ -1,6 +1,6 @@
 """Training steps of one batch shared by 1, 2, ... processes on this machine: time, memory and bytes exchanged.
 
-    python benchmarks/distributed.py [--processes 1 2] [--pictures 256] [--captions 2] [--steps 3] [--dim 512]
+    python benchmarks/distributed.py [--processes 1 2] [--images 256] [--captions 2] [--steps 3] [--dim 512]
 
 BiLSTM and both projections on features of 1,280 numbers, CMPM + CMPC, float32, a thread a process, gloo. For each
 number of processes: the median time of a step, the first process's largest memory over that before the first step, and
@@ -33,7 +33,7 @@ WORDS, LENGTH = 2500, 12
 
 
 def batch_of(images: int, captions: int, num_features: int, rank: int, processes: int) -> Batch:
-    """This process's share of a batch in which every picture is a class of its own."""
+    """This process's share of a batch in which every image is a class of its own."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(images, num_features, generator=generator)
     tokens = torch.randint(2, WORDS, (images * captions, LENGTH), generator=generator)

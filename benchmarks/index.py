@@ -1,12 +1,12 @@
-"""Indexing a folder of pictures end to end against eager PyTorch in float32, in one run.
+"""Indexing a folder of images end to end against eager PyTorch in float32, in one run.
 
-    python benchmarks/index.py MODEL PICTURES [--pictures 1500] [--threads 2]
+    python benchmarks/index.py MODEL PICTURES [--images 1500] [--threads 2]
 
 MODEL: a model's directory; PICTURES: a folder of JPEG files, of which the first ones are linked into a folder of their
 own. `crosspair index` reads, decodes, resizes, encodes and writes embeddings, items and thumbnails, each time into a
-new gallery; loading the model and converting it count. The other side is the textbook: Pillow opens one picture after
+new gallery; loading the model and converting it count. The other side is the textbook: Pillow opens one image after
 the other, batches of 32 go through the same encoder in float32 with contiguous weights, and the vectors are kept.
-Prints pictures per second of both and how many times as many the first are.
+Prints images per second of both and how many times as many the first are.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """What TensorFlow's way of decoding a JPEG, with the fast integer cosine transform, changes: docs/fidelity.md.
 
     pip install simplejpeg
-    python benchmarks/jpeg.py MODEL --data flickr8k [--split val] [--pictures 500]
+    python benchmarks/jpeg.py MODEL --data flickr8k [--split val] [--images 500]
 
-Pixels, embeddings and recall of a trained model, the pictures decoded by libjpeg-turbo's fast transform (for the
-reference pictures it gives TensorFlow's pixels exactly) and by its exact one, which crosspair uses everywhere.
+Pixels, embeddings and recall of a trained model, the images decoded by libjpeg-turbo's fast transform (for the
+reference images it gives TensorFlow's pixels exactly) and by its exact one, which crosspair uses everywhere.
 """
 
 import argparse

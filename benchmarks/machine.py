@@ -2,7 +2,7 @@
 
     python benchmarks/machine.py [--encoders tf_efficientnet_lite0 mobilenetv1_100] [--rounds 5] [--compile]
 
-8 pictures of 224 x 224, forward and backward, on one core (or --device cuda). Prints the least time of each way (on a
+8 images of 224 x 224, forward and backward, on one core (or --device cuda). Prints the least time of each way (on a
 CPU its own time) and how many times as fast as float32 in planes it is; --compile adds the compiled encoder and what
 compiling it took (minutes).
 """

@@ -1,11 +1,11 @@
-"""What it brings on a CPU that a process keeps the memory it frees, and encodes few pictures at once. Alternating.
+"""What it brings on a CPU that a process keeps the memory it frees, and encodes few images at once. Alternating.
 
     python benchmarks/memory.py [--data flickr8k] [--recipe flickr8k-lite0] [--stage 2] [--rounds 20]
 
 Steps: two processes train on the same batches in turns, one of them as `crosspair train` does, the other with the C
 library as it is. Prints the median of a step after WARM others, the seconds in the system's own code, and the peak of
 memory.
-Encoding: 64 pictures with the recipe's model, all together and as many at once as `encode_image` takes. No memory kept.
+Encoding: 64 images with the recipe's model, all together and as many at once as `encode_image` takes. No memory kept.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Memory and time of one training step on a large batch, whole and in micro batches, in processes of their own.
 
-    python benchmarks/mini_batch_size.py [--pictures 64] [--micro-batch 8] [--threads 2] [--rounds 3]
+    python benchmarks/mini_batch_size.py [--images 64] [--micro-batch 8] [--threads 2] [--rounds 3]
 
-MobileNet-v1 at 224 pixels and the BiLSTM, 5 captions a picture, CMPM + CMPC, forward and backward. Memory is what the
+MobileNet-v1 at 224 pixels and the BiLSTM, 5 captions an image, CMPM + CMPC, forward and backward. Memory is what the
 step adds to the process at its peak; time is the median of the rounds, which alternate. That gradients are those of the
 whole batch is tested (tests/training/test_accumulation.py).
 """

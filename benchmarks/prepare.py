@@ -1,10 +1,10 @@
-"""Preparing data: pictures a second, bytes, what is lost of a picture, and memory, against the original's way.
+"""Preparing data: images a second, bytes, what is lost of an image, and memory, against the original's way.
 
     python benchmarks/prepare.py [--images DIR] [--count 2000]     speed, bytes and loss
     python benchmarks/prepare.py --memory [--captions 10000000]       memory at a tenth of the captions, and at all
 
-The pictures have 500 x 375 pixels: with --images they are patchworks of four of the photographs there, which may be as
-small as 224 x 224, else noise with edges and the spectrum of photographs. The original decoded and encoded a picture
+The images have 500 x 375 pixels: with --images they are patchworks of four of the photographs there, which may be as
+small as 224 x 224, else noise with edges and the spectrum of photographs. The original decoded and encoded an image
 once per caption (five here).
 """
 
@@ -22,7 +22,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 WIDTH, HEIGHT, CAPTIONS, TRAINING_SIZE = 500, 375, 5, 224
-SOURCE_QUALITY = 95  # about 120 kB a picture, as Flickr's own of this size have
+SOURCE_QUALITY = 95  # about 120 kB an image, as Flickr's own of this size have
 
 
 def drawn(generator: np.random.Generator) -> np.ndarray:
@@ -60,7 +60,7 @@ def make_images(folder: Path, count: int, images: Path | None) -> None:
 
 
 def as_the_original(paths: list[Path], output: Path) -> int:
-    """Every picture decoded and encoded once per caption, its records written one after the other; the bytes."""
+    """Every image decoded and encoded once per caption, its records written one after the other; the bytes."""
     from crosspair.data.images import encode_jpeg, read_image
 
     with output.open("wb") as file:
@@ -71,7 +71,7 @@ def as_the_original(paths: list[Path], output: Path) -> int:
 
 
 def likeness_in_training(paths: list[Path], output: Path) -> dict[str, tuple[float, float]]:
-    """What training sees of a picture against what it would see of its source: decibels and SSIM, means of some 100.
+    """What training sees of an image against what it would see of its source: decibels and SSIM, means of some 100.
 
     "resized": the same without compression, only brought to 256 before it is brought to 224.
     """
@@ -97,7 +97,7 @@ def decibels(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def ssim(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Structural similarity of the grey pictures (Wang et al. 2004): 11 x 11 windows of sigma 1.5; 1 is the same."""
+    """Structural similarity of the grey images (Wang et al. 2004): 11 x 11 windows of sigma 1.5; 1 is the same."""
     x, y = (F.rgb_to_grayscale(image).double() for image in (first, second))
 
     def mean(values: torch.Tensor) -> torch.Tensor:
@@ -172,7 +172,7 @@ def peak_megabytes() -> float:
 
 
 def rows(captions: int, scattered: bool) -> Iterator[str]:
-    """Rows of a table: five captions a picture, next to each other or each in another part of the file."""
+    """Rows of a table: five captions an image, next to each other or each in another part of the file."""
     images = max(1, captions // CAPTIONS)
     for number in range(captions):
         image = number % images if scattered else number // CAPTIONS
@@ -192,7 +192,7 @@ def read_table(folder: Path, captions: int, scattered: bool) -> None:
 
 
 def store(folder: Path, captions: int, per_image: int) -> None:
-    """All of preparing but the decoding: every picture other bytes, a few of them, kept as they are."""
+    """All of preparing but the decoding: every image other bytes, a few of them, kept as they are."""
     from crosspair.data import prepare as module
     from crosspair.data.conversion import Converted
     from crosspair.data.records import Record

@@ -1,10 +1,10 @@
-"""Pictures and captions a second of each backend of a model, and how near it is to PyTorch in float32, in one run.
+"""Images and captions a second of each backend of a model, and how near it is to PyTorch in float32, in one run.
 
     python benchmarks/runtimes.py [--model MODEL] [--data DATA] [--threads 1] [--rounds 5]
 
-Resized pictures and numbered words to embeddings of unit length: decoding and tokenizing take no part. Backends take
+Resized images and numbered words to embeddings of unit length: decoding and tokenizing take no part. Backends take
 turns; the least time of each is taken, and `times` is its rate over that of PyTorch in float32 with colours in planes.
-Without --model an EfficientNet-Lite0 (its package's weights) with an untrained BiLSTM; without --data pictures of noise
+Without --model an EfficientNet-Lite0 (its package's weights) with an untrained BiLSTM; without --data images of noise
 and sentences of random words, for which a cosine says less than for photographs.
 """
 

@@ -1,10 +1,10 @@
-"""The table of docs/scaling.md: what it takes to encode, keep and search 1 million to 10 billion pictures.
+"""The table of docs/scaling.md: what it takes to encode, keep and search 1 million to 10 billion images.
 
     python benchmarks/scaling.py --rate 92
 
---rate: pictures a second and core, as benchmarks/index.py measures it (its number divided by its threads). Everything
+--rate: images a second and core, as benchmarks/index.py measures it (its number divided by its threads). Everything
 else is computed: hours = n / (3600 rate), bytes of vectors = n d bytes a number, a graph of M = 16 links keeps 2 M
-neighbours of 4 bytes (8 from 2^32 pictures on) beside each vector, and product quantization d / 8 bytes.
+neighbours of 4 bytes (8 from 2^32 images on) beside each vector, and product quantization d / 8 bytes.
 """
 
 import argparse

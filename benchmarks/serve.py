@@ -4,7 +4,7 @@
     python benchmarks/serve.py GALLERY --soak 10
 
 Starts the service on GALLERY as a process of its own and asks it from this one over kept connections: sentences, and
-the same mixed with uploads of the gallery's own pictures, one in four. Prints p50 and p99 in milliseconds, requests per
+the same mixed with uploads of the gallery's own images, one in four. Prints p50 and p99 in milliseconds, requests per
 second and the mean size of the service's batches. --soak: 64 clients with the mix for that many minutes, a line every
 half minute with the errors and the service's resident memory; its exit code is 1 after any error, or when the memory at
 the end is more than 5 % above what it was after a quarter of the time.

@@ -2,11 +2,11 @@
 
     python benchmarks/stage1.py [--data flickr8k] [--encoders slim_mobilenet_v1 slim_resnet_v1_152] [--rounds 3]
 
-The original's way: 32 pairs a step, each picture decoded and sent through the frozen encoder (in training mode and
-float32) for every one of its captions in every epoch. Ours: choosing a backend, each picture and its mirror image
-through it once, then steps of 128 pictures with their 5 captions each on the features, in the machine's own precision.
+The original's way: 32 pairs a step, each image decoded and sent through the frozen encoder (in training mode and
+float32) for every one of its captions in every epoch. Ours: choosing a backend, each image and its mirror image
+through it once, then steps of 128 images with their 5 captions each on the features, in the machine's own precision.
 Both are this package's code and read every caption 15 times; weights are random, which changes no time. Nothing runs
-to its end: a few steps and pictures of each, in turns, are scaled up to the whole, for 6,000 pictures with 5 captions
+to its end: a few steps and images of each, in turns, are scaled up to the whole, for 6,000 images with 5 captions
 each (or those of --data). Validation is left out on both sides.
 """
 
@@ -28,13 +28,13 @@ from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import load_recipe
 from trainers import opened, trainer
 
-FLICKR8K = 6000  # pictures with 5 captions each
+FLICKR8K = 6000  # images with 5 captions each
 EPOCHS = 15
 TARGETS = {"slim_mobilenet_v1": 8, "slim_resnet_v1_152": 20}
 
 
 class Part:
-    """Some pictures of a split, to encode a few at a time."""
+    """Some images of a split, to encode a few at a time."""
 
     def __init__(self, split: PreparedSplit, rows: range) -> None:
         self.split, self.rows = split, rows
@@ -63,7 +63,7 @@ def measure(encoder: str, split: PreparedSplit, val: PreparedSplit, images: int,
     per_pair = trainer(recipe(encoder, "--precision", "32-true", "--stage1.freeze_bn_stats", "false"), split, 1)
     per_pair_steps = EPOCHS * captions // per_pair.stage.batch_size
     five_captions = ("--stage1.batch_size", "128", "--stage1.captions_per_image", "5")
-    chunk = 32 if "resnet" in encoder else 128  # pictures to encode in a round, so that it takes some seconds
+    chunk = 32 if "resnet" in encoder else 128  # images to encode in a round, so that it takes some seconds
     placeholder = np.zeros((len(split), 2, per_pair.model.num_image_features), dtype=np.float32)
     ours = trainer(recipe(encoder, *five_captions), split, 1, features=placeholder)
     steps = EPOCHS * captions // 640

@@ -1,9 +1,9 @@
-"""What a training step costs: pictures shared by captions, and the loop around the step. One run, alternating.
+"""What a training step costs: images shared by captions, and the loop around the step. One run, alternating.
 
     python benchmarks/step.py [--data flickr8k] [--rounds 5]
     python benchmarks/step.py --data flickr8k --equal-time 30 [--model RUN/model]
 
-Sharing: pairs per second of steps that train MobileNet-v1 too, 16 pictures with 5 captions each against 80 pictures
+Sharing: pairs per second of steps that train MobileNet-v1 too, 16 images with 5 captions each against 80 images
 with one caption each, loading included.
 Overhead: what `crosspair train` takes for a step (batch, losses, gradients, clipping, update, weight averages, log)
 against the bare forward, backward and optimizer step of a copy of the model on the same batch in memory, with the image
@@ -127,7 +127,7 @@ class Overhead:
 def measure_overhead(data: Data, what: str, recipe: Recipe, steps: int) -> None:
     """Run `train` for a number of steps; the first three, and those that validation follows, are left out."""
     stage = recipe.stages[0][1]
-    epoch = len(data.split("train")) // stage.batch_size  # steps, as a picture is drawn once with all its captions
+    epoch = len(data.split("train")) // stage.batch_size  # steps, as an image is drawn once with all its captions
     counted = [number for number in range(3, 2 * steps + 3) if (number + 1) % epoch][:steps]
     watch = Overhead(counted[-1] + 1)
     with (

@@ -53,7 +53,7 @@ class Peak:
 
 
 def write(directory: Path, images: int, captions: int, dimension: int) -> None:
-    """Texts around their pictures, a label for each picture, in blocks."""
+    """Texts around their images, a label for each image, in blocks."""
     random = np.random.default_rng(0)
     x, z = (
         np.lib.format.open_memmap(directory / f"{name}.npy", "w+", np.float32, (rows, dimension))

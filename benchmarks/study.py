@@ -73,7 +73,7 @@ RUNS = {
 CURVES = "curves"
 
 # On two cores, of which losses and ingredients keep one busy: for a loss or an ingredient with three seeds, for a run
-# with one. Making the features of pictures and captions at first adds up to ten minutes.
+# with one. Making the features of images and captions at first adds up to ten minutes.
 MINUTES = {
     **dict.fromkeys(LOSSES, 6),
     **dict.fromkeys(("CMPC", "CMPM + CMPC"), 25),

@@ -21,7 +21,7 @@ from crosspair.training.run import finished
 from trainers import trainer
 from turns import Way, time_steps
 
-# The original's way with the encoders of flickr8k-lite0: batches of 32 pairs, each with a picture of its own that is
+# The original's way with the encoders of flickr8k-lite0: batches of 32 pairs, each with an image of its own that is
 # decoded and encoded for it in float32, Adam at 2e-4, a frozen image encoder at first.
 ORIGINAL = [
     *("--stage1.batch_size", "32", "--stage1.captions_per_image", "1", "--stage1.epoch_covers", "captions"),
@@ -100,7 +100,7 @@ def compare_curves(data: Path, output: Path, backend: str) -> str:
 
 def _original(data: Data, folder: Path, backend: str) -> Steps:
     """The original's stage 1. Its steps are run on kept features, which changes them by rounding alone; their time is
-    that of steps in which pictures are decoded and encoded."""
+    that of steps in which images are decoded and encoded."""
     path = folder / "original.json"
     if path.exists():
         return Steps(**json.loads(path.read_text(encoding="utf-8")))
@@ -127,7 +127,7 @@ def _original(data: Data, folder: Path, backend: str) -> Steps:
 
 
 def _step_times(data: Data, folder: Path) -> dict[str, float]:
-    """Seconds of a step of the original's way, 32 pictures decoded, encoded and matched with a caption each."""
+    """Seconds of a step of the original's way, 32 images decoded, encoded and matched with a caption each."""
     path = folder / "original-steps.json"
     if not path.exists():
         exact, fast = (

@@ -1,6 +1,6 @@
 """Projections trained on features of frozen encoders: what `study.py` compares losses and ingredients by.
 
-Both encoders' features are made once; then a training takes seconds to minutes. Where pictures are mirrored at random,
+Both encoders' features are made once; then a training takes seconds to minutes. Where images are mirrored at random,
 so are the few whose captions say left or right.
 """
 
@@ -39,7 +39,7 @@ class Training:
     loss: dict[str, Any] = field(default_factory=dict)  # as a recipe has it
     learning_rate: float = 1e-3
     encoder: str = LITE0
-    size: int | None = None  # of the pictures; None takes the encoder's own
+    size: int | None = None  # of the images; None takes the encoder's own
     hidden: int = 512
     dim: int = 512
     dropout: float = 0.3
@@ -54,9 +54,9 @@ class Training:
 
 @dataclass
 class Features:
-    """What the frozen encoders make of a split: images [n, views, f], captions [m, t], and each caption's picture.
+    """What the frozen encoders make of a split: images [n, views, f], captions [m, t], and each caption's image.
 
-    The second view of a picture, if any, is its mirror image.
+    The second view of an image, if any, is its mirror image.
     """
 
     images: Tensor
@@ -139,7 +139,7 @@ def _encode_captions(model: DualEncoder, split: PreparedSplit) -> Tensor:
 def fit(training: Training, train: Features, val: Features, seed: int) -> dict[str, Any]:
     """Train both projections and the loss's own parameters, and evaluate the last weights.
 
-    On val; `train_rsum` is of as many pictures of train, for how closely those are fitted.
+    On val; `train_rsum` is of as many images of train, for how closely those are fitted.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)

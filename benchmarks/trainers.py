@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: made-up pictures with captions, and a training step ready to run."""
+"""What the benchmarks of training share: made-up images with captions, and a training step ready to run."""
 
 import argparse
 import itertools
@@ -29,7 +29,7 @@ from crosspair.training.trainer import batch_source, epoch_plan
 
 @contextmanager
 def opened(options: argparse.Namespace, images: int) -> Iterator[Data]:
-    """The data that --data names, or as many made-up pictures of 256 x 342 with five captions of some eleven words."""
+    """The data that --data names, or as many made-up images of 256 x 342 with five captions of some eleven words."""
     if options.data is not None:
         yield open_data(options.data)
         return

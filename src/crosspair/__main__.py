@@ -1,4 +1,4 @@
-"""`python -m crosspair` is the command `crosspair`: what a launcher such as torchrun starts."""
+"""Entry point of `python -m crosspair`, which launchers such as torchrun start."""
 
 import sys
 

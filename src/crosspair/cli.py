@@ -1,4 +1,4 @@
-"""The command line: its parser, and nothing of what the commands do (that is in crosspair.commands, a file each)."""
+"""Command-line parsing: the commands and their options. What a command does is in its module of crosspair.commands."""
 
 import argparse
 import difflib

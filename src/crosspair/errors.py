@@ -1,4 +1,4 @@
-"""The error a user can mend: one sentence with what was found, what was expected and what to do."""
+"""UserError, a mistake that the user can correct: a sentence of what was found, what was expected and what to do."""
 
 
 class UserError(Exception):

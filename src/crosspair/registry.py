@@ -1,4 +1,4 @@
-"""Names of things that users can add to: losses, encoders, data formats, protocols, samplers, optimizers, engines.
+"""Registries of losses, encoders, data formats, protocols, samplers, optimizers, schedules and engines, and plugins.
 
 A built-in thing registers as a user's own does, by the decorator of its kind:
 
@@ -69,7 +69,7 @@ class Entry(Generic[Thing]):
 
 
 class Registry(Generic[Thing]):
-    """Names of one kind of things.
+    """A registry of one kind of things, by name.
 
     kind: a word for one of them, as messages use it; plural also names the group of entry points.
     built_in: the module that registers each built-in name, imported when the name is first asked for.
@@ -171,7 +171,7 @@ class Registry(Generic[Thing]):
                     self.register(name)(thing)
 
     def _packages(self) -> dict[str, list[EntryPoint]]:
-        """What installed packages add, by name."""
+        """Entry points of installed packages, by name."""
         if self._from_packages is None:
             self._from_packages = {}
             for point in entry_points(group=f"crosspair.{self.plural}"):
@@ -222,7 +222,7 @@ def load_plugins_of_environment() -> None:
 
 
 def list_registered(kind: str) -> list[Entry[Any]]:
-    """What can be named of a kind, with a summary and where it comes from: ("losses"), ("image_encoders") and so on.
+    """The registered things of a kind, with summary and origin: ("losses"), ("image_encoders") and so on.
 
     Raises UserError for another kind, naming those there are.
     """

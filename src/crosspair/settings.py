@@ -1,4 +1,4 @@
-"""Settings of what is registered: read from a signature, and checked before they are used.
+"""Settings of registered things: read from their signatures, and checked before they are used.
 
     def half(image_embeddings, text_embeddings, image_labels, text_labels, *,
              share: Annotated[float, Range(at_least=0), "of the first direction"] = 0.5): ...
@@ -91,7 +91,7 @@ def apply_settings(thing: Callable[..., Any], settings: Mapping[str, Any], **giv
 def check_settings(
     known: Mapping[str, Setting], values: Mapping[str, Any], prefix: str, also: Collection[str] = ()
 ) -> dict[str, Any]:
-    """All settings: those given, which are of the right type then, and the defaults of the others.
+    """All settings: those given, checked against their declared types, and the defaults of the others.
 
     values: from Python or YAML, or as text from the command line. prefix: of a setting's name in messages. also: names
     to suggest beside the known ones.

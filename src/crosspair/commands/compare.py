@@ -1,4 +1,4 @@
-"""crosspair compare: results that are stored, or evaluated where they are not, in one table."""
+"""crosspair compare: metrics of runs, models and stored results in one table, evaluated where they are missing."""
 
 from argparse import Namespace
 
@@ -9,7 +9,7 @@ from crosspair.training.measure import compare
 
 
 def run(options: Namespace) -> None:
-    """Print the tables of runs, models and stored results; --output also writes them as Markdown, CSV and LaTeX."""
+    """Print the comparison of runs, models and stored results; --output also writes it as Markdown, CSV and LaTeX."""
     if options.output is not None and options.output.is_file():
         raise UserError(f"{options.output} is a file; expected a directory for the tables, name another --output")
     find_device(options.device)  # before anything is read

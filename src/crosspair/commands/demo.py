@@ -86,7 +86,7 @@ def _examples(model: DualEncoder, split: "PreparedSplit") -> str:
     seen = embed_split(model, split)
     names = [captions[0].removeprefix("a drawing of ") for captions in split.captions]
     first_caption = torch.tensor([0, *[len(captions) for captions in split.captions]]).cumsum(0)[:-1]
-    lines = ["the three best drawings for a few names (right one in [brackets])"]
+    lines = ["the three best drawings for a few names (the relevant one in [brackets])"]
     for row in range(len(split) // (2 * QUERIES), len(split), len(split) // QUERIES):
         scores = seen.images @ seen.texts[first_caption[row]]
         found = [

@@ -1,4 +1,4 @@
-"""crosspair export: a model as files for other backends, checked on pictures and captions."""
+"""crosspair export: write a model as files for other backends and check them against PyTorch."""
 
 from argparse import Namespace
 from itertools import islice
@@ -44,8 +44,8 @@ def run(options: Namespace) -> None:
 def export_command(name: str, kind: str, output: Path, check: Path | None, device: str = "auto") -> str:
     """Export a model and say how near it is to PyTorch.
 
-    check: a folder of pictures or DATA; None takes the data a RUN was trained with, where it still is, or else draws
-    pictures. device: that PyTorch encodes on for the comparison.
+    check: a folder of images or DATA; None takes the data a RUN was trained with, where it still is, or else draws
+    images. device: that PyTorch encodes on for the comparison.
     """
     find_device(device)
     directory = model_directory(name)
@@ -77,7 +77,7 @@ def _data_of(run: Path) -> Path | None:
 
 
 def _sample(source: Path, directory: str) -> Sample:
-    """Pictures evenly spaced over a folder or over DATA's held-out split, with captions where there are any."""
+    """Images evenly spaced over a folder or over DATA's held-out split, with captions where there are any."""
     from crosspair.data.dataset import open_data
     from crosspair.gallery.sources import NoImageError, open_source
 
@@ -106,7 +106,7 @@ def _sample(source: Path, directory: str) -> Sample:
 
 
 def _drawn(directory: str) -> Sample:
-    """Coloured boxes over gradients: what there is without a picture at hand."""
+    """Coloured boxes over gradients: what there is without an image at hand."""
     random = np.random.default_rng(0)
     images = []
     for _ in range(IMAGES):

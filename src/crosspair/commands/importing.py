@@ -1,4 +1,4 @@
-"""crosspair import: the original's TensorFlow checkpoint into a MODEL."""
+"""crosspair import: convert the original's TensorFlow checkpoint into a MODEL directory."""
 
 from argparse import Namespace
 

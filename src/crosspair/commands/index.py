@@ -1,4 +1,4 @@
-"""crosspair index: a folder of pictures or DATA into a GALLERY, and later what has changed."""
+"""crosspair index: encode a folder of images or DATA into a GALLERY, or update one with what has changed."""
 
 import sys
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""crosspair inspect: what is in a DATA, RUN, MODEL or GALLERY directory, in a screenful."""
+"""crosspair inspect: a summary of a DATA, RUN, MODEL or GALLERY directory."""
 
 import math
 from argparse import Namespace
@@ -17,7 +17,7 @@ VALIDATIONS_SHOWN = 12  # of a run, the last ones
 
 
 def run(options: Namespace) -> None:
-    """Print what a directory holds; with --sheet, write random pictures of DATA with their captions."""
+    """Print what a directory holds; with --sheet, write random images of DATA with their captions."""
     path: Path = options.path
     kind = expect_kind(path, "DATA", "RUN", "MODEL", "GALLERY")
     if kind == "DATA":

@@ -1,4 +1,4 @@
-"""crosspair list: the names of losses, encoders, data formats and all else that recipes, options and plugins name."""
+"""crosspair list: the registered losses, encoders, data formats and other things that recipes and options name."""
 
 import difflib
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""crosspair prepare: annotations and pictures of any data format into a DATA directory."""
+"""crosspair prepare: convert annotations and images of any data format into a DATA directory."""
 
 from argparse import Namespace
 

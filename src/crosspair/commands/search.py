@@ -1,4 +1,4 @@
-"""crosspair search: the pictures of a GALLERY nearest to a sentence or a picture."""
+"""crosspair search: the images of a GALLERY nearest to a sentence or an image."""
 
 from argparse import Namespace
 

@@ -1,4 +1,4 @@
-"""crosspair train: a recipe on a DATA directory or a stream, into a RUN with its model and report."""
+"""crosspair train: train by a recipe on a DATA directory or a stream; leaves a RUN with its model and report."""
 
 import sys
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""crosspair verify: losses, encoders, metrics and training against the original's numbers."""
+"""crosspair verify: compare losses, encoders, metrics and training with the original's numbers."""
 
 from argparse import Namespace
 

@@ -1,4 +1,4 @@
-"""What training asks of data, what an epoch reads, decided in advance from a seed, and the batches made of it.
+"""Training batches: the interface of a split, an epoch's plan drawn in advance from a seed, and the batches themselves.
 
 A batch holds each of its images once with several of its captions: b images, m captions. The plan owns all
 randomness (order, captions, flips, crops), so batches are the same for any number of workers and after a resume.
@@ -29,7 +29,7 @@ Sampler = Callable[..., Sequence[Sequence[int] | np.ndarray]]  # as `crosspair.d
 
 
 class TrainingSplit(Protocol):
-    """What training asks of the data it learns from: n images with labels and captions, read in whatever way.
+    """The interface of training data: n images with labels and captions, however they are stored.
 
     `Split` is the usual case, of images that can be read in any order; a stream is another one.
     """
@@ -56,13 +56,13 @@ class TrainingSplit(Protocol):
         """The DATA directory that it belongs to, if any."""
 
     def describe(self) -> dict[str, Any]:
-        """What the first row of a run's metrics.jsonl tells of it, beside `directory` and `checksum`."""
+        """Facts for the first row of a run's metrics.jsonl, beside `directory` and `checksum`."""
 
     def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
         """How often each word is in the captions. Raises UserError for a tokenizer that it can't be read with."""
 
     def batch_source(self, reading: "Reading") -> "BatchSource":
-        """What makes its batches."""
+        """The source of batches of this split."""
 
 
 class Split(TrainingSplit, Protocol):
@@ -134,7 +134,7 @@ class Reading:
     """How images and captions become a model's input.
 
     tokenize: token numbers of a caption or, with the tokenizer `stored`, of its words. features: float32
-    [n, 1 or 2, num_features] (of each image and of its mirror image); with them no image is read. text_features:
+    [n, 1 or 2, num_features] (of each image, and of it flipped); with them no image is read. text_features:
     float32 [all captions, num_features], in the order of their images. smallest_crop: images are cropped to a random
     share of their area, from this to 1. hflip_sides: flip also images of which a caption in the batch says left or
     right. decoded: the images, where they are kept decoded.
@@ -152,7 +152,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the batches of an epoch are drawn, as a recipe's stage says it; shuffle_buffer is for streams alone."""
+    """How the batches of an epoch are drawn, by a recipe's stage; shuffle_buffer is for streams alone."""
 
     batch_size: int
     captions_per_image: int = 1
@@ -293,7 +293,7 @@ class BatchSource:
 
     @property
     def labels(self) -> list[int]:
-        """The label's number among the training labels, of each image."""
+        """Class index of each image: the position of its label among the training labels."""
         return self._labels.tolist()
 
     def plan(self, drawing: Drawing, seed: Sequence[int]) -> Sequence[BatchPlan]:
@@ -310,7 +310,7 @@ class BatchSource:
         )
 
     def share(self, plans: Sequence[BatchPlan], rank: int, processes: int) -> Sequence[BatchPlan]:
-        """What one of the processes takes of each batch."""
+        """The part of each batch that one of the processes takes."""
         return [plan.shard(rank, processes) for plan in plans]
 
     def __getitem__(self, plan: BatchPlan) -> Batch:

@@ -39,7 +39,7 @@ TASKS_WAITING = 4  # for each worker
 
 @dataclass(frozen=True)
 class Converted:
-    """An image ready to be stored, or why there is none."""
+    """A converted image, or the reason why it can't be stored."""
 
     data: bytes
     source_bytes: int

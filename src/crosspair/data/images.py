@@ -48,7 +48,7 @@ class TooManyPixelsError(ImageError):
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """A JPEG that torchvision decodes right: 8 bits, Huffman coded, grey or three colours."""
+    """Header of a JPEG that torchvision decodes correctly: 8 bits, Huffman coded, grey or three colours."""
 
     width: int
     height: int
@@ -215,7 +215,7 @@ def _decode_with_pillow(data: bytes, name: str) -> Tensor:
 
 @contextmanager
 def _pillow_errors(name: str) -> Iterator[None]:
-    """Whatever Pillow stumbles over as a ImageError."""
+    """Turn any error of Pillow into an ImageError."""
     from PIL import Image, UnidentifiedImageError
 
     try:

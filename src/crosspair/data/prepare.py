@@ -1,4 +1,4 @@
-"""Images and captions of any source to a DATA directory: each image decoded once and stored once.
+"""Preparation of a DATA directory from any source: each image is decoded once and stored once.
 
 While it works, the data grow in `.DATA.partial` beside DATA, with checkpoints that say what of it is whole (see
 crosspair.data.writer). A run that is killed leaves that folder, and the same command goes on from it.

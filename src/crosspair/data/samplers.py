@@ -29,7 +29,7 @@ def label_balanced(
     images: Sequence[int],
     *,
     images_per_label: Annotated[
-        int, Range(at_least=1), "Pictures of each label in a batch; a label that has fewer gives all of them."
+        int, Range(at_least=1), "Images of each label in a batch; a label that has fewer gives all of them."
     ] = 4,
 ) -> list[np.ndarray]:
     """Batches of batch_size / images_per_label different labels with as many different images of each.

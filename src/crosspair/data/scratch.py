@@ -1,4 +1,4 @@
-"""What grows with the number of records and would not fit into memory: SQLite in a temporary file.
+"""Temporary SQLite database for tables that grow with the number of records and may not fit into memory.
 
 A database keeps to a few megabytes of memory, goes to a file when it needs more, and vanishes with its process.
 """
@@ -39,7 +39,7 @@ def short_checksum(data: bytes) -> bytes:
 
 
 class SeenNames:
-    """Tells of a name whether it came before."""
+    """A set of names on disk, to find those that come twice."""
 
     def __init__(self) -> None:
         self._names = scratch_database("names(checksum BLOB PRIMARY KEY) WITHOUT ROWID")

@@ -1,4 +1,4 @@
-"""Data of one's own to train on: any dataset of (image, captions, label), and splits brought together from anywhere."""
+"""Training data from Python: a split of any dataset of (image, captions, label), and splits given by name."""
 
 import hashlib
 import operator
@@ -16,7 +16,7 @@ from crosspair.progress import progress_bar
 
 
 class ImageTextDataset(Protocol):
-    """What `from_dataset` takes: a `torch.utils.data.Dataset` that knows its length, or anything with these methods."""
+    """The input of `from_dataset`: a `torch.utils.data.Dataset` with a length, or anything with these methods."""
 
     def __len__(self) -> int: ...
 
@@ -32,7 +32,7 @@ class TrainingData(Protocol):
 
 
 class GivenData:
-    """Splits by name, from anywhere.
+    """Training data made of given splits, by name.
 
     splits: `train` and `val` to train with, each a dataset as `from_dataset` takes it, a stream, a split of opened
     data, or the path of a DATA directory that has a split of that name. Raises UserError for what can't be used.
@@ -70,7 +70,7 @@ class DatasetSplit(Split):
         return len(self.captions)
 
     def image(self, index: int) -> Any:
-        """As the dataset gives it."""
+        """The image of a row as the dataset returns it."""
         return self.dataset[index][0]
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Drawn splits: by label, so that no label is in two of them, and the same for a seed.
+"""Random splits, drawn by label: no label is in two of them, and equal seeds give equal splits.
 
 For a source that has none, or for one that lacks val alone: it is then drawn from train, and test stays as it is.
 """

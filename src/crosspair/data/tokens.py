@@ -1,4 +1,4 @@
-"""Captions into token numbers: words of the published vocabulary, or the subwords of a pretrained text encoder."""
+"""Tokenizers: captions to numbers of words of a vocabulary, or of subwords of a pretrained text encoder."""
 
 import re
 import string
@@ -42,7 +42,7 @@ def tokenize(caption: str, tokenizer: Tokenizer = "words") -> list[str]:
 
 
 def says_side(caption: str) -> bool:
-    """Whether a caption has the word left or right, in whatever sense: a mirrored image may not be what it says."""
+    """Whether a caption has the word left or right, in whatever sense: a flipped image may not be what it says."""
     return _SIDE.search(caption) is not None
 
 

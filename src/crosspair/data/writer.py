@@ -1,4 +1,4 @@
-"""Rows to Arrow files that `datasets.load_from_disk` opens, and the checkpoints by which a killed run is gone on from.
+"""Writer of Arrow files that `datasets.load_from_disk` opens, with checkpoints to resume a killed run from.
 
     WORK/data/train/data-00000.arrow        a shard: some thousand rows of one split
     WORK/checkpoints/00000.json             what its shards hold, and the records that they were made from
@@ -61,7 +61,7 @@ class Shard:
 
 @dataclass
 class Checkpoint:
-    """What some successive records became."""
+    """The outcome of a range of consecutive records: shards, checksums and what was skipped."""
 
     settings: dict[str, Any]  # that the stored bytes depend on
     records: int = 0
@@ -78,7 +78,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint | None":
-        """None where there is none, or a damaged one."""
+        """Read a checkpoint; None where there is none, or a damaged one."""
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             shards = {split: Shard(**shard) for split, shard in fields.pop("shards").items()}

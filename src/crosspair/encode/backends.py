@@ -1,4 +1,4 @@
-"""What encodes: PyTorch on its device, or OpenVINO or ONNX Runtime on the CPU, and which of them is exact enough."""
+"""Encoding backends: PyTorch, OpenVINO and ONNX Runtime, and the choice of the fastest one that is exact enough."""
 
 import json
 from collections.abc import Callable
@@ -30,13 +30,13 @@ class Backend(Protocol):
     images_at_once: int  # what is fast
 
     def prepare(self, *, texts: bool = False) -> None:
-        """Made ready for images and, with `texts`, for captions. Raises UserError where an encoder can't be run."""
+        """Get ready for images and, with `texts`, for captions. Raises UserError where an encoder can't be run."""
 
     def group(self, views: int = 1) -> int:
         """Images to make features of at a time, which an interruption leaves whole."""
 
     def image_features(self, images: Tensor, views: int = 1) -> np.ndarray:
-        """Resized images [b, 3, height, width] -> float32 [b, views, num_features]; the second view is mirrored."""
+        """Resized images [b, 3, height, width] -> float32 [b, views, num_features]; the second view is flipped."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Resized images [b, 3, height, width], values 0..255 -> float32 [b, dim] of unit length, on the CPU."""
@@ -101,7 +101,7 @@ class Agreement:
 
     @classmethod
     def of(cls, vectors: np.ndarray, reference: np.ndarray) -> "Agreement":
-        """Of the rows of two arrays [n, d]."""
+        """The agreement of the rows of two arrays [n, d]."""
         found = cosines(vectors, reference)
         return cls(float(found.mean()), float(found.min()), len(found))
 
@@ -110,7 +110,7 @@ class Agreement:
 
 
 def agreement_on(images: Tensor, backend: Backend, network: TwoTowers) -> Agreement:
-    """Of the features by a backend that is prepared, on resized images [b, 3, height, width]."""
+    """The agreement of a prepared backend's features with PyTorch's, on resized images [b, 3, height, width]."""
     exact = TorchBackend(network)
     exact.prepare()
     return Agreement.of(backend.image_features(images)[:, 0], exact.image_features(images)[:, 0])
@@ -125,7 +125,7 @@ def choose_backend(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Backend:
-    """What makes features of images: by `setting` auto, torch, openvino-bf16, openvino-f32 or onnxruntime-f32.
+    """The backend for features of images: `setting` is auto, torch, openvino-bf16, openvino-f32 or onnxruntime-f32.
 
     auto takes the fastest whose agreement is at least 0.999 on average. measure: of a backend, which it may have to
     prepare; None takes what is asked for as it is. precision, autocast: of PyTorch. tell: is given what was measured.
@@ -176,7 +176,7 @@ def backends_for(
 
 
 def load_backend(network: TwoTowers, backend: BackendName, precision: Precision) -> Backend | None:
-    """What encodes images and captions of a network in PyTorch's place; None for PyTorch itself. Raises UserError."""
+    """The backend that encodes in place of PyTorch; None for PyTorch itself. Raises UserError."""
     _check(backend, precision)
     if backend == "torch":
         return None
@@ -220,7 +220,7 @@ def _check(backend: str, precision: str) -> None:
 
 
 def cosines(vectors: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Between the rows of two arrays [n, d]: float64 [n] in -1..1."""
+    """Cosines between the rows of two arrays [n, d]: float64 [n] in -1..1."""
     first, second = vectors.astype(np.float64), reference.astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     values: np.ndarray = (first * second).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)

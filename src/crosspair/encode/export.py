@@ -1,4 +1,4 @@
-"""A model as files for other backends: two graphs, what comes before them, and how near they are to PyTorch.
+"""Export of a model for other backends: two graphs, their preprocessing, and their agreement with PyTorch.
 
 DIR holds image_encoder and text_encoder (.onnx, or OpenVINO's .xml and .bin), preprocessing.json, config.json, the
 vocabulary and README.md; of format huggingface what `save_pretrained` writes.
@@ -37,21 +37,21 @@ LEAST_COSINE: dict[Precision, float] = {"f32": 0.9999, "bf16": 0.999}  # to PyTo
 
 @dataclass(frozen=True)
 class Sample:
-    """What an export is checked on. pictures: as `encode_image` takes them. source: where they are from, in words."""
+    """What an export is checked on. images: as `encode_image` takes them. source: where they are from, in words."""
 
     images: list[Any]
     captions: list[str]
     source: str
 
 
-Agreements = dict[Precision, dict[str, Agreement]]  # of pictures and of captions
+Agreements = dict[Precision, dict[str, Agreement]]  # of images and of captions
 
 
 def export_model(name: str, kind: Format, output: Path, sample: Sample, *, device: str = "auto") -> Agreements:
     """Write a model to the new directory `output` and compare it with PyTorch on the sample.
 
     device: that PyTorch computes on for the comparison: auto, cpu, cuda, cuda:N or mps.
-    float32 has to have a cosine of 0.9999 for every picture and caption, bf16 one of 0.999 on average.
+    float32 has to have a cosine of 0.9999 for every image and caption, bf16 one of 0.999 on average.
     Raises UserError, and writes nothing, where float32 has less, a package is missing or an encoder can't be converted;
     a processor's bf16 that has less is marked in preprocessing.json as not to be used.
     """
@@ -91,7 +91,7 @@ def export_model(name: str, kind: Format, output: Path, sample: Sample, *, devic
 
 
 def unfit_precisions(agreements: Agreements) -> list[str]:
-    """Those below their bound."""
+    """Precisions whose agreement with PyTorch is below their bound."""
     return [
         precision
         for precision, of_precision in agreements.items()
@@ -131,7 +131,7 @@ def _compare(found: list[Tensor], expected: list[Tensor]) -> dict[str, Agreement
 def describe_preprocessing(
     config: ModelConfig, image_input: ImageInput, vocabulary: Vocabulary | SubwordTokenizer
 ) -> dict[str, Any]:
-    """From an image's file and a sentence to the inputs of the two graphs, and what comes out."""
+    """Preprocessing as JSON: from an image's file and a sentence to the graphs' inputs, and their outputs."""
     return {
         "image_encoder": {
             "image": "RGB; upright, by its EXIF orientation; transparency over white",

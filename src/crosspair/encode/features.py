@@ -1,4 +1,4 @@
-"""Features of frozen encoders: each image (and its mirror image) and each caption is encoded once and kept on disk."""
+"""Features of frozen encoders: each image (also flipped, by `hflip`) and caption is encoded once and kept on disk."""
 
 import hashlib
 import json
@@ -57,14 +57,14 @@ def encode_in_groups(
 def image_features(
     model: DualEncoder, split: "Split", backend: Backend, *, hflip: bool, progress: bool = True
 ) -> np.ndarray:
-    """float32 [n, 1 or 2, num_features], memory-mapped: of every image and, with `hflip`, of its mirror image.
+    """float32 [n, 1 or 2, num_features], memory-mapped: of every image and, with `hflip`, of it flipped.
 
     The encoder must be frozen in evaluation mode. What is on disk already is used, also a part that an interrupted
     run left; the name holds a checksum of images, weights, input and arithmetic, so that nothing stale is ever read.
     """
     views = 2 if hflip else 1
     shape = (len(split), views, model.num_image_features)
-    label = f"image features ({'each image and its mirror image' if views == 2 else 'each image'})"
+    label = f"image features ({'each image, and it flipped' if views == 2 else 'each image'})"
 
     def encode(done: int) -> Iterator[np.ndarray]:
         backend.prepare()

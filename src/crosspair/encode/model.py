@@ -1,4 +1,4 @@
-"""The matcher as a user has it: images and sentences in, vectors out; read from files and written to them.
+"""DualEncoder, the model as a user has it: it encodes images and sentences, and is loaded from and saved to files.
 
 model = DualEncoder.from_pretrained("RUN/model")
 scores = model.encode_text(["a dog runs"]) @ model.encode_image(["dog.jpg"]).T

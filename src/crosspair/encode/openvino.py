@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Precision = Literal["bf16", "f32"]
 
-# Pictures in one request: 1, 2 and 8 were no faster in bf16 on EfficientNet-Lite0, MobileNet-v1 and ResNet-152.
+# Images in one request: 1, 2 and 8 were no faster in bf16 on EfficientNet-Lite0, MobileNet-v1 and ResNet-152.
 REQUEST = 4
 CAPTIONS = 32  # captions in one request
 IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"  # files of an export, with suffix .xml or .onnx
@@ -56,7 +56,7 @@ def openvino_precisions() -> list[Precision]:
 
 
 def convert_image_encoder(encoder: nn.Module, image_input: ImageInput, name: str = "") -> "Model":
-    """The encoder in evaluation mode as an OpenVINO graph: resized pictures [b, 3, height, width] -> [b, num_features].
+    """The encoder in evaluation mode as an OpenVINO graph: resized images [b, 3, height, width] -> [b, num_features].
 
     Values are 0..255 (uint8, or float32 where the resize gives that); normalizing them is part of the graph. b is free.
     encoder: on the CPU, its weights in float32; left as it was. name: for errors, by default that of its class.
@@ -141,9 +141,9 @@ class _Requests:
 
 
 class CompiledImageEncoder:
-    """Pictures [b, 3, height, width] of the graph's type, values 0..255 -> float32 [b, num_features].
+    """Images [b, 3, height, width] of the graph's type, values 0..255 -> float32 [b, num_features].
 
-    Many threads may call it at once. What a picture is encoded with makes no difference to its features: requests are
+    Many threads may call it at once. What an image is encoded with makes no difference to its features: requests are
     of one size, the last is filled up, and each is computed by one core.
     precision: of the arithmetic. threads: cores to use; None takes as many as PyTorch does.
     """
@@ -162,7 +162,7 @@ class CompiledImageEncoder:
         )
 
     def _encode(self, images: np.ndarray) -> np.ndarray:
-        """Features of at most REQUEST pictures."""
+        """Features of at most REQUEST images."""
         missing = REQUEST - len(images)
         filled = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
         return self._requests(filled)[: len(images)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SplitEmbeddings:
-    """Unit-length embeddings of a split's n pictures and m captions, captions in the order of their pictures."""
+    """Unit-length embeddings of a split's n images and m captions, captions in the order of their images."""
 
     images: Tensor  # float32 [n, d]
     texts: Tensor  # float32 [m, d]
@@ -33,9 +33,9 @@ def embed_split(
     text_features: np.ndarray | None = None,
     progress: bool = False,
 ) -> SplitEmbeddings:
-    """Encode a split's pictures and captions.
+    """Encode a split's images and captions.
 
-    features [n, 1 or 2, num_features]: of the pictures, text_features [m, num_features]: of the captions, if at hand.
+    features [n, 1 or 2, num_features]: of the images, text_features [m, num_features]: of the captions, if at hand.
     """
     if features is None:
         images = model.encode_image(_Images(split), progress=progress)
@@ -53,7 +53,7 @@ def embed_split(
 
 
 class _Images:
-    """A split's encoded pictures, read when asked for; their number is known, so that progress can be shown."""
+    """A split's images as stored, read lazily; their number is known, so that progress can be shown."""
 
     def __init__(self, split: "Split") -> None:
         self.split = split

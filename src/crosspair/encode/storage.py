@@ -1,4 +1,4 @@
-"""A model as files: config.json, model.safetensors and the vocabulary. Reading it never runs code from it.
+"""Models on disk: config.json, model.safetensors and the vocabulary. Loading one never runs code from it.
 
 The vocabulary is vocabulary.txt, one word a line, or the tokenizer.json of a text encoder from `transformers`.
 """

@@ -1,4 +1,4 @@
-"""An encoder, alone or with its projection, as one function of plain tensors: the form that other backends are given.
+"""Encoders, alone or with their projections, as modules of plain tensors that other backends can convert.
 
 The BiLSTM computes on padded captions here, as no backend but PyTorch knows packed ones.
 """
@@ -95,5 +95,5 @@ class PaddedBiLSTM(nn.Module):
 
 
 def pixel_type(image_input: ImageInput) -> torch.dtype:
-    """Of resized images."""
+    """The type of resized images' values."""
     return torch.float32 if image_input.resample == "tensorflow1" else torch.uint8

@@ -104,13 +104,13 @@ def available_memory() -> int:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Names and numbers of a file with one of each a line."""
     found = re.findall(r"^(\w+):? +(\d+)", path.read_text(), re.MULTILINE)
     return {name: int(number) for name, number in found}
 
 
 def duration(seconds: float) -> str:
-    """For people: 40 s, 12 min, 3.5 hours, 2.1 days."""
+    """A duration in words: 40 s, 12 min, 3.5 hours, 2.1 days."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "hours")):
         if seconds < limit:
             return f"{seconds / unit:.{1 if name == 'hours' else 0}f} {name}"

@@ -344,7 +344,7 @@ def _reached(scores: Tensor, thresholds: Tensor) -> Iterator[Tensor]:
 
 
 def size(some: slice) -> int:
-    """How many items a slice has."""
+    """The number of items in a slice."""
     return int(some.stop - some.start)
 
 

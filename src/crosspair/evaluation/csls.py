@@ -31,7 +31,7 @@ def evaluate_csls(
 
 
 def _ranks(data: Embeddings, device: str) -> tuple[PositiveRanks, PositiveRanks]:
-    """Each direction by vectors of its own, as the other side is then the gallery."""
+    """Ranks of each direction by vectors of its own, as the other side is then the gallery."""
     labels = (data.image_labels, data.text_labels)
     images, texts = csls_vectors(data.images, data.texts)
     image_to_text, _ = rank_positives(images, texts, *labels, "euclidean", device=device)

@@ -1,4 +1,4 @@
-"""Where every positive ranks, exactly, in both directions, from one matrix product in tiles.
+"""Exact ranks of all positives in both directions, from one matrix product in tiles.
 
 The matrix of all scores is never held: for each positive the scores that reach its own are counted, tile by tile. Its
 own score is read from the very numbers that are counted, as another way to compute the same dot product differs in the

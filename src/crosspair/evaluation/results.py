@@ -3,7 +3,7 @@
 The latter holds, for `image_to_text` and `text_to_image` each,
     DIRECTION_ranks [pairs]        ranks of all positives, ascending within a query
     DIRECTION_positives [queries]  how many of them belong to each query
-    DIRECTION_clusters [queries]   the picture (person, class) that a query is drawn with in a resampling
+    DIRECTION_clusters [queries]   the image (person, class) that a query is drawn with in a resampling
     DIRECTION_gallery_size []      how many items were ranked
 from which every metric follows without encoding anything again.
 """
@@ -105,7 +105,7 @@ def ranks_path(path: Path) -> Path:
 
 
 def labels_checksum(image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]) -> str:
-    """The same for data whose pictures and texts match alike, however the labels are numbered."""
+    """Checksum of which images and texts match, the same however the labels are numbered."""
     both = np.concatenate([image_labels, text_labels])
     _, first, number = np.unique(both, return_index=True, return_inverse=True)
     appearance = np.argsort(np.argsort(first))[number].astype("<i8")

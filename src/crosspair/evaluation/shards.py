@@ -31,7 +31,7 @@ _SAVE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the counts. shard: number, of how many. done, blocks: pairs of blocks counted, and to be counted.
+    """The counts of a shard. shard: number, of how many. done, blocks: pairs of blocks counted, and to be counted.
 
     facts: what all parts of a ranking share, such as the checksum of the positives' scores: another model, another
     order or a processor that rounds otherwise gives another one.

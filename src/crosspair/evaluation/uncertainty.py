@@ -74,7 +74,7 @@ class Difference:
 
 
 def enough_resamples(clusters: int) -> int:
-    """10,000, and at least 1,000 where there are more than 20,000 clusters."""
+    """Number of resamples: 10,000, or down to 1,000 where there are more than 20,000 clusters."""
     return min(RESAMPLES, max(_FEWEST, _DRAWS // clusters))
 
 

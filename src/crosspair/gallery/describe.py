@@ -52,7 +52,7 @@ def inspect_gallery(path: Path) -> str:
 
 
 def found_table(gallery: Gallery, found: SearchResult) -> str:
-    """The answer to one query: rank, score, and the picture's path, or its split and id with its first caption."""
+    """The answer to one query: rank, score, and the image's path, or its split and id with its first caption."""
     lines = [f"{'rank':>4}  {'score':>7}  picture"]
     for rank, score, item in _found(gallery, found):
         lines.append(f"{rank:>4}  {score:7.4f}  {printable(_name(gallery, item))}")

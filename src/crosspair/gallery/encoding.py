@@ -1,4 +1,4 @@
-"""Images to vectors as fast as the machine allows: read, decoded and resized by threads, encoded by others meanwhile.
+"""Image encoding for galleries: threads read, decode and resize images while others encode.
 
 An image whose bytes were encoded before, under whatever name, is recognised by its checksum and only read.
 """
@@ -31,7 +31,7 @@ _VECTORS = "vectors.f32"
 
 @dataclass
 class SourceImage:
-    """A picture that was read: the number of its entry and what is known of it. One of the last four is given."""
+    """An image that was read: the number of its entry and what is known of it. One of the last four is given."""
 
     number: int
     sha256: str = ""
@@ -40,13 +40,13 @@ class SourceImage:
     known: bool = False
     pixels: Tensor | None = None  # resized for the encoder
     problem: str | None = None
-    is_none: bool = False  # no picture, nor does its name claim so
+    is_none: bool = False  # no image, nor does its name claim so
 
 
 class ImageReader:
     """Reads entries, leaves their thumbnails in a folder and resizes what is to be encoded.
 
-    known: width and height of a picture encoded before, by its SHA-256.
+    known: width and height of an image encoded before, by its SHA-256.
     """
 
     def __init__(self, model: DualEncoder, thumbnails: Path, known: Callable[[str], tuple[int, int] | None]) -> None:
@@ -55,7 +55,7 @@ class ImageReader:
         self._known = known
 
     def read_all(self, entries: list[Entry], threads: int) -> Iterator[SourceImage]:
-        """In the order of the entries."""
+        """The entries' images, in the order of the entries."""
         return read_ahead(self._read, enumerate(entries), threads, at_once=READ_AT_ONCE)
 
     def _read(self, numbered: tuple[int, Entry]) -> SourceImage:
@@ -103,12 +103,12 @@ class EncodedImages:
         return image["width"], image["height"]
 
     def row(self, sha256: str) -> int:
-        """Of `vectors`."""
+        """The row of an image in `vectors`."""
         return self._rows[sha256]
 
     @property
     def backends(self) -> set[str]:
-        """What the images were encoded by."""
+        """The backends that the images were encoded by."""
         return {image["backend"] for image in self._store.rows}
 
     def add(self, images: Sequence[SourceImage], vectors: np.ndarray, backend: str) -> None:
@@ -133,7 +133,7 @@ class EncodedImages:
 
 
 def encoded_bytes(folder: Path) -> int:
-    """Of the vectors in a folder, and of the parts that other machines have done; 0 where there are none."""
+    """Bytes of the vectors in a folder and of the parts that other machines have done; 0 where there are none."""
     files = [folder / _VECTORS, *(folder / "parts").glob("*.parquet")]
     return sum(path.stat().st_size for path in files if path.is_file())
 
@@ -155,7 +155,7 @@ def encode_images(
 
 
 def choose_setting(model: DualEncoder, setting: str, sample: list[SourceImage], tell: Callable[[str], object]) -> str:
-    """What `encode_images` would encode with when the sample came first: a setting that is no longer `auto`."""
+    """The backend that `encode_images` would choose with this sample first: a setting that is no longer `auto`."""
     chosen = _choose(model, setting, sample, tell)
     return "torch" if isinstance(chosen, TorchBackend) else chosen.name
 

@@ -1,4 +1,4 @@
-"""A gallery: the pictures that `crosspair index` encoded, opened to be searched and looked at.
+"""A gallery: the images that `crosspair index` encoded, opened to be searched and looked at.
 
 gallery = Gallery.open("GALLERY")
 found = gallery.search(gallery.model().encode_text(["a dog runs"]).numpy(), top=10)
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Gallery:
-    """n pictures; row i of everything below is picture i. Many threads may use one gallery."""
+    """n images; row i of everything below is image i. Many threads may use one gallery."""
 
     def __init__(self, path: Path, manifest: Manifest, device: str = "auto") -> None:
         self.path = path
@@ -67,7 +67,7 @@ class Gallery:
         return self.manifest.dimension
 
     def search(self, queries: np.ndarray, top: int = 10) -> SearchResult:
-        """The `top` nearest pictures of each query: float32 [q, dimension], unit length.
+        """The `top` nearest images of each query: float32 [q, dimension], unit length.
 
         Raises ValueError for queries of another shape, or a top below 1.
         """
@@ -82,16 +82,16 @@ class Gallery:
         return self.items.item(int(row))
 
     def image(self, row: int) -> bytes:
-        """The encoded picture as it was indexed. Raises UserError when it is gone or another one."""
+        """The encoded image as it was indexed. Raises UserError when it is gone or another one."""
         item = self.item(row)
         data = self._read(item)
-        # This also keeps a gallery that somebody made up from naming any file of the machine as its picture.
+        # This also keeps a gallery that somebody made up from naming any file of the machine as its image.
         if hashlib.sha256(data).hexdigest() != item.sha256:
             raise UserError(f"{item.item_id} is no longer the picture that was indexed; run `crosspair index` again")
         return data
 
     def thumbnail(self, row: int) -> bytes:
-        """The picture as a JPEG of at most 256 pixels a side. Raises UserError when it and its picture are gone."""
+        """The image as a JPEG of at most 256 pixels a side. Raises UserError when it and its image are gone."""
         try:
             data = thumbnail_path(self.path / THUMBNAILS, self.item(row).sha256).read_bytes()
         except OSError:
@@ -99,7 +99,7 @@ class Gallery:
         return data or make_thumbnail(self.image(row), self.item(row).item_id)
 
     def model(self) -> "DualEncoder":
-        """The model the pictures were encoded with, loaded once. Raises UserError when it is gone or another one."""
+        """The model the images were encoded with, loaded once. Raises UserError when it is gone or another one."""
         with self._loading:
             return self._model
 

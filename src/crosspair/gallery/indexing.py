@@ -1,6 +1,6 @@
-"""`crosspair index`: a folder of pictures or a DATA directory into a gallery, and later what has changed in it.
+"""`crosspair index`: a folder of images or a DATA directory into a gallery, and later what has changed in it.
 
-Every picture is read and its checksum compared; only those not seen before are encoded. What a killed run has encoded
+Every image is read and its checksum compared; only those not seen before are encoded. What a killed run has encoded
 is in GALLERY/.partial, from where the next one goes on; the gallery itself changes at once, when everything is there.
 """
 
@@ -55,7 +55,7 @@ FLUSH_SECONDS = 1.0  # at most so much work is lost when the process is killed
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What an indexing run did. Pictures are counted as items: two files of the same bytes are two."""
+    """What an indexing run did. Images are counted as items: two files of the same bytes are two."""
 
     output: Path
     count: int
@@ -85,17 +85,17 @@ def index_images(
     progress: bool = True,
     tell: Callable[[str], object] = lambda line: None,
 ) -> IndexSummary:
-    """Make or renew the gallery `output` of the pictures in `source`, a folder or a DATA directory.
+    """Make or renew the gallery `output` of the images in `source`, a folder or a DATA directory.
 
-    model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read pictures
+    model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read images
     and threads that encode them, default one a core. backend: auto, torch, openvino-bf16, openvino-f32 or
     onnxruntime-f32. device: of PyTorch, auto, cpu, cuda, cuda:1 or mps. engine:
     the registered name of a search engine, by default the gallery's or else auto. address: of Milvus, a cluster's or a
     local file. distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does, on
-    `device`. tell: is given a line about what pictures are encoded with.
+    `device`. tell: is given a line about what images are encoded with.
 
     Raises UserError when the gallery was made with another model or of another source, when another process writes to
-    it, and when there is no picture that can be read.
+    it, and when there is no image that can be read.
     """
     start = time.monotonic()
     if workers is not None and workers < 1:
@@ -219,7 +219,7 @@ class _Run:
             raise RuntimeError(f"merged {seen} of {len(self.source.entries)} pictures")
 
     def known_by_name(self) -> dict[tuple[str | None, str], tuple[str, int, int]]:
-        """SHA-256, width and height of the gallery's pictures as it is, by split and item id."""
+        """SHA-256, width and height of the gallery's images as it is, by split and item id."""
         if self.previous is None:
             return {}
         items = self.previous.items
@@ -228,7 +228,7 @@ class _Run:
         return dict(zip(names, facts, strict=True))
 
     def _size(self, sha256: str) -> tuple[int, int] | None:
-        """Width and height of a picture encoded before."""
+        """Width and height of an image encoded before."""
         if sha256 in self._previous_rows and self.previous is not None:
             row = self._previous_rows[sha256]
             return self.previous.items["width"][row], self.previous.items["height"][row]
@@ -244,7 +244,7 @@ class _Run:
             self.images.append(image)
 
     def write(self, model: Place | str, checksum: str, engine: str, renewal: Renewal) -> Manifest:
-        """Make what was found the gallery's new state; its manifest. Raises UserError when there is no picture."""
+        """Make what was found the gallery's new state; its manifest. Raises UserError when there is no image."""
         if not self.images:
             tried = f"none of {len(self.skipped):,} can be read, {_first(self.skipped)}" if self.skipped else "none"
             raise UserError(f"found no picture in {self.source.path} ({tried}); expected at least one that can be read")
@@ -281,7 +281,7 @@ class _Run:
         return manifest
 
     def _captions(self, items: list[Item]) -> np.ndarray | None:
-        """Vectors of a few captions that belong to the pictures, from all over the gallery."""
+        """Vectors of a few captions that belong to the images, from all over the gallery."""
         with_captions = [item.captions[0] for item in items[:: max(1, len(items) // CAPTIONS)] if item.captions]
         if not with_captions:
             return None
@@ -294,7 +294,7 @@ class _Run:
         return Item(*place, image.sha256, *image.size, image.bytes, entry.label, entry.captions)
 
     def _vectors(self) -> Iterator[np.ndarray]:
-        """Of the pictures in their order, in blocks."""
+        """Of the images in their order, in blocks."""
         made = self.store.vectors()
         for start in range(0, len(self.images), BLOCK):
             some = self.images[start : start + BLOCK]
@@ -320,7 +320,7 @@ class _Run:
         return sum(item_id not in found for item_id in self.previous.items["item_id"])
 
     def remove_unused_thumbnails(self) -> None:
-        """Those of pictures that are gone, and what a killed run left of one."""
+        """Those of images that are gone, and what a killed run left of one."""
         used = {f"{image.sha256}.jpg" for image in self.images}
         for path in (self.output / THUMBNAILS).glob("*/*"):
             if path.name not in used:

@@ -1,4 +1,4 @@
-"""What a gallery has of each image: a row of items.parquet, a row of embeddings.npy and a thumbnail."""
+"""Items of a gallery: for each image a row of items.parquet, a row of embeddings.npy and a thumbnail."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -44,7 +44,7 @@ class Item:
     path: str | None  # inside the folder
     split: str | None  # of DATA
     data_row: int | None  # in the split
-    sha256: str  # of the encoded picture
+    sha256: str  # of the encoded image
     width: int  # pixels, upright
     height: int
     bytes: int
@@ -123,12 +123,12 @@ def thumbnail_path(folder: Path, sha256: str) -> Path:
 
 
 def make_thumbnail(data: bytes, name: str = "") -> bytes:
-    """Of an encoded picture. Raises ImageError with `name` when it can't be read."""
+    """The thumbnail of an encoded image. Raises ImageError with `name` when it can't be read."""
     return encode_thumbnail(decode_image(data, name))
 
 
 def encode_thumbnail(image: Tensor) -> bytes:
-    """uint8 [3, h, w] -> a JPEG of at most SIDE pixels a side; small pictures keep their size."""
+    """uint8 [3, h, w] -> a JPEG of at most SIDE pixels a side; small images keep their size."""
     height, width = image.shape[-2:]
     scale = SIDE / max(height, width)
     if scale < 1:

@@ -1,10 +1,10 @@
-"""What a GALLERY directory is made of: the names of its files and `gallery.json`, its manifest.
+"""The files of a GALLERY directory and its manifest, `gallery.json`.
 
 GALLERY/gallery.json       format, model, source, counts, index, checksums, what was skipped and why
 GALLERY/embeddings.npy     float32 [n, d], rows of unit length
-GALLERY/items.parquet      a row per picture: what it is and where it lies
-GALLERY/index.faiss        the approximate index, where the pictures are so many that it pays
-GALLERY/thumbnails/ab/     JPEG files of at most 256 pixels a side, by the SHA-256 of their pictures
+GALLERY/items.parquet      a row per image: what it is and where it lies
+GALLERY/index.faiss        the approximate index, where the images are so many that it pays
+GALLERY/thumbnails/ab/     JPEG files of at most 256 pixels a side, by the SHA-256 of their images
 
 The files change together: a new state is written beside the old one, named `.next` when it is whole, and its files then
 move to their places. A process that is killed in between leaves the rest of the move to the next writer; until then a
@@ -54,7 +54,7 @@ class Place:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Of a file as it was written."""
+    """Size and checksum of a file as it was written."""
 
     bytes: int
     sha256: str
@@ -67,7 +67,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is not in the gallery, and why."""
+    """An image that is not in the gallery, and why."""
 
     item_id: str
     reason: str
@@ -84,11 +84,11 @@ class Manifest:
     splits: list[str]  # of DATA; none of a folder
     dimension: int
     count: int
-    backends: list[str]  # what the pictures were encoded with
+    backends: list[str]  # what the images were encoded with
     index: dict[str, Any]  # kind: the engine that searches; what it said of the index it built
     engine: str = "auto"  # that was asked for
     skipped: list[Skipped] = field(default_factory=list)
-    other_files: dict[str, int] = field(default_factory=dict)  # by suffix: files of the folder that are no pictures
+    other_files: dict[str, int] = field(default_factory=dict)  # by suffix: files of the folder that are no images
     files: dict[str, FileFacts] = field(default_factory=dict)
     crosspair: str = __version__  # that wrote it
     format: int = FORMAT

@@ -1,4 +1,4 @@
-"""A query as a user types it, a sentence or the name of an image's file, and what a gallery has nearest to it."""
+"""Search of a gallery by a query as a user types it: a sentence, or the path of an image."""
 
 import sys
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ def search(gallery: Gallery | str | Path, query: str, top: int = 10) -> list[Hit
 
 
 def encode_query(model: DualEncoder, query: str) -> np.ndarray:
-    """The vector of a query: float32 [1, d], unit length. What names an existing file is a picture.
+    """The vector of a query: float32 [1, d], unit length. What names an existing file is an image.
 
-    Raises UserError for a picture that can't be read and a sentence the model knows no word of.
+    Raises UserError for an image that can't be read and a sentence the model knows no word of.
     """
     if _is_file(query):
         return model.encode_image([Path(query)]).numpy()

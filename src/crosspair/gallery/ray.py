@@ -1,12 +1,12 @@
-"""Encoding the pictures of a gallery on many machines, by Ray Data.
+"""Encoding the images of a gallery on many machines, by Ray Data.
 
-The list of pictures is cut into parts of consecutive ones. A worker writes what it made of a part to a file under a
+The list of images is cut into parts of consecutive ones. A worker writes what it made of a part to a file under a
 temporary name and gives it its own name when it is whole; a part done twice, because a worker died or was thought to be
 dead, takes its own place. The process that began it all reads each part's file once, in whatever order they come, so no
-picture is lost and none is there twice. A part's name is a checksum of what it is made from: parts that an interrupted
-run left are taken when they are of the same pictures, model and runtime, and nothing else is.
+image is lost and none is there twice. A part's name is a checksum of what it is made from: parts that an interrupted
+run left are taken when they are of the same images, model and backend, and nothing else is.
 
-All machines see the pictures and the gallery under the same paths; a copy of the model is put beside the parts.
+All machines see the images and the gallery under the same paths; a copy of the model is put beside the parts.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from crosspair.gallery.sources import Entry, Source, folder_entry
 from crosspair.registry import load_plugin, loaded_plugins
 from crosspair.storage.files import whole_file
 
-PART = 1024  # pictures; what a worker that dies loses at most
+PART = 1024  # images; what a worker that dies loses at most
 SECONDS = 5.0  # to reach a cluster
 TRIES = 5  # of a part whose workers die, before the run is given up
 
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive entries of a source. known: size of pictures of the gallery as it is, by their SHA-256."""
+    """Consecutive entries of a source. known: size of images of the gallery as it is, by their SHA-256."""
 
     name: str
     first: int
@@ -67,7 +67,7 @@ class Part:
 
 @dataclass(frozen=True)
 class DonePart:
-    """A part's pictures in the order of the source, with a vector for those that were encoded."""
+    """A part's images in the order of the source, with a vector for those that were encoded."""
 
     images: list[tuple[SourceImage, np.ndarray | None]]
     backend: str
@@ -90,9 +90,9 @@ def encode_parts(
 ) -> Iterator[DonePart]:
     """Every part of the source once, as they get done; first those that an interrupted run left.
 
-    model_directory: of its files. known: SHA-256, width and height of the pictures of the gallery as it is, by split
+    model_directory: of its files. known: SHA-256, width and height of the images of the gallery as it is, by split
     and item id. settings: what else vectors depend on. workers: by default one a GPU of the cluster, or else one a
-    core. To be called while `connected`. Raises UserError when a worker does not see the pictures or the gallery, and
+    core. To be called while `connected`. Raises UserError when a worker does not see the images or the gallery, and
     when workers keep dying.
     """
     ray = _import_ray()
@@ -187,7 +187,7 @@ def _prepare_folders(job: Job, model: Path) -> None:
 
 
 def _choose(model: DualEncoder, source: Source, output: Path, setting: str, tell: Callable[[str], object]) -> str:
-    """One runtime for all workers, so that a part is the same whoever makes it."""
+    """One backend for all workers, so that a part is the same whoever makes it."""
     reader = ImageReader(model, output / THUMBNAILS, lambda sha256: None)
     read = reader.read_all(source.entries[:PART], 1)
     sample = list(islice((image for image in read if image.pixels is not None), 64))
@@ -198,25 +198,25 @@ def cut(
     source: Source, known: dict[tuple[str | None, str], tuple[str, int, int]], settings: dict[str, str]
 ) -> Iterator[Part]:
     """The source in parts, each named after all that its contents depend on."""
-    stamp = _data_stamp(source)
+    checksums = _data_checksums(source)
     for first in range(0, len(source.entries), PART):
         entries = source.entries[first : first + PART]
         before = [known.get((entry.split, entry.item_id)) for entry in entries]
-        stamps = [_stamp(source.path / entry.path) if entry.path is not None else None for entry in entries]
+        files = [_size_and_time(source.path / entry.path) if entry.path is not None else None for entry in entries]
         named = [(entry.item_id, entry.split, entry.data_row) for entry in entries]
-        made_from = [settings, stamp, str(source.path.resolve()), first, named, before, stamps]
+        made_from = [settings, checksums, str(source.path.resolve()), first, named, before, files]
         name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
         yield Part(name, first, named, {seen[0]: (seen[1], seen[2]) for seen in before if seen is not None})
 
 
-def _data_stamp(source: Source) -> list[str]:
+def _data_checksums(source: Source) -> list[str]:
     if source.kind != "data":
         return []
     data = open_data(source.path)
     return [str(data.split(name).checksum) for name in source.splits]
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _size_and_time(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -282,7 +282,7 @@ class PartEncoder:
         return {"name": part.name, "problem": problem}
 
     def _encode(self, part: Part) -> None:
-        # Ray gives a part to other workers for ever: a picture that kills them all has to end the run.
+        # Ray gives a part to other workers for ever: an image that kills them all has to end the run.
         tries = _path(self._job, part.name).with_suffix(".tries")
         with tries.open("ab") as file:
             file.write(b".")
@@ -335,7 +335,7 @@ def write_part(job: Job, part: Part, model: DualEncoder) -> None:
 
 
 def read_part(job: Job, part: Part, *, by_this_run: bool) -> DonePart:
-    """What `write_part` left. Raises UserError when it has other than a row for every picture."""
+    """What `write_part` left. Raises UserError when it has other than a row for every image."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Where a gallery's pictures come from: a folder, searched to its depths, or the splits of a DATA directory."""
+"""Where a gallery's images come from: a folder, searched to its depths, or the splits of a DATA directory."""
 
 import os
 from collections.abc import Callable
@@ -15,18 +15,18 @@ from crosspair.gallery.layout import EMBEDDINGS, MANIFEST, Skipped
 from crosspair.storage.directories import kind_of
 from crosspair.storage.files import leads_out
 
-# How pictures begin, whatever their files are called: JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF.
+# How images begin, whatever their files are called: JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _MIDDLES = (b"WEBP", b"ftypavif")
 
 
 class NoImageError(Exception):
-    """A file that neither claims to be a picture nor begins as one."""
+    """A file that neither claims to be an image nor begins as one."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture before it is read. read: its encoded bytes; raises ImageError, NoPictureError."""
+    """An image before it is read. read: its encoded bytes; raises ImageError, NoImageError."""
 
     item_id: str
     read: Callable[[], bytes]
@@ -49,7 +49,7 @@ class Source:
 
 
 def open_source(path: Path, splits: list[str] | None = None) -> Source:
-    """A folder of pictures or a DATA directory; `splits` of the latter, by default all. Raises UserError."""
+    """A folder of images or a DATA directory; `splits` of the latter, by default all. Raises UserError."""
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {found}; expected a folder of pictures or a DATA directory")
@@ -97,7 +97,7 @@ def _list_folder(root: Path) -> Source:
 
 
 def folder_entry(root: Path, item_id: str) -> Entry:
-    """Of a file in a folder of pictures, by its path in it."""
+    """The entry of a file in a folder of images, by its path in it."""
     return Entry(item_id, partial(_read_file, root / item_id, root), item_id)
 
 

@@ -1,4 +1,4 @@
-"""Cross-modal projection classification: each modality, projected onto the other, must show the label.
+"""Cross-modal projection classification: classify each modality's embeddings, projected onto the other, by label.
 
 The cross entropy is written for many classes: their weights are read, and never copied to be normalised.
 """

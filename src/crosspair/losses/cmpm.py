@@ -73,7 +73,7 @@ class CMPMLoss(MatchingLoss):
         image_rows: slice,
         text_rows: slice,
     ) -> CMPMTerms:
-        """What some rows add to `terms`, as `cmpm_share` has it."""
+        """The share of `terms` that some rows contribute; see `cmpm_share`."""
         images, texts = self._scaled(image_embeddings, text_embeddings)
         settings = (self.epsilon, self.ratio_epsilon)
         return cmpm_share(images, texts, image_labels, text_labels, image_rows, text_rows, *settings)
@@ -181,7 +181,7 @@ def cmpm_share(
     epsilon: float = 1e-8,
     ratio_epsilon: float = 0.0,
 ) -> CMPMTerms:
-    """What images `image_rows` and texts `text_rows` add to `cmpm_terms` of the whole batch.
+    """The share of the whole batch's `cmpm_terms` that images `image_rows` and texts `text_rows` contribute.
 
     The shares of slices that together hold every row once sum to `cmpm_terms`, and so do their gradients. A share costs
     the rows' part of the two products, [own images, m] and [own texts, n].

@@ -1,4 +1,4 @@
-"""How far apart matching and other pairs are: what a training log shows beside the loss."""
+"""Mean cosine distances of matching and of other pairs, which a training log shows beside the loss."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""InfoNCE: a text must be told from all others of the batch by its image, and the other way round."""
+"""InfoNCE: softmax cross entropy of each image over the texts of the batch, and of each text over the images."""
 
 from typing import Annotated, NamedTuple
 

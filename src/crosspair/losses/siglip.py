@@ -1,4 +1,4 @@
-"""The sigmoid loss of SigLIP: every image-text pair of the batch is a yes-or-no question of its own."""
+"""SigLIP's sigmoid loss: a binary classification, match or not, of every image-text pair of the batch."""
 
 from typing import Annotated, NamedTuple
 
@@ -12,7 +12,7 @@ from crosspair.settings import Range
 
 
 class SigLIPTerms(NamedTuple):
-    """What matching pairs and what other pairs add to the loss, scalars in nats."""
+    """The loss of matching pairs and that of other pairs, scalars in nats."""
 
     positive: Tensor
     negative: Tensor

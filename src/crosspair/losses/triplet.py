@@ -1,4 +1,4 @@
-"""Triplet loss with the hardest negatives: a match must be closer than the closest thing that does not match."""
+"""Triplet loss with hardest negatives: a match must be closer by a margin than the closest item that is none."""
 
 from typing import Annotated, NamedTuple
 

@@ -1,4 +1,4 @@
-"""What a dual encoder is made of. The same dataclasses stand in recipes and in a saved model's config.json."""
+"""Configuration of a dual encoder: dataclasses that stand in recipes and in a saved model's config.json."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +18,7 @@ class ImageEncoderConfig:
     size: list[int] | None = None
     """Height and width of the input in pixels; null takes the model's own."""
     resample: Literal["antialias", "tensorflow1"] = "antialias"
-    """How pictures are resized; tensorflow1 is the original's bilinear grid."""
+    """How images are resized; tensorflow1 is the original's bilinear grid."""
     keep_head: bool = False
     """Keep the pretrained model's last layer: CLIP's and SigLIP's projection into their joint space."""
     pooled_stages: int = 0
@@ -59,7 +59,7 @@ class TextEncoderConfig:
 
 @dataclass
 class ProjectionConfig:
-    """From an encoder's features to the joint space."""
+    """The projection of an encoder's features into the joint space."""
 
     dim: int = 512
     layers: Literal[0, 1, 2] = 1

@@ -40,7 +40,7 @@ class TwoTowers(nn.Module):
         self._text_encoder_frozen = False
 
     def use_channels_last(self, on: bool) -> None:
-        """Lay the image encoder's weights and pictures out so, or with each colour in a plane of its own."""
+        """Lay out the image encoder's weights and images channels last, or (on=False) channels first."""
         self._memory_format = torch.channels_last if on else torch.contiguous_format
         self.image_encoder.to(memory_format=self._memory_format)
 
@@ -50,7 +50,7 @@ class TwoTowers(nn.Module):
 
     @property
     def images_at_once(self) -> int:
-        """How many pictures are encoded fastest together: 64, on a CPU in PyTorch so few that their maps stay small.
+        """The number of images that encode fastest together: 64, on a CPU in PyTorch so few that their maps stay small.
 
         Maps fall out of its caches otherwise, and from 32 MB on the C library gives them back to the system, which
         clears their pages each time (benchmarks/memory.py).
@@ -97,7 +97,7 @@ class TwoTowers(nn.Module):
         return self
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Resized pictures [b, 3, height, width], values 0..255 -> the image encoder's features [b, num_features]."""
+        """Resized images [b, 3, height, width], values 0..255 -> the image encoder's features [b, num_features]."""
         pixels = self.image_input.normalize(images, next(self.parameters()).dtype)
         features: Tensor = self.image_encoder(pixels.contiguous(memory_format=self._memory_format))
         return features

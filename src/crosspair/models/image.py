@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class JoinedEncoders(nn.Module):
-    """Several encoders that see the same picture: their features beside each other, [b, sum of num_features]."""
+    """Several encoders that see the same image: their features beside each other, [b, sum of num_features]."""
 
     def __init__(self, encoders: list[nn.Module]) -> None:
         super().__init__()

@@ -92,7 +92,7 @@ class Unprojected(nn.Module):
 def create_projection(
     features: int, config: ProjectionConfig, encoder: str
 ) -> Projection | ProjectionHeads | Unprojected:
-    """From an encoder's number of features to `config.dim` dimensions. Raises UserError, naming the encoder's side."""
+    """The projection from an encoder's features to `config.dim`. Raises UserError, naming the encoder's side."""
     if config.heads < 1 or config.dim % config.heads or (config.heads > 1 and config.layers == 0):
         raise UserError(
             f"found model.projection.heads {config.heads} with dim {config.dim} and layers {config.layers}; expected "
@@ -134,7 +134,7 @@ def add_adapters(
 
 
 def adapter_or_all(encoder: nn.Module) -> list[nn.Parameter]:
-    """What trains of an encoder: its adapters where it has any, else all its weights."""
+    """The trained parameters of an encoder: its adapters where it has any, else all its weights."""
     named = list(encoder.named_parameters())
     return [value for name, value in named if _is_adapter(name)] or [value for _, value in named]
 

@@ -48,7 +48,7 @@ class BiLSTMEncoder(nn.Module):
         self.reset_parameters()
 
     def fix_second_biases(self) -> None:
-        """PyTorch's LSTM adds two biases; training both would move their sum twice as far as one bias."""
+        """Freeze one of the LSTM's two biases: training both would move their sum twice as far as one bias."""
         self.lstm.bias_hh_l0.requires_grad_(False)
         self.lstm.bias_hh_l0_reverse.requires_grad_(False)
 

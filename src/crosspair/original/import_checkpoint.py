@@ -1,4 +1,4 @@
-"""A model from what the original trained: its TensorFlow checkpoint and its vocabulary file.
+"""Import of a model that the original trained: its TensorFlow checkpoint and its vocabulary file.
 
 The image tower, both projections and all batch-norm statistics come from their moving averages, the text tower, of
 which the original kept none, from the plain variables: what the original's own test script restores.

@@ -66,7 +66,7 @@ def hardest_queries(first: NDArray[np.int64], labels: NDArray[np.int64], count: 
 def confident_mistakes(
     neighbours: Neighbours, first: NDArray[np.int64], labels: NDArray[np.int64], metric: Metric, count: int
 ) -> list[int]:
-    """Rows of the queries whose first item is wrong and most similar, one of each label and of each wrong item."""
+    """Rows of the queries whose first item is irrelevant and most similar, one of each label and of each such item."""
     wrong = np.flatnonzero(~neighbours.relevant[:, 0] & (first[neighbours.queries] > 1))
     scores = neighbours.scores[wrong, 0]
     wrong = wrong[np.argsort(-scores if metric == "cosine" else scores, kind="stable")]

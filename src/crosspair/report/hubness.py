@@ -1,4 +1,4 @@
-"""What every query retrieves first, and the hubs among it: items that come up far more often than others.
+"""Nearest items of every query, and hubness: how often an item is among them, and which are so far more often.
 
 In many dimensions a few items are near to everything (Radovanovic et al., "Hubs in Space", JMLR 2010): they fill the
 first places of many queries, and others are never found.

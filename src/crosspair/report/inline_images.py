@@ -36,7 +36,7 @@ class ShownImages:
         return f'<span class="picture p{row}" role="img" aria-label="{escape(self.describe(row))}"></span>'
 
     def describe(self, row: int) -> str:
-        """What an image is, in words."""
+        """A description of an image in words."""
         return f"{self.names[row]}: {self.captions[row]}" if self.captions[row] else self.names[row]
 
     def styles(self) -> str:

@@ -39,7 +39,7 @@ class Monitor:
         self._batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 

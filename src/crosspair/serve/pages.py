@@ -1,4 +1,4 @@
-"""The search page, and a page about the API made from its OpenAPI description, both without anything from elsewhere."""
+"""The search page, and a page about the API made from its OpenAPI description; neither loads external resources."""
 
 from collections.abc import Awaitable, Callable
 from html import escape
@@ -17,7 +17,7 @@ _FILES = {
 
 
 def add_pages(app: FastAPI) -> None:
-    """The page, what it is made of, and the API's description for people."""
+    """Routes of the search page, its assets and the API's documentation."""
     folder = resources.files("crosspair.serve") / "page"
     for address, (name, media_type) in _FILES.items():
         app.add_api_route(address, _file((folder / name).read_bytes(), media_type), include_in_schema=False)

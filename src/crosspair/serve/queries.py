@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 class Busy(Exception):  # noqa: N818 - it is no error of the program
-    """More queries wait than will be answered in good time."""
+    """Raised when too many queries wait to be answered in good time."""
 
 
 class Batcher(Generic[Asked, Answer]):

@@ -1,4 +1,4 @@
-"""`crosspair serve`: uvicorn, with some patience for slow clients, on this machine alone unless told otherwise."""
+"""The server of `crosspair serve`: uvicorn with timeouts for slow clients, by default for this machine alone."""
 
 import asyncio
 import ipaddress

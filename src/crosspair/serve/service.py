@@ -66,7 +66,7 @@ class Answer(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why there is no answer, in a sentence."""
+    """The reason why there is no answer, in a sentence."""
 
     detail: str
 

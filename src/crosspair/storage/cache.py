@@ -1,4 +1,4 @@
-"""What is kept between runs because it takes time to make anew: where it is, and how runs share it."""
+"""The user's cache: its directory, and a lock so that several processes make an entry once."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def user_cache(kind: str) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Runs that need the same thing at the same time: one makes it, the others wait for it."""
+    """A lock on a cache entry: of processes that need it at the same time one makes it, the others wait."""
     from filelock import FileLock
 
     with FileLock(path):

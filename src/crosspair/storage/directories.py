@@ -1,4 +1,4 @@
-"""What a directory is: DATA, RUN, MODEL or GALLERY, told by a file that each of them has."""
+"""Kinds of directories (DATA, RUN, MODEL, GALLERY), told by a file that each of them has."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ GALLERY_WORK = ".partial"  # in a GALLERY: what an indexing run that is under wa
 
 
 def kind_of(directory: str | Path) -> Kind | None:
-    """What a directory is, or is going to be if its writing is under way; None for anything else."""
+    """The kind of a directory, also of one whose writing is under way; None for anything else."""
     path = Path(directory)
     try:
         for kind, name in FILES.items():

@@ -1,4 +1,4 @@
-"""Writing files and directories so that nothing half-written ever looks whole."""
+"""Atomic writes of files and directories: nothing half-written ever has its final name."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""What a run tells while it trains, and what it returns: progress, callbacks, the result."""
+"""Callbacks of a training run, its progress, and its result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ EVENTS = ("on_step", "on_validation", "on_checkpoint", "on_end")
 
 @dataclass
 class Progress:
-    """Where a run is; a checkpoint keeps it, and a resumed run goes on from it."""
+    """The position of a run in its stages, epochs and batches, which checkpoints keep."""
 
     step: int = 0
     """Training steps that are done, of all stages together."""
@@ -31,7 +31,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run that is through."""
+    """The result of a finished run."""
 
     run: Path
     """Its directory."""

@@ -1,4 +1,4 @@
-"""The processes of a run: one a device, started by Fabric, torchrun or Slurm, each with its part of every batch.
+"""Distributed training: a process per device, started by Fabric, torchrun or Slurm, each with its part of every batch.
 
 The loss is the one of the whole batch. Every process computes a share of it, the shares add up to the loss, and
 gradients flow back through the gather, so that weights move as they would in one process that held everything.
@@ -54,7 +54,7 @@ class Gathered:
 
     @property
     def share_of_texts(self) -> float:
-        """Of all captions, this process's own; they are also its pairs."""
+        """This process's captions as a share of all, 0..1; they are also its pairs."""
         own: int = self.text_rows.stop - self.text_rows.start
         return own / len(self.text_labels)
 
@@ -124,7 +124,7 @@ class Processes:
         return found.tolist()
 
     def gather(self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch) -> Gathered:
-        """What all processes embedded; their numbers of images and captions may differ."""
+        """Embeddings and labels of all processes; their numbers of images and captions may differ."""
         if self.size == 1:
             rows = slice(0, len(image_embeddings)), slice(0, len(text_embeddings))
             return Gathered(image_embeddings, text_embeddings, batch.image_labels, batch.text_labels, *rows, 1)
@@ -156,7 +156,7 @@ class Processes:
         return dict(zip(values, total.unbind(), strict=True))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Of parameters outside of the model; those inside are averaged during the backward pass."""
+        """Average the gradients of parameters outside of the model; those inside are averaged in the backward pass."""
         if self.size > 1:
             for value in parameters:
                 if value.grad is not None:
@@ -198,7 +198,7 @@ class Processes:
             torch.cuda.set_rng_state(states[_state_name("cuda", self.rank)], self.fabric.device)
 
     def leave(self) -> None:
-        """The end of what is done together."""
+        """End the group of processes."""
         if self.size > 1:
             dist.destroy_process_group()
 
@@ -318,7 +318,7 @@ def synchronise_batch_norm(model: nn.Module) -> None:
 
 
 class _SynchronisedBatchNorm(_BatchNorm):
-    """What PyTorch's own does on GPUs only."""
+    """Batch norm over all processes on any device; PyTorch's own is for GPUs only."""
 
     def _check_input_dim(self, rows: Tensor) -> None:
         """Any number of dimensions; the second one counts the channels."""

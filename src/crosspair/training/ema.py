@@ -30,7 +30,7 @@ class WeightEMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the model holds the averages."""
+        """A context in which the model holds the EMA of its weights."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Stopping between two steps when a signal asks for it, with a checkpoint written."""
+"""Signals (SIGINT, SIGTERM) noted during a run, which then writes a checkpoint and stops between two steps."""
 
 import signal
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 
 
 class Noted:
-    """A signal that came: its number, or 0."""
+    """The number of a signal that came, or 0."""
 
     def __init__(self) -> None:
         self.number = 0

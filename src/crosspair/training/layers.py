@@ -1,4 +1,4 @@
-"""What trains of an encoder: all of it, its upper layers, or adapters. Layers are counted from its top."""
+"""Which parameters of an encoder train: all, those of its upper layers (counted from the top), or adapters."""
 
 import re
 from typing import Any
@@ -42,7 +42,7 @@ def layers_from_top(encoder: nn.Module) -> dict[int, int]:
 
 
 def freeze_for_stage(model: DualEncoder, stage: StageConfig) -> None:
-    """Let train what a stage trains, and keep the rest.
+    """Freeze and unfreeze parameters as a stage says.
 
     Raises UserError where the stage trains upper layers of an image encoder whose layers are not known.
     """

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl and TensorBoard for later, a progress bar for now."""
+"""Logging of a run: metrics.jsonl, TensorBoard and the progress bar."""
 
 import json
 import math
@@ -104,12 +104,12 @@ def _written_by(row: dict[str, Any], step: int, validated: bool) -> bool:
 
 
 def plain(values: dict[str, float]) -> dict[str, float | None]:
-    """Values as JSON can hold them: what is no number is null."""
+    """Values as JSON can hold them: NaN and infinite numbers become null."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def speed_and_memory(pairs_per_second: float, device: torch.device) -> dict[str, float]:
-    """What a training row says of the machine."""
+    """Speed and memory for a training row."""
     return {"pairs_per_second": round(pairs_per_second, 1), "memory_mb": round(memory_mb(device), 1)}
 
 

@@ -1,4 +1,4 @@
-"""What a recipe leaves to the machine: the precision that its device is fastest in, and the malloc trimming policy."""
+"""Settings chosen for the machine: the precision that the device is fastest in, and the malloc trimming policy."""
 
 import ctypes
 import sys
@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD = -1
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """The recipe with what `auto` stands for here, so that recipe.yaml tells what was run.
+    """The recipe with `auto` resolved for this machine, so that recipe.yaml records what was run.
 
     `precision: auto` is bf16-mixed where the device multiplies in bfloat16 itself (benchmarks/machine.py measures what
     it brings), and 32-true elsewhere.

@@ -1,4 +1,4 @@
-"""Models measured on a split of DATA by its protocol: stored in their runs, and compared with each other."""
+"""Evaluation of models on a split of DATA by its protocol, results kept in runs, and their comparison."""
 
 import hashlib
 import os
@@ -165,7 +165,7 @@ def check_split(protocol: Protocol, split: PreparedSplit) -> None:
 
 
 def embed(model: Any, split: PreparedSplit) -> Embeddings:
-    """The embeddings of a split, with names for exported rankings and the picture of every caption."""
+    """The embeddings of a split, with names for exported rankings and the image of every caption."""
     seen = embed_split(model, split, progress=True)
     counts = [len(captions) for captions in split.captions]
     rows = np.repeat(np.arange(len(counts)), counts)

@@ -1,4 +1,4 @@
-"""Which plugins a run uses, kept in its recipe.yaml, and whether they are there again when it is resumed.
+"""Plugins that a run uses: recorded in its recipe.yaml and checked when it is resumed.
 
 plugins:
 - {name: my_loss.py, checksum: 5e88..., registers: [losses half]}

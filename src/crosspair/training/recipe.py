@@ -27,15 +27,15 @@ class StageConfig:
     freeze_text_encoder: bool = False
     """Keep the text encoder's weights, and its dropout off."""
     batch_size: int = 32
-    """Pictures in a batch, of all processes together."""
+    """Images in a batch, of all processes together."""
     mini_batch_size: int = 0
-    """Pictures encoded at a time, while the loss sees the whole batch; saves memory for one more forward; 0: all."""
+    """Images encoded at a time, while the loss sees the whole batch; saves memory for one more forward; 0: all."""
     sampler: str | dict[str, Any] = "shuffled"
-    """Which pictures share a batch. labels: batch_size / images_per_label labels, with that many pictures of each."""
+    """Which images share a batch. labels: batch_size / images_per_label labels, with that many images of each."""
     captions_per_image: int = 1
-    """Captions drawn for each picture of a batch; 0 takes all."""
+    """Captions drawn for each image of a batch; 0 takes all."""
     epoch_covers: Literal["images", "captions"] = "captions"
-    """An epoch draws every picture once, or (as the original's does) as often as it takes to read every caption."""
+    """An epoch draws every image once, or (as the original's does) as often as it takes to read every caption."""
     learning_rate: float = 2e-4
     image_learning_rate: float | None = None
     """Of the image encoder; null takes learning_rate."""
@@ -48,7 +48,7 @@ class StageConfig:
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
     smallest_crop: float = 1.0
-    """Training pictures are cropped to a random share of their area, from this to 1; 1 leaves them whole."""
+    """Training images are cropped to a random share of their area, from this to 1; 1 leaves them whole."""
 
     @property
     def bn_stats_frozen(self) -> bool:
@@ -73,10 +73,10 @@ class OptimizerConfig:
 
 @dataclass
 class EMAConfig:
-    """Exponential moving averages of the weights, evaluated beside them."""
+    """The exponential moving average (EMA) of the weights, validated beside them."""
 
     decay: float = 0.9999
-    """After a warm-up of (1 + step) / (10 + step); 0 keeps no averages."""
+    """After a warm-up of (1 + step) / (10 + step); 0 keeps no EMA."""
     parts: Literal["model", "image"] = "model"
     """The whole model, or (the original) all but the text encoder."""
     before_update: bool = False
@@ -104,7 +104,7 @@ class StreamConfig:
     """Training data that is streamed."""
 
     shuffle_buffer: int = 5000
-    """Pictures in memory to shuffle from, over all processes; shards come in random order besides."""
+    """Images in memory to shuffle from, over all processes; shards come in random order besides."""
     on_error: Literal["stop", "skip"] = "stop"
     """At a sample that can't be used: stop before training, or leave it out."""
 
@@ -120,16 +120,16 @@ class Recipe:
     """The published or measured number that the run aims at."""
     seed: int = 0
     hflip: bool = True
-    """Mirror each training picture from left to right with probability 1/2."""
+    """Flip each training image horizontally with probability 1/2."""
     hflip_sides: bool = False
-    """Mirror also pictures of which a caption in the batch says left or right, as the original does."""
+    """Flip also images of which a caption in the batch says left or right, as the original does."""
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     """Of the encoders; embeddings, losses and weights stay in float32 (or float64). auto: bf16-mixed where the device
     multiplies in bfloat16, else 32-true."""
     feature_backend: Literal["auto", "torch", "openvino-f32", "openvino-bf16", "onnxruntime-f32"] = "auto"
     """What computes a frozen encoder's features. auto: on a CPU the fastest at hand that is exact enough."""
     channels_last: bool = True
-    """Pictures with their colours beside each other rather than in planes: faster convolutions on CPUs and GPUs."""
+    """Channels-last memory layout of images and convolutions: faster on CPUs and GPUs."""
     compile: bool = False
     """Have torch.compile make the image encoder's kernels, which takes minutes; on a CPU its steps were slower."""
     device: str = "auto"
@@ -141,9 +141,9 @@ class Recipe:
     sync_batch_norm: bool = False
     """With several processes: batch norm sees the whole batch rather than each process's part."""
     workers: int = -1
-    """Processes that decode pictures; -1 takes one a core on a GPU and none on the CPU."""
+    """Processes that decode images; -1 takes one a core on a GPU and none on the CPU."""
     decoded_cache_gb: float = 0.0
-    """Disk for decoded pictures, kept between epochs and runs in the user's cache; 0 decodes in every epoch."""
+    """Disk for decoded images, kept between epochs and runs in the user's cache; 0 decodes in every epoch."""
     log_every: int = 10
     """Steps between two rows of metrics."""
     tensorboard: Literal["auto", "on", "off"] = "auto"

@@ -255,7 +255,7 @@ def _check_stage(name: str, stage: StageConfig) -> StageConfig:
 
 
 def _check_ranges(recipe: Recipe) -> None:
-    """What types alone don't say."""
+    """Raise UserError for a value of the right type that is out of range."""
     if not recipe.stages:
         raise UserError("there is no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
     if recipe.decoded_cache_gb < 0 or recipe.stream.shuffle_buffer < 1:

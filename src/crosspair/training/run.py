@@ -1,4 +1,4 @@
-"""A run's directory: what it was trained on, whether it is finished, whether it can go on, and its model's card."""
+"""The directory of a run: its data, whether it is finished or can be resumed, and its model's card."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from crosspair.training.recipe_files import differences, load_recipe
 
 
 def finished(run: Path) -> bool:
-    """Whether training went through all its stages."""
+    """Whether a run has gone through all its stages."""
     return any(row["kind"] == "end" for row in read_metrics(run)[-1:])
 
 
@@ -50,7 +50,7 @@ def data_directory(run: Path) -> Path:
 
 
 def describe_source(data: TrainingData) -> dict[str, Any]:
-    """What a run reads, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
+    """A run's data, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
     train, val = data.split("train"), data.split("val")
     directory = None if val.directory is None else str(val.directory)
     return {"data": directory, "checksums": {"train": train.checksum, "val": val.checksum}, **train.describe()}
@@ -78,7 +78,7 @@ def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
 
 
 def source_name(source: dict[str, Any]) -> str:
-    """What a user calls the data of a run: its stream, its dataset or its DATA directory."""
+    """The name of a run's data for users: its stream, its dataset or its DATA directory."""
     return str(source.get("stream") or source.get("dataset") or source.get("data"))
 
 

@@ -16,9 +16,9 @@ from crosspair.training.recipe import Recipe, StageConfig
 
 @dataclass(frozen=True)
 class StageFeatures:
-    """Memory-mapped features of both splits; None where every step makes them anew.
+    """Memory-mapped features of both splits; None where every step computes them.
 
-    Of images float32 [n, 1 or 2, num_features] (the second of an image is its mirror image's), of captions float32
+    Of images float32 [n, 1 or 2, num_features] (the second of the flipped image), of captions float32
     [m, num_features].
     """
 

@@ -20,7 +20,7 @@ from crosspair.training.optimizer import StageOptimizer
 
 @dataclass
 class TrainingStep:
-    """All that one step touches. Call it with a batch and the step's number within the stage, from 0."""
+    """A training step of a stage. Call it with a batch and the step's number within the stage, from 0."""
 
     processes: Processes
     model: Any  # the DualEncoder as Fabric wrapped it

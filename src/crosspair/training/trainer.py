@@ -1,4 +1,4 @@
-"""A run in progress: what it is made of, and how that is built from a recipe and its data."""
+"""The state of a run in progress, and how it is built from a recipe and its data."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""How good the raw and the averaged weights are on val."""
+"""Validation on the split val, of the raw weights and of their EMA."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -42,6 +42,6 @@ def weights_held(ema: WeightEMA | None, weights: str) -> AbstractContextManager[
 
 
 def in_a_line(row: dict[str, Any], best: float) -> str:
-    """A row of validation and the best rsum so far, for the screen."""
+    """A validation row and the best rsum so far as one line for the screen."""
     recall = f"R@1 {row['image_to_text']['R@1']:.1f} image to text, {row['text_to_image']['R@1']:.1f} text to image"
     return f"val {recall}, rsum {row['rsum']:.1f} (best {best:.1f})"

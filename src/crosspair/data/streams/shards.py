@@ -1,4 +1,4 @@
-"""What a stream consists of: shards, each read from start to end, on a server, on this machine or on the hub."""
+"""Shards of a stream, each read from start to end: on a server, on this machine or on the hub."""
 
 import io
 import re
@@ -32,7 +32,7 @@ class Shard(Protocol):
     def name(self) -> str: ...
 
     def samples(self) -> Iterator[Sample]:
-        """In the same order every time. Raises UserError."""
+        """The samples, in the same order every time. Raises UserError."""
         ...
 
 

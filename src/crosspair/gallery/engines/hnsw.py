@@ -84,7 +84,7 @@ class HnswEngine(Engine):
 
 @dataclass(frozen=True)
 class Queries:
-    """What recall is measured with. own_rows: of queries that are images of the gallery and must not count."""
+    """Queries to measure recall with. own_rows: of queries that are images of the gallery and must not count."""
 
     kind: str
     vectors: np.ndarray  # float32 [q, d]

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Address:
-    """Of a collection: a cluster's address, or a local file as seen from the gallery; one of the two is given."""
+    """The address of a collection: a cluster's, or a local file as seen from the gallery; one of the two is given."""
 
     collection: str
     uri: str | None = None
@@ -56,7 +56,7 @@ class Address:
 
     @classmethod
     def from_facts(cls, index: dict[str, Any]) -> "Address":
-        """Of gallery.json's `index`. Raises UserError when that holds none."""
+        """The address in gallery.json's `index`. Raises UserError when there is none."""
         try:
             facts = index["address"]
             file = facts["file"]
@@ -65,16 +65,16 @@ class Address:
             raise UserError("gallery.json names no Milvus collection; copy the gallery again or index anew") from error
 
     def facts(self) -> dict[str, Any]:
-        """For gallery.json."""
+        """The address as gallery.json stores it."""
         return asdict(self)
 
     def find(self, gallery: Path) -> str:
-        """What pymilvus is to connect to."""
+        """The address or path that pymilvus connects to."""
         return self.uri if self.uri is not None else str(self.file.find(gallery)) if self.file else ""
 
 
 def collection_name(work: Path) -> str:
-    """A new collection's; what an interrupted first run has begun is gone on with."""
+    """The name of a new collection, or of the one that an interrupted first run has begun."""
     path = work / "collection"
     if not path.is_file():
         write_text(path, f"crosspair_{uuid.uuid4().hex}")

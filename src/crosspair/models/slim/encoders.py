@@ -14,7 +14,7 @@ _RESNET_MEAN = (123.68, 116.78, 103.94)  # red, green, blue, of 0..255
 
 
 def slim_input(name: str) -> ImageInput:
-    """What the encoder of that name expects: MobileNet -1..1, ResNet 0..255 less the mean colour; 224x224 pixels.
+    """The input of the encoder of that name: MobileNet -1..1, ResNet 0..255 less the mean colour; 224x224 pixels.
 
     The resampling is the usual one; the original's is `resample="tensorflow1"`.
     """

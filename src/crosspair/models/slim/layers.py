@@ -1,4 +1,4 @@
-"""What the original's image towers share: TensorFlow's SAME padding, and a convolution with batch norm."""
+"""Layers of the original's image towers: TensorFlow's SAME padding, and a convolution with batch norm."""
 
 import numpy as np
 import torch.nn.functional as F

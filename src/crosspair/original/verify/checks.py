@@ -21,7 +21,7 @@ CHECKS: dict[str, Callable[[], Iterator[Comparison]]] = {
 
 @dataclass(frozen=True)
 class Verification:
-    """What the checks found."""
+    """The comparisons that the checks made."""
 
     comparisons: list[Comparison]
     seconds: float

@@ -106,7 +106,7 @@ def check_trajectory() -> Iterator[Comparison]:
     recording = packaged_recording()
     found = replay(recording, torch.float64)
     yield Comparison(f"training, losses of {STEPS} steps, float64", max(found.losses), 1e-9)
-    names = {"after": "weights and statistics", "ema": "ema"}
+    names = {"after": "weights and statistics", "ema": "EMA"}
     for moment, difference in found.weights.items():
         kind = moment.rstrip("0123456789")
         step = moment.removeprefix(kind)
