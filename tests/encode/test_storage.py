@@ -192,21 +192,29 @@ class TestLoading:
             ("text", "pool_padding", 1),
             ("image_input", "mean", 0.5),
             ("image_input", "std", [0.5, 0.5]),
+            ("image_input", "std", [0.5, 0.5, 0]),
+            ("image_input", "height", 0),
+            ("image_input", "width", 10**9),
+            ("image", "size", [0, 32]),
+            ("image", "colour", "blue"),
+            ("projection", "dim", 0),
+            ("projection", "dim", 10**9),
+            ("projection", "norm_momentum", 1.5),
+            ("text", "dropout", 1.0),
         ],
     )
-    def test_a_setting_of_another_type_is_named(self, saved, part, field, value):
+    def test_a_setting_of_another_type_or_out_of_range_is_named(self, saved, part, field, value):
         config = json.loads((saved / "config.json").read_text())
         (config if part == "image_input" else config["model"])[part][field] = value
         (saved / "config.json").write_text(json.dumps(config))
-        with pytest.raises(
-            UserError, match=rf"config\.json is not a crosspair model's configuration .*{field} "
-        ) as caught:
+        problem = rf"config\.json is not a crosspair model's configuration \(field '[\w.]*\b{field}\W.*; copy the model"
+        with pytest.raises(UserError, match=problem) as caught:
             DualEncoder.from_pretrained(saved)
         assert "\n" not in str(caught.value)
 
     def test_refuses_a_format_of_the_future(self, saved):
         (saved / "config.json").write_text('{"format": 2}')
-        with pytest.raises(UserError, match="has format 2, this crosspair reads up to 1; update crosspair"):
+        with pytest.raises(UserError, match="has format 2, this crosspair reads formats up to 1; upgrade crosspair"):
             DualEncoder.from_pretrained(saved)
 
     @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/no/where", "a/b/c"])

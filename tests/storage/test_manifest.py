@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from crosspair.errors import UserError
+from crosspair.settings import Range
 from crosspair.storage import manifest
 from crosspair.storage.manifest import manifest_text, read_manifest, read_object
 
@@ -16,7 +17,7 @@ from crosspair.storage.manifest import manifest_text, read_manifest, read_object
 class Part:
     name: str
     size: int
-    label: int = field(default=0, metadata={"least": None})
+    label: int = field(default=0, metadata={"range": Range()})
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Whole:
     counts: dict[str, int]
     place: Part | str
     kind: Literal["folder", "data"]
-    share: float = 0.5
+    share: float = field(default=0.5, metadata={"range": Range(above=0, at_most=1)})
     exact: bool = True
     note: str | None = None
     free: dict[str, Any] = field(default_factory=dict)
@@ -62,8 +63,9 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
         ({"place": 3}, "field 'place' is 3; expected a text"),
         ({"kind": "other"}, "field 'kind' is \"other\"; expected 'folder' or 'data'"),
         ({"share": float("nan")}, "field 'share' is NaN; expected a number"),
+        ({"share": 0}, "field 'share' is 0; expected a number above 0 and at most 1"),
         ({"exact": 1}, "field 'exact' is 1; expected true or false"),
-        ({"note": 1}, "field 'note' is 1; expected null"),
+        ({"note": 1}, "field 'note' is 1; expected a text"),
         ({"surprise": 1}, "field 'surprise' is unknown"),
         ({"x\n" * 200: 1}, "is unknown"),
         ({"format": "1"}, "field 'format' is \"1\"; expected a whole number"),

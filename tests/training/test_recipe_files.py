@@ -89,6 +89,12 @@ def test_a_dotted_override_changes_one_field():
         ("flickr8k-lite0", ["--optimizer.beta2", "1"], "optimizer.beta2 is 1.0; expected at least 0 and below 1"),
         ("flickr8k-lite0", ["--stage1.schedule", "linear"], "there is no schedule 'linear'"),
         ("flickr8k-lite0", ["--stage1.schedule.power", "2"], "unknown field 'stage1.schedule.power'"),
+        (
+            "flickr8k-lite0",
+            ["--model.projection.dim", "0"],
+            "field 'model.projection.dim' is 0; expected a whole number",
+        ),
+        ("flickr8k-lite0", ["--model.text.dropout", "1"], "field 'model.text.dropout' is 1.0; expected a number of at"),
         ("flickr8k-lite0", ["--plugins", "[]"], "unknown field 'plugins'"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from crosspair.data.records import printable
 from crosspair.errors import UserError
+from crosspair.settings import Range
 from crosspair.storage import manifest as manifests
 from crosspair.storage.directories import FILES, expect_kind
 
@@ -48,10 +49,10 @@ class Duplicate:
 
     image_id: str
     split: str
-    label: int = field(metadata={"least": None})
+    label: int = field(metadata={"range": Range()})
     first_id: str
     first_split: str
-    first_label: int = field(metadata={"least": None})
+    first_label: int = field(metadata={"range": Range()})
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,21 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from crosspair.settings import Range
+
+_PIXELS = {"range": Range(at_least=1, at_most=16_384)}
+
 
 @dataclass
 class ImageInput:
     """What the image encoder expects to see."""
 
-    height: int = 224  # pixels
-    width: int = 224  # pixels
+    height: int = field(default=224, metadata=_PIXELS)
+    width: int = field(default=224, metadata=_PIXELS)
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # of red, green, blue in 0..1
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # of red, green, blue in 0..1
+    std: list[float] = field(  # of red, green, blue in 0..1
+        default_factory=lambda: [0.229, 0.224, 0.225], metadata={"range": Range(above=0)}
+    )
     resample: Literal["antialias", "tensorflow1"] = "antialias"  # tensorflow1: bilinear as the original resized
 
     def resize(self, image: Tensor) -> Tensor:

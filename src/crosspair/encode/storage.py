@@ -6,22 +6,20 @@ The vocabulary is vocabulary.txt, one word a line, or the tokenizer.json of a te
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from torch import Tensor
 
 from crosspair.data.tokens import SubwordTokenizer, Vocabulary
 from crosspair.data.transforms import ImageInput
 from crosspair.errors import UserError
-from crosspair.models.config import ImageEncoderConfig, ModelConfig, ProjectionConfig, TextEncoderConfig
+from crosspair.models.config import ModelConfig
 from crosspair.registry import IMAGE_ENCODERS, TEXT_ENCODERS, Plugin, loaded_plugins, plugin_module
+from crosspair.storage import manifest as manifests
 from crosspair.storage.files import whole_directory
 from crosspair.version import __version__
-
-T = TypeVar("T")
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -40,6 +38,26 @@ class SavedModel:
     text_architecture: dict[str, Any] | None  # of a text encoder from `transformers`
     state: dict[str, Tensor]
     card: str = ""
+
+
+@dataclass(frozen=True)
+class _PluginFacts:
+    """Of the plugin that registered an encoder."""
+
+    name: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class _Config:
+    """`config.json`, read as if a stranger had written it."""
+
+    model: ModelConfig
+    image_input: ImageInput
+    text_architecture: dict[str, Any] | None = None
+    plugins: dict[str, _PluginFacts] = field(default_factory=dict)  # by the encoder's name
+    crosspair: str = __version__  # that wrote it
+    format: int = FORMAT
 
 
 def save_model(saved: SavedModel, directory: Path) -> None:
@@ -63,27 +81,16 @@ def save_model(saved: SavedModel, directory: Path) -> None:
 
 def write_settings(saved: SavedModel, directory: Path) -> None:
     """All of a model but its weights and its card."""
-    config = {
-        "format": FORMAT,
-        "crosspair": __version__,
-        "model": asdict(saved.config),
-        "image_input": asdict(saved.image_input),
-    }
-    if saved.text_architecture is not None:
-        config["text_architecture"] = saved.text_architecture
-    if plugins := _plugins(saved.config):
-        config["plugins"] = plugins
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config = _Config(saved.config, saved.image_input, saved.text_architecture, _plugins(saved.config))
+    (directory / CONFIG).write_text(manifests.manifest_text(config), encoding="utf-8")
     saved.vocabulary.save(directory / saved.vocabulary.FILE)
 
 
-def _plugins(config: ModelConfig) -> dict[str, Any]:
+def _plugins(config: ModelConfig) -> dict[str, _PluginFacts]:
     """Name and checksum of the plugin of each encoder that has one, by the encoder's name."""
     images = {part.strip(): plugin_of(part.strip(), "image") for part in config.image.name.split("+")}
     found = {**images, config.text.name: plugin_of(config.text.name, "text")}
-    return {
-        name: {"name": plugin.name, "checksum": plugin.checksum} for name, plugin in found.items() if plugin is not None
-    }
+    return {name: _PluginFacts(plugin.name, plugin.checksum) for name, plugin in found.items() if plugin is not None}
 
 
 def plugin_of(name: str, side: Literal["image", "text"]) -> Plugin | None:
@@ -102,7 +109,7 @@ def plugin_of(name: str, side: Literal["image", "text"]) -> Plugin | None:
     return next(found, None)
 
 
-def _check_plugins(config: ModelConfig, plugins: dict[str, dict[str, str]], model: Path) -> None:
+def _check_plugins(config: ModelConfig, plugins: dict[str, _PluginFacts], model: Path) -> None:
     """That the plugins of a saved model's encoders are loaded. plugins: by the encoder's name, its name and checksum.
 
     Raises UserError for one that is missing; one that has changed since is told on stderr.
@@ -113,7 +120,7 @@ def _check_plugins(config: ModelConfig, plugins: dict[str, dict[str, str]], mode
     for name, side in [*names, (config.text.name, "text")]:
         if name not in plugins:
             continue
-        wanted, found = Plugin(**plugins[name]), plugin_of(name, side)
+        wanted, found = plugins[name], plugin_of(name, side)
         if found is None:
             raise UserError(
                 f"{model} has the {side} encoder '{name}' of the plugin {wanted.name}, which is not loaded; name it "
@@ -160,15 +167,16 @@ def read_model(name: str, *, weights: bool = True) -> SavedModel:
     weights: leave the state empty where they are not needed.
     """
     directory = local_directory(name)
-    config, image_input, architecture = _read_config(directory / CONFIG)
-    config.image.weights = "none"  # all weights are in the directory
+    config = _read_config(directory)
+    config.model.image.weights = "none"  # all weights are in the directory
     state = _read_weights(directory / WEIGHTS) if weights else {}
     vocabulary: Vocabulary | SubwordTokenizer
-    if architecture is None:
+    if config.text_architecture is None:
         vocabulary = Vocabulary.load(directory / Vocabulary.FILE)
     else:
-        vocabulary = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, architecture)
-    return SavedModel(config, vocabulary, image_input, architecture, state, _read_card(directory))
+        vocabulary = SubwordTokenizer.load(directory / SubwordTokenizer.FILE, config.text_architecture)
+    card = _read_card(directory)
+    return SavedModel(config.model, vocabulary, config.image_input, config.text_architecture, state, card)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -212,48 +220,12 @@ def local_directory(name: str) -> Path:
         raise UserError(f"{name} is no directory here, and the hub did not give it ({reason})") from error
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, ImageInput, dict[str, Any] | None]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] > FORMAT:
-            raise UserError(
-                f"{path} has format {found['format']}, this crosspair reads up to {FORMAT}; update crosspair"
-            )
-        model = found["model"]
-        config = ModelConfig(
-            _typed(ImageEncoderConfig, model["image"]),
-            _typed(TextEncoderConfig, model["text"]),
-            _typed(ProjectionConfig, model["projection"]),
-        )
-        image_input = _typed(ImageInput, found["image_input"])
-        if not len(image_input.mean) == len(image_input.std) == 3:
-            raise ValueError(f"mean {image_input.mean} and std {image_input.std} are not of three colours")
-        _check_plugins(config, found.get("plugins", {}), path.parent)
-        return config, image_input, found.get("text_architecture")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a crosspair model's configuration ({error!r}); copy the model again") from error
-
-
-def _typed(kind: type[T], found: dict[str, Any]) -> T:
-    """A dataclass of what was read. Raises TypeError, naming the field, for a value of another type than declared."""
-    made = kind(**found)
-    for name, declared in get_type_hints(kind).items():
-        if not _fits(getattr(made, name), declared):
-            raise TypeError(f"{name} is {getattr(made, name)!r}")
-    return made
-
-
-def _fits(value: Any, declared: Any) -> bool:
-    """Whether a value from JSON is of a declared type; numbers of things are never negative."""
-    origin, arguments = get_origin(declared), get_args(declared)
-    if origin is Literal:
-        return value in arguments
-    if origin is UnionType:
-        return any(_fits(value, each) for each in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
-    if declared is int:
-        return type(value) is int and value >= 0
-    if declared is float:
-        return type(value) in (int, float)
-    return isinstance(value, declared)
+def _read_config(directory: Path) -> _Config:
+    path, advice, problem = directory / CONFIG, "copy the model again", "is not a crosspair model's configuration"
+    config = manifests.read_manifest(path, _Config, FORMAT, advice, problem)
+    with manifests.damage_named(path, advice, problem):
+        for name in ("mean", "std"):
+            if len(values := getattr(config.image_input, name)) != 3:
+                raise manifests.ManifestError(f"field 'image_input.{name}' is {values}; expected three colours' values")
+    _check_plugins(config.model, config.plugins, directory)
+    return config

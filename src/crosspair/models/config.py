@@ -3,6 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crosspair.settings import Range
+
+# What recipes and config.json may say.
+_PIXELS = {"range": Range(at_least=1, at_most=16_384)}
+_SIZE = {"range": Range(at_least=1, at_most=65_536)}
+_SHARE = {"range": Range(at_least=0, below=1)}
+
 
 @dataclass
 class ImageEncoderConfig:
@@ -15,7 +22,7 @@ class ImageEncoderConfig:
     """hub (timm's pretrained weights), package (tf_efficientnet_lite0, _lite1 and _lite2), none, or the path of a
     .safetensors file; slim encoders also take TF-slim's ImageNet checkpoint (resnet_v1_152.ckpt,
     mobilenet_v1_1.0_224.ckpt), a V1 file or a V2 prefix."""
-    size: list[int] | None = None
+    size: list[int] | None = field(default=None, metadata=_PIXELS)
     """Height and width of the input in pixels; null takes the model's own."""
     resample: Literal["antialias", "tensorflow1"] = "antialias"
     """How images are resized; tensorflow1 is the original's bilinear grid."""
@@ -23,7 +30,7 @@ class ImageEncoderConfig:
     """Keep the pretrained model's last layer: CLIP's and SigLIP's projection into their joint space."""
     pooled_stages: int = 0
     """So many of a timm model's last stages add the means of their maps to its features; 0 takes the features alone."""
-    feature_dropout: float = 0.0
+    feature_dropout: float = field(default=0.0, metadata=_SHARE)
     """Share of pooled features dropped in training; the original's MobileNet drops 0.001."""
 
 
@@ -38,13 +45,13 @@ class TextEncoderConfig:
     """Of a transformer: hub, package (sentence-transformers/all-MiniLM-L6-v2), none, or a directory with its files."""
     pooling: Literal["mean", "cls", "eos", "model"] = "mean"
     """Of a transformer's states; model: as the model itself does (CLIP and SigLIP, into their joint space)."""
-    word_dim: int = 512
+    word_dim: int = field(default=512, metadata=_SIZE)
     """Of the BiLSTM's word embedding."""
-    hidden_dim: int = 512
+    hidden_dim: int = field(default=512, metadata=_SIZE)
     """Units of the LSTM in each direction."""
-    dropout: float = 0.3
+    dropout: float = field(default=0.3, metadata=_SHARE)
     """On word embeddings and on the LSTM's outputs, in training; a transformer keeps its own."""
-    max_words: int = 100
+    max_words: int = field(default=100, metadata={"range": Range(at_least=1)})
     """Captions are cut after this many words (a transformer's: tokens)."""
     min_count: int = 3
     """Words seen less often in the training captions count as unknown to the BiLSTM."""
@@ -61,17 +68,17 @@ class TextEncoderConfig:
 class ProjectionConfig:
     """The projection of an encoder's features into the joint space."""
 
-    dim: int = 512
+    dim: int = field(default=512, metadata=_SIZE)
     layers: Literal[0, 1, 2] = 1
     """1: linear and batch norm, as published; 2: a hidden layer before them; 0: features are embeddings (CLIP's)."""
-    heads: int = 1
+    heads: int = field(default=1, metadata=_SIZE)
     """Projections side by side with dim / heads dimensions each, which losses see one by one: an ensemble."""
-    hidden_dim: int = 1024
+    hidden_dim: int = field(default=1024, metadata=_SIZE)
     """Width of the hidden layer."""
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=_SHARE)
     """On the hidden layer, in training."""
-    norm_eps: float = 1e-5
-    norm_momentum: float = 0.1
+    norm_eps: float = field(default=1e-5, metadata={"range": Range(at_least=0)})
+    norm_momentum: float = field(default=0.1, metadata={"range": Range(at_least=0, at_most=1)})
     """Weight of the newest batch in the running statistics; TensorFlow's decay is 1 - momentum."""
 
 

@@ -1,8 +1,8 @@
 """Manifests: dataclasses as JSON files, read as if a stranger had written them.
 
 Each field is checked against its annotation (str, bool, int, float, None, Any, Literal, list, dict, unions and further
-dataclasses). A whole number is at least 0 unless its field says otherwise with `metadata={"least": ...}`; None there
-allows any. The fields `format` and `crosspair` are the version of the layout and of the package that wrote it.
+dataclasses). A field may limit its numbers with `metadata={"range": Range(...)}`; whole ones are otherwise at least 0.
+The fields `format` and `crosspair` are the version of the layout and of the package that wrote it.
 """
 
 import json
@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from crosspair.errors import UserError
+from crosspair.settings import Range
 
 T = TypeVar("T")
 
 LARGEST = 256_000_000  # bytes of a manifest; ours are kilobytes, or megabytes where much was skipped
 _MOST = 2**63 - 1
+_COUNT = Range(at_least=0)  # of a whole number whose field says nothing
 
 
 class ManifestError(ValueError):
@@ -31,13 +33,13 @@ def manifest_text(manifest: Any) -> str:
     return json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
 
 
-def read_manifest(path: Path, kind: type[T], newest: int, advice: str) -> T:
+def read_manifest(path: Path, kind: type[T], newest: int, advice: str, problem: str = "is damaged") -> T:
     """The manifest in a file. newest: format that can be read. advice: what to do with a damaged one.
 
-    Raises UserError for a file that is damaged, naming the field, and for one of a newer format.
+    problem: what the error says of a damaged one. Raises UserError for it, naming the field, and for a newer format.
     """
-    with damage_named(path, advice):
-        return parse(kind, read_object(path, newest, advice))
+    with damage_named(path, advice, problem):
+        return parse(kind, read_object(path, newest, advice, problem))
 
 
 def read_object(path: Path, newest: int, advice: str, problem: str = "is damaged") -> dict[str, Any]:
@@ -84,38 +86,39 @@ def parse(kind: type[T], found: Any, name: str = "") -> T:
     for key, value in found.items():
         if key not in known:
             raise ManifestError(f"{_field(_join(name, key))} is unknown")
-        values[key] = checked(types[key], value, _join(name, key), known[key].metadata.get("least", 0))
+        values[key] = checked(types[key], value, _join(name, key), known[key].metadata.get("range"))
     for key, each in known.items():
         if key not in found and each.default is MISSING and each.default_factory is MISSING:
             raise ManifestError(f"{_field(_join(name, key))} is missing")
     return kind(**values)
 
 
-def checked(declared: Any, value: Any, name: str, least: int | None = 0) -> Any:
+def checked(declared: Any, value: Any, name: str, limits: Range | None = None) -> Any:
     """A value from JSON as its declared type. Raises ManifestError naming the field."""
     origin, arguments = get_origin(declared), get_args(declared)
     if declared is Any:
         return value
     if origin in (UnionType, Union):
-        return _one_of(arguments, value, name, least)
+        return _one_of(arguments, value, name, limits)
     if origin is Literal:
         expected = " or ".join(map(repr, arguments))
         return _expect(value in arguments, value, value, name, expected)
     if origin is list:
         _expect(isinstance(value, list), value, value, name, "a list")
-        return [checked(arguments[0], each, f"{name}[{row}]", least) for row, each in enumerate(value)]
+        return [checked(arguments[0], each, f"{name}[{row}]", limits) for row, each in enumerate(value)]
     if origin is dict:
         _expect(isinstance(value, dict), value, value, name, "an object")
-        return {key: checked(arguments[1], each, _join(name, key), least) for key, each in value.items()}
+        return {key: checked(arguments[1], each, _join(name, key), limits) for key, each in value.items()}
     if is_dataclass(declared):
         return parse(cast(type[Any], declared), value, name)
     if declared is int:
-        low = -_MOST if least is None else least
-        fits = type(value) is int and low <= value <= _MOST
-        return _expect(fits, value, value, name, "a whole number" + ("" if least is None else f" of at least {least}"))
+        limits = _COUNT if limits is None else limits
+        fits = type(value) is int and -_MOST <= value <= _MOST and value in limits
+        return _expect(fits, value, value, name, "a whole number" + _limited(limits))
     if declared is float:
-        fits = type(value) in (int, float) and math.isfinite(value)
-        return _expect(fits, value, value, name, "a number")
+        limits = Range() if limits is None else limits
+        fits = type(value) in (int, float) and math.isfinite(value) and value in limits
+        return _expect(fits, value, value, name, "a number" + _limited(limits))
     if declared is bool:
         return _expect(isinstance(value, bool), value, value, name, "true or false")
     if declared is str:
@@ -123,11 +126,19 @@ def checked(declared: Any, value: Any, name: str, least: int | None = 0) -> Any:
     return _expect(value is None, value, value, name, "null")
 
 
-def _one_of(kinds: tuple[Any, ...], value: Any, name: str, least: int | None) -> Any:
+def _limited(limits: Range) -> str:
+    if limits == Range():
+        return ""
+    return f" of {limits}" if str(limits).startswith("at ") else f" {limits}"
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, name: str, limits: Range | None) -> Any:
     """The first of several types that fits; the last one's error where none does."""
+    if value is not None:  # an error then says what it should be instead
+        kinds = tuple(kind for kind in kinds if kind is not NoneType)
     for number, kind in enumerate(kinds):
         try:
-            return checked(kind, value, name, least)
+            return checked(kind, value, name, limits)
         except ManifestError:
             if number == len(kinds) - 1:
                 raise

@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 from crosspair.errors import UserError
+from crosspair.models.config import ModelConfig
 from crosspair.registry import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Registry
 from crosspair.settings import Range, Setting, check_settings
+from crosspair.storage.manifest import ManifestError, parse
 from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig, map_losses, name_and_settings
 
 _CHOSEN: dict[str, Registry[Any]] = {"sampler": SAMPLERS, "schedule": SCHEDULES}  # fields of a stage
@@ -256,6 +258,10 @@ def _check_stage(name: str, stage: StageConfig) -> StageConfig:
 
 def _check_ranges(recipe: Recipe) -> None:
     """Raise UserError for a value of the right type that is out of range."""
+    try:
+        parse(ModelConfig, asdict(recipe.model), "model")
+    except ManifestError as error:
+        raise UserError(str(error)) from error
     if not recipe.stages:
         raise UserError("there is no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
     if recipe.decoded_cache_gb < 0 or recipe.stream.shuffle_buffer < 1:
