@@ -93,6 +93,7 @@ def test_a_loss_that_learns_trains(train):
         ("my_timm_model.py", ["--model.image.name", "my_resnet"]),
         ("my_text_encoder.py", ["--model.text.name", "bag"]),
         ("my_sampler.py", ["--stage1.sampler", "by-label"]),
+        ("my_backend.py", ["--feature_backend", "autocast"]),
         ("my_optimizer.py", ["--optimizer.name", "momentum", "--stage1.schedule", "linear"]),
     ],
 )

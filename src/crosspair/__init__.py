@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crosspair.losses import CMPCLoss, CMPMLoss
     from crosspair.registry import (
         list_registered,
+        register_backend,
         register_engine,
         register_image_encoder,
         register_loss,
@@ -59,6 +60,7 @@ _HOMES = {
     "list_registered": "crosspair.registry",
     "load_recipe": "crosspair.training.recipe_files",
     "open_data": "crosspair.data.dataset",
+    "register_backend": "crosspair.registry",
     "register_engine": "crosspair.registry",
     "register_image_encoder": "crosspair.registry",
     "register_loss": "crosspair.registry",
@@ -97,6 +99,7 @@ __all__ = [
     "losses",
     "models",
     "open_data",
+    "register_backend",
     "register_engine",
     "register_image_encoder",
     "register_loss",

@@ -339,6 +339,16 @@ ENGINES: Registry[Any] = Registry(
     "engines",
     {**_in("gallery.engines", "exact", "hnsw", "milvus"), "auto": "crosspair.gallery.engines.hnsw"},
 )
+BACKENDS: Registry[Any] = Registry(
+    "backend",
+    "backends",
+    {
+        "torch": "crosspair.encode.backends",
+        "openvino": "crosspair.encode.openvino",
+        "onnxruntime": "crosspair.encode.onnx",
+    },
+    given=("network", "precision"),
+)
 
 register_loss = LOSSES.register
 register_image_encoder = IMAGE_ENCODERS.register
@@ -349,3 +359,4 @@ register_sampler = SAMPLERS.register
 register_optimizer = OPTIMIZERS.register
 register_schedule = SCHEDULES.register
 register_engine = ENGINES.register
+register_backend = BACKENDS.register

@@ -30,7 +30,7 @@ def test_without_a_kind_the_kinds_are_listed(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out.split()
     assert {"losses", "image-encoders", "text-encoders", "encoders", "readers", "formats", "recipes"} <= set(printed)
-    assert {"protocols", "samplers", "optimizers", "schedules", "engines"} <= set(printed)
+    assert {"protocols", "samplers", "optimizers", "schedules", "engines", "backends"} <= set(printed)
 
 
 def test_a_plugin_is_listed_with_its_summary_and_file(plugin, capsys):

@@ -12,10 +12,10 @@ import torch
 from crosspair.data.images import decode_image
 from crosspair.encode import backends
 from crosspair.encode import features as module
-from crosspair.encode.backends import Agreement, Backend, OpenVINOBackend, TorchBackend, agreement_on
+from crosspair.encode.backends import Agreement, Backend, TorchBackend, agreement_on
 from crosspair.encode.features import cache_directory, image_features, kept_agreement
 from crosspair.encode.model import DualEncoder
-from crosspair.encode.openvino import openvino_precisions
+from crosspair.encode.openvino import OpenVINOBackend, openvino_precisions
 from crosspair.errors import UserError
 from tests.fixtures.models import create_tiny_model
 

@@ -95,6 +95,12 @@ def test_a_dotted_override_changes_one_field():
             "field 'model.projection.dim' is 0; expected a whole number",
         ),
         ("flickr8k-lite0", ["--model.text.dropout", "1"], "field 'model.text.dropout' is 1.0; expected a number of at"),
+        ("flickr8k-lite0", ["--feature_backend", "openvin"], r"no backend 'openvin' \(did you mean openvino\?\)"),
+        (
+            "flickr8k-lite0",
+            ["--feature_backend", "openvino-f8"],
+            "backend openvino has no precision 'f8'; expected f32",
+        ),
         ("flickr8k-lite0", ["--plugins", "[]"], "unknown field 'plugins'"),
     ],
 )

@@ -1,57 +1,75 @@
-"""Encoding backends: PyTorch, OpenVINO and ONNX Runtime, and the choice of the fastest one that is exact enough."""
+"""Backends that encode with a model: the interface of the registered ones, PyTorch, and the choice by exactness."""
 
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crosspair.encode.onnx import ONNXRuntimeBackend, import_onnxruntime
-from crosspair.encode.openvino import OpenVINOBackend, Precision, import_openvino, openvino_precisions, read_graphs
 from crosspair.encode.storage import EXPORT
 from crosspair.errors import UserError
 from crosspair.models.dual_encoder import TwoTowers
+from crosspair.registry import BACKENDS, register_backend
 
-BackendName = Literal["torch", "openvino", "onnxruntime"]
+Precision = Literal["bf16", "f32"]
 LEAST_COSINE = 0.999  # to the float32 features, on average
 SAMPLE = 64  # images it is measured on
 
 
 class Backend(Protocol):
-    """Encodes batches of images and of captions with one model, on a device and in a precision."""
+    """Encodes batches of images and of captions with one model, on a device and in a precision.
 
-    name: str  # of the arithmetic: vectors of one are never taken for those of another
-    in_threads: bool  # many threads may encode at once, a core each
-    images_at_once: int  # what is fast
+    A class that registers under a name is made of a network and one of its `precisions`. It may take over from here
+    what fits it; it needs a `name` and the methods that encode.
+    """
+
+    name: str  # the setting that chooses it: vectors of one are never taken for those of another
+    precisions: ClassVar[tuple[Precision, ...]] = ("f32",)  # the first is what the backend's own name means
+    cpu_only: ClassVar[bool] = False
+    in_threads: bool = False  # many threads may encode at once, a core each
+    images_at_once: int = 64  # what is fast
+
+    @classmethod
+    def fast_precisions(cls) -> list[Precision]:
+        """Those that the setting `auto` tries on this machine, the fastest first."""
+        return []
+
+    @classmethod
+    def of_export(cls, directory: Path, precision: Precision) -> "Backend":
+        """Encodes by what `crosspair export` wrote. Raises UserError where the backend can't read it."""
+        raise UserError(f"backend {cls.__name__} reads no export; name the model that {directory} was made from")
 
     def prepare(self, *, texts: bool = False) -> None:
-        """Get ready for images and, with `texts`, for captions. Raises UserError where an encoder can't be run."""
+        """Made ready for images and, with `texts`, for captions. Raises UserError where an encoder can't be run."""
 
     def group(self, views: int = 1) -> int:
         """Images to make features of at a time, which an interruption leaves whole."""
+        return self.images_at_once // views
 
     def image_features(self, images: Tensor, views: int = 1) -> np.ndarray:
-        """Resized images [b, 3, height, width] -> float32 [b, views, num_features]; the second view is flipped."""
+        """Resized images [b, 3, height, width] -> float32 [b, views, num_features]; the second view is mirrored."""
+        ...
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Resized images [b, 3, height, width], values 0..255 -> float32 [b, dim] of unit length, on the CPU."""
+        ...
 
     def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [m, t] padded at the end, lengths int64 [m] -> float32 [m, dim] of unit length, on the CPU."""
+        ...
 
 
-class TorchBackend:
-    """The network as it is, on its own device.
+@register_backend("torch")
+class TorchBackend(Backend):
+    """PyTorch: the network as it is, on its own device.
 
     precision: the name of its arithmetic. autocast: entered around the image encoder. batch: images in a group.
     """
-
-    in_threads = False
 
     def __init__(
         self,
@@ -159,41 +177,51 @@ def backends_for(
 ) -> list[Backend]:
     """The backends that a setting admits here, the fastest first."""
     exact = TorchBackend(network, precision, autocast)
-    fits = network.device.type == "cpu" and precision != "64-true"
+    on_cpu, exact_only = network.device.type == "cpu", precision == "64-true"
     if setting == "auto":
-        return [*(OpenVINOBackend(network, one) for one in openvino_precisions() if fits), exact]
-    if setting == "torch":
+        tried = [kind for kind in (BACKENDS.get("openvino"),) if on_cpu and not exact_only]
+        return [*(kind(network, one) for kind in tried for one in kind.fast_precisions()), exact]
+    kind, wanted = find_backend(setting)
+    if kind is TorchBackend:
         return [exact]
-    if not fits:
+    if exact_only or (kind.cpu_only and not on_cpu):
         raise UserError(
             f"backend {setting} computes on the CPU and not in double precision; found device "
             f"{network.device.type} and precision {precision}: set it to auto or torch"
         )
-    if setting == "onnxruntime-f32":
-        return [ONNXRuntimeBackend(network)]
-    import_openvino()
-    return [OpenVINOBackend(network, "bf16" if setting == "openvino-bf16" else "f32")]
+    return [kind(network, wanted)]  # type: ignore[call-arg]
 
 
-def load_backend(network: TwoTowers, backend: BackendName, precision: Precision) -> Backend | None:
-    """The backend that encodes in place of PyTorch; None for PyTorch itself. Raises UserError."""
-    _check(backend, precision)
-    if backend == "torch":
+def find_backend(setting: str) -> tuple[type[Backend], Precision]:
+    """The backend and the precision of a setting such as openvino-bf16. Raises UserError for an unknown one."""
+    name = backend_name(setting)
+    kind: type[Backend] = BACKENDS.get(name)
+    return kind, kind.precisions[0] if name == setting else _checked(kind, name, setting.removeprefix(f"{name}-"))
+
+
+def backend_name(setting: str) -> str:
+    """The registered name in a setting, which may have a precision behind it; an unknown setting as it is."""
+    name = setting.rpartition("-")[0]
+    return name if setting not in BACKENDS and name in BACKENDS else setting
+
+
+def load_backend(network: TwoTowers, backend: str, precision: Precision) -> Backend | None:
+    """What encodes images and captions of a network in PyTorch's place; None for PyTorch itself. Raises UserError."""
+    kind: type[Backend] = BACKENDS.get(backend)
+    _checked(kind, backend, precision)
+    if kind is TorchBackend:
         return None
-    if network.device.type != "cpu":
+    if kind.cpu_only and network.device.type != "cpu":
         raise UserError(f"backend {backend} computes on the CPU, found device {network.device}; use --device cpu")
-    made = OpenVINOBackend(network, precision) if backend == "openvino" else ONNXRuntimeBackend(network)
+    made: Backend = kind(network, precision)  # type: ignore[call-arg]
     made.prepare(texts=True)
     return made
 
 
-def read_export(directory: Path, backend: BackendName, precision: Precision) -> Backend:
+def read_export(directory: Path, backend: str, precision: Precision) -> Backend:
     """The graphs that `crosspair export` wrote. Raises UserError when they are damaged or unfit for `precision`."""
-    _check(backend, precision)
-    if backend == "openvino":
-        import_openvino()
-    else:
-        import_onnxruntime()
+    kind: type[Backend] = BACKENDS.get(backend)
+    _checked(kind, backend, precision)
     try:
         unfit: list[str] = json.loads((directory / EXPORT).read_text(encoding="utf-8"))["unfit_precisions"]
     except (ValueError, KeyError, TypeError) as error:
@@ -202,21 +230,14 @@ def read_export(directory: Path, backend: BackendName, precision: Precision) -> 
         ) from error
     if precision in unfit:
         raise UserError(f"{directory} was found too inexact in {precision} when it was exported; use f32")
-    if backend == "openvino":
-        return OpenVINOBackend(None, precision, graphs=read_graphs(directory))
-    made = ONNXRuntimeBackend(None, directory=directory)
-    made.prepare(texts=True)
-    return made
+    return kind.of_export(directory, precision)
 
 
-def _check(backend: str, precision: str) -> None:
-    if backend not in get_args(BackendName) or (backend != "openvino" and precision != "f32"):
-        raise UserError(
-            f"found backend '{backend}' and precision '{precision}'; expected torch or onnxruntime with f32, or "
-            "openvino with f32 or bf16"
-        )
-    if precision not in get_args(Precision):
-        raise UserError(f"found precision '{precision}'; expected {' or '.join(sorted(get_args(Precision)))}")
+def _checked(kind: type[Backend], backend: str, precision: str) -> Precision:
+    for known in kind.precisions:
+        if precision == known:
+            return known
+    raise UserError(f"backend {backend} has no precision '{precision}'; expected {' or '.join(kind.precisions)}")
 
 
 def cosines(vectors: np.ndarray, reference: np.ndarray) -> np.ndarray:

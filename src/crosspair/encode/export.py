@@ -14,13 +14,12 @@ from torch import Tensor
 from crosspair.data.tokens import PADDING, UNKNOWN, SubwordTokenizer, Vocabulary, word_rules
 from crosspair.data.transforms import ImageInput
 from crosspair.devices import find_device
-from crosspair.encode.backends import Agreement, BackendName, read_export
+from crosspair.encode.backends import Agreement, Precision, read_export
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.onnx import import_onnxruntime, write_onnx
 from crosspair.encode.openvino import (
     IMAGE_ENCODER,
     TEXT_ENCODER,
-    Precision,
     import_openvino,
     openvino_precisions,
     write_openvino,
@@ -102,7 +101,7 @@ def unfit_precisions(agreements: Agreements) -> list[str]:
 def _check_files(model: DualEncoder, directory: Path, kind: Format, sample: Sample) -> Agreements:
     """Raises UserError where float32 is not near enough."""
     agreements: Agreements = {}
-    backend: BackendName = "onnxruntime" if kind == "onnx" else "openvino"
+    backend = "onnxruntime" if kind == "onnx" else "openvino"
     expected = _encode(model, sample)
     for precision in openvino_precisions() if kind == "openvino" else cast(list[Precision], ["f32"]):
         model.backend = read_export(directory, backend, precision)

@@ -16,8 +16,7 @@ from crosspair.data.images import load_image
 from crosspair.data.tokens import SubwordTokenizer, Vocabulary, pad
 from crosspair.data.transforms import ImageInput
 from crosspair.devices import find_device
-from crosspair.encode.backends import Backend, BackendName, TorchBackend, load_backend, read_export
-from crosspair.encode.openvino import Precision
+from crosspair.encode.backends import Backend, Precision, TorchBackend, load_backend, read_export
 from crosspair.encode.pretrained import (
     check_state,
     create_image_encoder,
@@ -32,6 +31,7 @@ from crosspair.models.dual_encoder import TwoTowers
 from crosspair.models.projection import merged_state
 from crosspair.models.transformer_text import TransformerTextEncoder
 from crosspair.progress import progress_bar
+from crosspair.registry import BACKENDS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -142,7 +142,7 @@ class DualEncoder(TwoTowers):
         finally:
             self.train(was_training)
 
-    def use_backend(self, backend: BackendName, precision: Precision = "f32") -> None:
+    def use_backend(self, backend: str, precision: Precision = "f32") -> None:
         """Encode by another backend from now on. Raises UserError where it isn't installed or can't run an encoder."""
         self.backend = load_backend(self, backend, precision)
 
@@ -164,20 +164,20 @@ class DualEncoder(TwoTowers):
         cls,
         directory: str | Path,
         *,
-        backend: BackendName = "torch",
+        backend: str = "torch",
         precision: Precision = "f32",
         device: str = "auto",
     ) -> "DualEncoder":
         """Read a directory written by `save_pretrained`, or a model of that name on the Hugging Face hub.
 
-        backend: what `encode_image` and `encode_text` compute with. openvino is the fastest on a CPU; it and
-        onnxruntime also take what `crosspair export` wrote, a model that encodes and can't be trained.
+        backend: a registered one that `encode_image` and `encode_text` compute with. openvino is the fastest on a CPU;
+        it and onnxruntime also take what `crosspair export` wrote, a model that encodes and can't be trained.
         precision: of openvino's arithmetic, f32 or bf16.
         device: auto, cpu, cuda, cuda:1 or mps, of PyTorch; the other backends use the CPU.
         Raises UserError when it is no model, when its weights are not exactly those its configuration asks for, and for
         a backend, a precision or a device that can't be had.
         """
-        found = find_device(device if backend == "torch" or device != "auto" else "cpu")
+        found = find_device("cpu" if device == "auto" and BACKENDS.get(backend).cpu_only else device)
         export = backend != "torch" and (local_directory(str(directory)) / EXPORT).is_file()
         graphs = read_export(local_directory(str(directory)), backend, precision) if export else None
         saved = read_model(str(directory), weights=not export)

@@ -12,31 +12,46 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crosspair.encode.backends import Backend, Precision
 from crosspair.encode.openvino import IMAGE_ENCODER, TEXT_ENCODER
 from crosspair.encode.towers import ImageTower, PixelTower, TextTower, pixel_type
 from crosspair.errors import UserError
 from crosspair.models.dual_encoder import TwoTowers
+from crosspair.registry import register_backend
 
 OPSET = 20
 _FEATURES = "image_features"
 
 
-class ONNXRuntimeBackend:
-    """A model's encoders as ONNX graphs, run by ONNX Runtime on the CPU in float32; see `Backend`.
+@register_backend("onnxruntime")
+class ONNXRuntimeBackend(Backend):
+    """A model's encoders as ONNX graphs, run by ONNX Runtime on the CPU in float32.
 
     network: written as graphs when they are first needed. directory: of an export, in place of a network.
     """
 
     name = "onnxruntime-f32"
-    in_threads = False
-    images_at_once = 64
+    cpu_only = True
 
-    def __init__(self, network: TwoTowers | None, *, directory: Path | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        network: TwoTowers | None,
+        precision: Precision = "f32",
+        *,
+        directory: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
         self._runtime = import_onnxruntime()
         self._network = network
         self._directory = directory
         self._threads = threads
         self._sessions: dict[str, Any] = {}
+
+    @classmethod
+    def of_export(cls, directory: Path, precision: Precision) -> Backend:
+        made = cls(None, precision, directory=directory)
+        made.prepare(texts=True)
+        return made
 
     def prepare(self, *, texts: bool = False) -> None:
         if self._directory is not None:

@@ -10,22 +10,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crosspair.data.transforms import ImageInput
+from crosspair.encode.backends import Backend, Precision
 from crosspair.encode.towers import ImageTower, PixelTower, TextTower, pixel_type
 from crosspair.errors import UserError
 from crosspair.models.dual_encoder import TwoTowers
+from crosspair.registry import register_backend
 
 if TYPE_CHECKING:
     from openvino import InferRequest, Model
 
 T = TypeVar("T")
-Precision = Literal["bf16", "f32"]
 
 # Images in one request: 1, 2 and 8 were no faster in bf16 on EfficientNet-Lite0, MobileNet-v1 and ResNet-152.
 REQUEST = 4
@@ -189,20 +190,24 @@ class CompiledTextEncoder:
         return features
 
 
-class OpenVINOBackend:
-    """A model's encoders compiled for the cores of this machine, each when it is first needed; see `Backend`.
+@register_backend("openvino")
+class OpenVINOBackend(Backend):
+    """A model's encoders compiled by OpenVINO for the cores of this machine, in bfloat16 or float32.
+
+    Each is compiled when it is first needed.
 
     network: on the CPU, its weights in float32. threads: None takes as many as PyTorch does. graphs: of both encoders
     with their projections, as an export has them, in place of the network's own.
     """
 
+    precisions = ("f32", "bf16")
+    cpu_only = True
     in_threads = True
-    images_at_once = 64
 
     def __init__(
         self,
         network: TwoTowers | None,
-        precision: Precision,
+        precision: Precision = "f32",
         *,
         threads: int | None = None,
         graphs: "tuple[Model, Model] | None" = None,
@@ -217,6 +222,14 @@ class OpenVINOBackend:
         if graphs is not None:
             self._images = CompiledImageEncoder(graphs[0], precision, threads)
             self._tokens = CompiledTextEncoder(graphs[1], precision, threads)
+
+    @classmethod
+    def fast_precisions(cls) -> list[Precision]:
+        return openvino_precisions()
+
+    @classmethod
+    def of_export(cls, directory: Path, precision: Precision) -> Backend:
+        return cls(None, precision, graphs=read_graphs(directory))
 
     def prepare(self, *, texts: bool = False) -> None:
         if self._network is not None and self._features is None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crosspair.encode.backends import backend_name
 from crosspair.encode.storage import plugin_of
 from crosspair.errors import UserError
 from crosspair.registry import REGISTRIES, Plugin
@@ -61,6 +62,7 @@ def _used(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Kind and name of all that a recipe takes from the registries."""
     found = [("losses", name) for name in recipe.loss]
     found.append(("optimizers", recipe.optimizer.name))
+    found.append(("backends", backend_name(recipe.feature_backend)))
     for _, stage in recipe.stages:
         found.append(("samplers", name_and_settings(stage.sampler)[0]))
         found.append(("schedules", name_and_settings(stage.schedule)[0]))

@@ -126,8 +126,9 @@ class Recipe:
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     """Of the encoders; embeddings, losses and weights stay in float32 (or float64). auto: bf16-mixed where the device
     multiplies in bfloat16, else 32-true."""
-    feature_backend: Literal["auto", "torch", "openvino-f32", "openvino-bf16", "onnxruntime-f32"] = "auto"
-    """What computes a frozen encoder's features. auto: on a CPU the fastest at hand that is exact enough."""
+    feature_backend: str = "auto"
+    """What computes a frozen encoder's features: torch, openvino-bf16, openvino-f32, onnxruntime-f32, or a
+    backend of your own. auto: on a CPU the fastest at hand that is exact enough."""
     channels_last: bool = True
     """Channels-last memory layout of images and convolutions: faster on CPUs and GPUs."""
     compile: bool = False

@@ -264,6 +264,10 @@ def _check_ranges(recipe: Recipe) -> None:
         raise UserError(str(error)) from error
     if not recipe.stages:
         raise UserError("there is no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
+    if recipe.feature_backend != "auto":
+        from crosspair.encode.backends import find_backend
+
+        find_backend(recipe.feature_backend)
     if recipe.decoded_cache_gb < 0 or recipe.stream.shuffle_buffer < 1:
         raise UserError(
             f"decoded_cache_gb is {recipe.decoded_cache_gb}, stream.shuffle_buffer {recipe.stream.shuffle_buffer}; "
