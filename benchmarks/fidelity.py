@@ -18,18 +18,18 @@ from crosspair.training.run import finished
 
 BASE = [
     *("--model.text.word_dim", "256", "--model.text.hidden_dim", "256"),
-    *("--mirror", "false", "--stage1.epochs", "4", "--stage2.epochs", "0"),
+    *("--hflip", "false", "--stage1.epochs", "4", "--stage2.epochs", "0"),
 ]
 VARIANTS: dict[str, list[str]] = {
     "corrected": [],
     "padding in the maximum": ["--model.text.pool_padding", "true"],
     "moving frozen batch norm": ["--stage1.freeze_bn_stats", "false"],
-    "averages of the image side": ["--averages.parts", "image"],
-    "averages before the update": ["--averages.before_update", "true"],
+    "EMA of the image side": ["--ema.parts", "image"],
+    "EMA before the update": ["--ema.before_update", "true"],
     "decay of convolutions alone": ["--optimizer.decay", "convolutions"],
     "TensorFlow's Adam": ["--optimizer.name", "tensorflow-adam"],
     "dropout of image features": ["--model.image.feature_dropout", "0.001"],
-    "start marker": ["--model.text.markers", "start"],
+    "start token": ["--model.text.special_tokens", "start"],
     "epsilon in the logarithm": ["--loss.cmpm.ratio_epsilon", "1e-8"],
     "TensorFlow's resize": ["--model.image.resample", "tensorflow1"],
 }
@@ -61,14 +61,14 @@ def run_directory(output: Path, name: str, seed: int) -> Path:
 
 
 def last_values(run: Path) -> dict[str, tuple[float, float, float]]:
-    """R@1 image to text, R@1 text to image and rsum on val after the last epoch, of raw and of averaged weights."""
+    """R@1 image to text, R@1 text to image and rsum on val after the last epoch, of raw weights and of their EMA."""
     rows = [row for row in read_metrics(run) if row["kind"] == "val"][-2:]
     return {row["weights"]: (row["image_to_text"]["R@1"], row["text_to_image"]["R@1"], row["rsum"]) for row in rows}
 
 
 def print_table(output: Path) -> None:
     """Mean over the seeds at hand after the last epoch; the difference is to the corrected form on the same seeds."""
-    print("| variant | seeds | R@1 image to text | R@1 text to image | rsum, raw | rsum, averaged | difference |")
+    print("| variant | seeds | R@1 image to text | R@1 text to image | rsum, raw | rsum, EMA | difference |")
     print("|---|---|---|---|---|---|---|")
     for name in VARIANTS:
         seeds = [seed for seed in range(100) if finished(run_directory(output, name, seed))]
@@ -77,18 +77,18 @@ def print_table(output: Path) -> None:
         values = [last_values(run_directory(output, name, seed)) for seed in seeds]
         means = {
             weights: [statistics.mean(value[weights][column] for value in values) for column in range(3)]
-            for weights in ("raw", "averaged")
+            for weights in ("raw", "ema")
         }
         reference = [
-            last_values(run_directory(output, "corrected", seed))["averaged"][2]
+            last_values(run_directory(output, "corrected", seed))["ema"][2]
             for seed in seeds
             if finished(run_directory(output, "corrected", seed))
         ]
-        differences = [value["averaged"][2] - base for value, base in zip(values, reference, strict=False)]
+        differences = [value["ema"][2] - base for value, base in zip(values, reference, strict=False)]
         difference = f"{statistics.mean(differences):+.1f}" if differences and name != "corrected" else ""
         if len(differences) > 1 and difference:
             difference += f" ± {statistics.stdev(differences):.1f}"
-        columns = [*means["averaged"][:2], means["raw"][2], means["averaged"][2]]
+        columns = [*means["ema"][:2], means["raw"][2], means["ema"][2]]
         cells = [name, str(len(seeds)), *(f"{value:.1f}" for value in columns), difference]
         print(f"| {' | '.join(cells)} |")
 

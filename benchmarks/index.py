@@ -1,8 +1,8 @@
 """Indexing a folder of images end to end against eager PyTorch in float32, in one run.
 
-    python benchmarks/index.py MODEL PICTURES [--images 1500] [--threads 2]
+    python benchmarks/index.py MODEL IMAGES [--images 1500] [--threads 2]
 
-MODEL: a model's directory; PICTURES: a folder of JPEG files, of which the first ones are linked into a folder of their
+MODEL: a model's directory; IMAGES: a folder of JPEG files, of which the first ones are linked into a folder of their
 own. `crosspair index` reads, decodes, resizes, encodes and writes embeddings, items and thumbnails, each time into a
 new gallery; loading the model and converting it count. The other side is the textbook: Pillow opens one image after
 the other, batches of 32 go through the same encoder in float32 with contiguous weights, and the vectors are kept.

@@ -3,8 +3,8 @@
     python benchmarks/machine.py [--encoders tf_efficientnet_lite0 mobilenetv1_100] [--rounds 5] [--compile]
 
 8 images of 224 x 224, forward and backward, on one core (or --device cuda). Prints the least time of each way (on a
-CPU its own time) and how many times as fast as float32 in planes it is; --compile adds the compiled encoder and what
-compiling it took (minutes).
+CPU its own time) and how many times as fast as float32 channels first it is; --compile adds the compiled encoder and
+what compiling it took (minutes).
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     images = torch.randn(IMAGES, 3, 224, 224, device=options.device)
     for name in options.encoders:
         ways: dict[str, Callable[[], float]] = {}
-        for layout, channels_last in (("planes", False), ("channels last", True)):
+        for layout, channels_last in (("channels first", False), ("channels last", True)):
             for kind in ("", ", compiled") if options.compile and channels_last else ("",):
                 model = encoder(name, channels_last, bool(kind), options.device)
                 form = torch.channels_last if channels_last else torch.contiguous_format
@@ -64,9 +64,10 @@ def main() -> None:
         times = dict.fromkeys(ways, float("inf"))
         for _ in range(options.rounds):
             times = {way: min(times[way], run()) for way, run in ways.items()}
-        slowest = times["planes, float32"]
+        slowest = times["channels first, float32"]
         for way, least in times.items():
-            print(f"{name}: {way}: {IMAGES / least:.1f} pictures/s, {slowest / least:.2f} times planes in float32")
+            ratio = f"{slowest / least:.2f} times float32 channels first"
+            print(f"{name}: {way}: {IMAGES / least:.1f} images/s, {ratio}")
 
 
 if __name__ == "__main__":

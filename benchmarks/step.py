@@ -198,7 +198,7 @@ def main() -> None:
         os.environ["CROSSPAIR_CACHE"] = cache
         print(f"{torch.get_num_threads()} threads")
         compare_sharing(data, options.rounds)
-        shared = ["--optimizer.grad_clip_norm", "2", "--averages.decay", "0.999"]
+        shared = ["--optimizer.grad_clip_norm", "2", "--ema.decay", "0.999"]
         shared += ["--checkpoint_minutes", "1000"]
         shared += [f"--stage{number}.captions_per_image=5" for number in (1, 2)]
         trained = mobilenet(*shared, "--stage2.batch_size", "16", "--stage1.epochs", "0")

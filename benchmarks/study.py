@@ -59,7 +59,7 @@ INGREDIENTS = {
     "one head, without dropout": replace(ONE, dropout=0.0),
     "one head, one caption of a picture in a batch": replace(ONE, captions=1),
     "one head, pictures of 260 x 260": replace(ONE, size=260),
-    "one head, with mirror images": replace(ONE, hflip=True),
+    "one head, with horizontal flips": replace(ONE, hflip=True),
 }
 _STAGE2 = {
     **{"epochs": 2, "batch_size": 128, "captions_per_image": 5, "epoch_covers": "images"},
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(MINUTES), default=list(MINUTES), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--feature_backend", default="auto", help="of the frozen image encoders, as in a recipe")
+    parser.add_argument("--feature-backend", default="auto", help="of the frozen image encoders, as in a recipe")
     options = parser.parse_args()
     if options.list:
         for name, minutes in MINUTES.items():

@@ -26,7 +26,7 @@ from turns import Way, time_steps
 ORIGINAL = [
     *("--stage1.batch_size", "32", "--stage1.captions_per_image", "1", "--stage1.epoch_covers", "captions"),
     *("--stage1.learning_rate", "2e-4", "--stage1.schedule", "constant", "--stage1.warmup_steps", "0"),
-    *("--averages.decay", "0", "--optimizer.grad_clip_norm", "null", "--hflip_sides", "true", "--device", "cpu"),
+    *("--ema.decay", "0", "--optimizer.grad_clip_norm", "null", "--hflip_sides", "true", "--device", "cpu"),
 ]
 EPOCHS = 15  # at most, as published; over when rsum has not risen for PATIENCE validations
 PATIENCE = 4
@@ -156,7 +156,7 @@ def _ours(data: Path, folder: Path, backend: str) -> Curve:
 
 
 def logged_curve(run: Path) -> Curve:
-    """The better of raw and averaged weights at each validation of an uninterrupted run, from its TensorBoard log."""
+    """The better of raw weights and their EMA at each validation of an uninterrupted run, from its TensorBoard log."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"))
@@ -164,7 +164,7 @@ def logged_curve(run: Path) -> Curve:
     start = events.FirstEventTimestamp()
     found: dict[int, tuple[float, float]] = {}
     for tag in events.Tags()["scalars"]:
-        if tag in {"val/raw/rsum", "val/averaged/rsum"}:
+        if tag in {"val/raw/rsum", "val/ema/rsum"}:
             for event in events.Scalars(tag):
                 best = max(event.value, found.get(event.step, (0.0, 0.0))[1])
                 found[event.step] = ((event.wall_time - start) / 60, best)

@@ -227,7 +227,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
-    parser.add_argument("images", type=Path, metavar="PICTURES", help="a folder, with the folders in it, or DATA")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder, with the folders in it, or DATA")
     parser.add_argument("--output", type=Path, required=True, metavar="GALLERY")
     parser.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")
     parser.add_argument("--threads", type=int, metavar="N", help="that read and encode; default: one a core")
@@ -269,7 +269,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         type=Path,
-        metavar="PICTURES",
+        metavar="IMAGES",
         help="a folder or DATA to compare with PyTorch on; default: the data of RUN, or drawn pictures",
     )
     _add_device(parser)

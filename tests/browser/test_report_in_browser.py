@@ -85,7 +85,7 @@ def test_every_picture_decodes_and_is_shown(browser_page, address):
     page = browser_page(address)
     widths = page.evaluate(
         """async () => {
-          const shown = [...document.querySelectorAll(".picture, .sheet")];
+          const shown = [...document.querySelectorAll(".image, .sheet")];
           const sources = new Set(shown.map((each) => getComputedStyle(each).backgroundImage.slice(5, -2)));
           const decoded = [...sources].map(async (source) => {
             const image = Object.assign(new Image(), { src: source });
@@ -98,7 +98,7 @@ def test_every_picture_decodes_and_is_shown(browser_page, address):
     assert len(widths) > 20
     assert min(widths) > 100
     boxes = page.evaluate(
-        "[...document.querySelectorAll('.picture, .sheet')].map((each) => each.getBoundingClientRect().width)"
+        "[...document.querySelectorAll('.image, .sheet')].map((each) => each.getBoundingClientRect().width)"
     )
     assert min(boxes) > 30
 

@@ -104,7 +104,7 @@ HISTORY = [
             "text_to_image": {"R@1": 9.0},
         }
         for epoch in range(1, 4)
-        for weights in ("raw", "averaged")
+        for weights in ("raw", "ema")
     ),
 ]
 
@@ -158,7 +158,7 @@ def test_every_text_is_escaped(report):
     assert not page.all("img")
     assert page.all("h1")[0]["text"] == evil
     assert any(evil in sentence["text"] for sentence in page.all("p", "sentence"))
-    assert any(evil in shown["aria-label"] for shown in page.all("span", "picture"))
+    assert any(evil in shown["aria-label"] for shown in page.all("span", "image"))
     assert all(
         point["data-note0"] == point["data-name"] == evil for point in page.all("path", "point") if "data-x" in point
     )
@@ -167,7 +167,7 @@ def test_every_text_is_escaped(report):
 def test_relevant_captions_are_marked_in_words_and_wrong_ones_are_not(report):
     _, page = report()
     checked = 0
-    for card in page.all("article", "by-picture"):
+    for card in page.all("article", "by-image"):
         query = int(re.search(r"image-(\d+)", card["aria"])[1])
         for caption, mark in re.findall(r"caption \d+ of picture (\d+) (✓ relevant)?", card["text"]):
             assert (int(caption) == query) == bool(mark)
@@ -177,7 +177,7 @@ def test_relevant_captions_are_marked_in_words_and_wrong_ones_are_not(report):
 
 def test_a_missed_query_shows_what_it_sought(report):
     _, page = report(embeddings(noise=3.0))
-    for kind in ("pictures", "captions"):
+    for kind in ("images", "captions"):
         missed = [lst for lst in page.all("ol", kind) if "sought" in lst["text"]]
         assert missed
         assert all(lst["text"].count("✓ relevant") == 1 for lst in missed)
@@ -191,7 +191,7 @@ def test_pictures_shown_large_are_stored_once_and_the_map_s_in_one_sheet(report)
         return image(row, "RGBA", "PNG") if row % 2 else image(row)
 
     text, page = report(thumbnail=thumbnail)
-    shown = {re.search(r"\bp\d+", e["class"])[0] for e in page.all("span", "picture")}
+    shown = {re.search(r"\bp\d+", e["class"])[0] for e in page.all("span", "image")}
     assert text.count("data:image/webp;base64,") == len(shown) + 1
     assert len(asked) == len(shown) + 40
     assert len(text) < 90_000 + 4_000 * len(asked)
@@ -277,7 +277,7 @@ def test_a_euclidean_result_shows_distances(report):
     data = Embeddings.checked(x, x, np.arange(5), np.arange(5))
     _, page = report(data, metric="euclidean", captions=list("abcde"))
     assert any("euclidean distance" in figure["text"] for figure in page.all("figure", "chart"))
-    examples = [lst["text"] for lst in page.all("ol", "pictures") if "✓ relevant" in lst["text"]]
+    examples = [lst["text"] for lst in page.all("ol", "images") if "✓ relevant" in lst["text"]]
     assert examples[0].startswith("1 · 0.00✓ relevant")
 
 

@@ -40,7 +40,7 @@ def test_an_object_is_told_of_steps_validations_checkpoints_and_the_end(run):
     assert [event[1:] for event in recorder.seen if event[0] == "step"][:4] == [
         (1, 1, 0, 1), (2, 1, 0, 2), (3, 1, 0, 3), (4, 1, 1, 1)
     ]  # fmt: skip
-    assert recorder.seen[3:5] == [("validation", 3, ["raw", "averaged"]), ("checkpoint", 3, "step-00000003")]
+    assert recorder.seen[3:5] == [("validation", 3, ["raw", "ema"]), ("checkpoint", 3, "step-00000003")]
     assert len([event for event in recorder.seen if event[0] == "step"]) == 12
     assert recorder.seen[-1] == ("end", 12, result)
 

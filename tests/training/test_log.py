@@ -78,7 +78,7 @@ def test_starting_again_drops_all(tmp_path):
 
 
 def test_tensorboard_has_the_numbers_by_kind_and_weights(tmp_path):
-    write(tmp_path, [*ROWS, val_row(4, "averaged"), {**train_row(4), "loss": None, "cmpm": True}])
+    write(tmp_path, [*ROWS, val_row(4, "ema"), {**train_row(4), "loss": None, "cmpm": True}])
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [
@@ -88,7 +88,7 @@ def test_tensorboard_has_the_numbers_by_kind_and_weights(tmp_path):
         (3, 1.5),
     ]
     assert board.Scalars("val/raw/image_to_text/R@1")[0].value == 12
-    assert board.Scalars("val/averaged/image_to_text/R@1")[0].value == 14
+    assert board.Scalars("val/ema/image_to_text/R@1")[0].value == 14
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):

@@ -93,7 +93,7 @@ class TestARun:
             assert row["pairs_per_second"] > 0
             assert row["memory_mb"] > 0
         validations = [row for row in rows if row["kind"] == "val"]
-        assert [row["weights"] for row in validations] == ["raw", "averaged"] * 4
+        assert [row["weights"] for row in validations] == ["raw", "ema"] * 4
         assert [row["step"] for row in validations[::2]] == [3, 6, 9, 12]
         for row in validations:
             assert set(row) == {"kind", "stage", "epoch", "step", "weights", "image_to_text", "text_to_image", "rsum"}
@@ -112,7 +112,7 @@ class TestARun:
             in (run / "model" / "README.md").read_text()
         )
 
-    def test_keeps_the_best_model_of_all_epochs_raw_or_averaged(self, go, tmp_path, metrics):
+    def test_keeps_the_best_model_of_all_epochs_raw_or_ema(self, go, tmp_path, metrics):
         best = go()
         validations = [row for row in metrics(tmp_path / "run") if row["kind"] == "val"]
         assert best["rsum"] == max(row["rsum"] for row in validations)
@@ -331,7 +331,7 @@ class TestInterrupted:
 
         def signalled(*arguments, **options):
             embedded.append(None)
-            if len(embedded) == 4:  # the averaged weights after the second epoch
+            if len(embedded) == 4:  # the EMA after the second epoch
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise AssertionError("went on")
             return embed(*arguments, **options)

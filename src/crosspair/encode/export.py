@@ -160,7 +160,7 @@ def describe_preprocessing(
             },
         },
         "output": {
-            "embeddings": {"type": "float32", "shape": ["pictures or captions", config.projection.dim]},
+            "embeddings": {"type": "float32", "shape": ["images or captions", config.projection.dim]},
             "length": 1.0,
             "similarity": "dot product",
         },

@@ -27,7 +27,7 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.config = config
         self.image_encoder = image_encoder
-        # Colours beside each other rather than in planes: faster on a CPU (benchmarks/machine.py).
+        # Channels last: faster on a CPU (benchmarks/machine.py).
         self.use_channels_last(True)
         self.image_input = image_input
         self.feature_dropout = nn.Dropout(config.image.feature_dropout)

@@ -133,7 +133,7 @@ def text_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) -> 
             items += f'<li class="sought is-relevant">{shown.show(sought)}{note}</li>'
         return (
             f'<article class="card query"><p class="sentence">“{escape(captions[query.query])}”</p>'
-            f'{_verdict(query, "picture", len(data.images))}<ol class="pictures">{items}</ol></article>'
+            f'{_verdict(query, "picture", len(data.images))}<ol class="images">{items}</ol></article>'
         )
 
     return card
@@ -155,7 +155,7 @@ def image_card(data: Embeddings, captions: Sequence[str], shown: ShownImages) ->
                 f'<span><span class="sentence">{escape(captions[sought])}</span> {RELEVANT}</span></li>'
             )
         return (
-            f'<article class="card query by-picture">{shown.show(query.query)}<div>'
+            f'<article class="card query by-image">{shown.show(query.query)}<div>'
             f'{_verdict(query, "caption", len(data.texts))}<ol class="captions">{items}</ol></div></article>'
         )
 

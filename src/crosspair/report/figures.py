@@ -120,8 +120,8 @@ def training_charts(history: list[dict[str, Any]]) -> str:
     """Losses and validations over the steps; empty without any."""
     train = [row for row in history if row.get("kind") == "train"]
     val = [row for row in history if row.get("kind") == "val"]
-    weights = {kind: [row for row in val if row.get("weights") == kind] for kind in ("averaged", "raw")}
-    followed = weights["averaged"] or weights["raw"]
+    weights = {kind: [row for row in val if row.get("weights") == kind] for kind in ("ema", "raw")}
+    followed = weights["ema"] or weights["raw"]
     losses = {"loss": "total", **{name: name for name in LOSSES.names()}}
     recalls = (("image to text", "image_to_text"), ("text to image", "text_to_image"))
     charts = [

@@ -117,7 +117,7 @@ def hub_images(hubness: Hubness, shown: ShownImages, count: int = 6) -> str:
     items = "".join(
         f'<li>{shown.show(row)}<span class="note">{_times(hubness, row)}</span></li>' for row in hubness.hubs(count)
     )
-    return f'<div class="card"><h3>Most retrieved pictures</h3><ol class="pictures">{items}</ol></div>'
+    return f'<div class="card"><h3>Most retrieved pictures</h3><ol class="images">{items}</ol></div>'
 
 
 def hub_texts(hubness: Hubness, captions: Sequence[str], count: int = 6) -> str:

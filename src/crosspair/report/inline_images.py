@@ -33,7 +33,7 @@ class ShownImages:
             small = _decode(self.thumbnail(row), _THUMBNAIL)
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             self._data[row] = _webp(small, 70)
-        return f'<span class="picture p{row}" role="img" aria-label="{escape(self.describe(row))}"></span>'
+        return f'<span class="image p{row}" role="img" aria-label="{escape(self.describe(row))}"></span>'
 
     def describe(self, row: int) -> str:
         """A description of an image in words."""

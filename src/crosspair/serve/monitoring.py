@@ -29,7 +29,7 @@ class Monitor:
         self._batch_seconds = Histogram(
             "crosspair_batch_seconds", "Time to answer a batch.", buckets=SECONDS, registry=self._registry
         )
-        Gauge("crosspair_gallery_images", "Pictures in the gallery.", registry=self._registry).set(images)
+        Gauge("crosspair_gallery_images", "Images in the gallery.", registry=self._registry).set(images)
         gauge = Gauge("crosspair_waiting_queries", "Queries that wait for a batch.", registry=self._registry)
         gauge.set_function(waiting)
 

@@ -71,7 +71,7 @@ class Problem(BaseModel):
     detail: str
 
 
-Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="how many pictures, at most")]
+Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="how many images, at most")]
 ImageId = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="the id of a result")]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "what was sent can't be read"},
@@ -79,16 +79,16 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "a parameter is missing or wrong"},
     503: {"model": Problem, "description": "too many queries wait; Retry-After says when to try again"},
 }
-MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "there is no such picture"}}
+MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "there is no such image"}}
 UPLOAD_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    408: {"model": Problem, "description": "the picture came too slowly"},
-    413: {"model": Problem, "description": "the picture is too large"},
-    415: {"model": Problem, "description": "what was sent is no picture"},
+    408: {"model": Problem, "description": "the image came too slowly"},
+    413: {"model": Problem, "description": "the image is too large"},
+    415: {"model": Problem, "description": "what was sent is no image"},
 }
 UPLOAD = {
     "requestBody": {
         "required": True,
-        "description": "a picture's bytes, or a form with one file; at most 20 MB and 50 million pixels",
+        "description": "an image's bytes, or a form with one file; at most 20 MB and 50 million pixels",
         "content": {
             "image/*": {"schema": {"type": "string", "format": "binary"}},
             "multipart/form-data": {
@@ -127,7 +127,7 @@ def create_app(
 
     app = FastAPI(
         title="crosspair gallery",
-        description="Search pictures by a sentence or a picture.",
+        description="Search images by a sentence or an image.",
         version=__version__,
         docs_url=None,  # it would load its parts from another site
         redoc_url=None,
@@ -145,7 +145,7 @@ def create_app(
             raise HTTPException(503, "too many queries wait; try again", {"Retry-After": "1"}) from None
         return shown.answer(hits, query.row)
 
-    @app.get("/search", response_model=Answer, responses=PROBLEMS, summary="Pictures that a sentence describes")
+    @app.get("/search", response_model=Answer, responses=PROBLEMS, summary="Images that a sentence describes")
     async def search(
         q: Annotated[str, Query(min_length=1, max_length=MAX_CHARACTERS, description="the sentence")], top: Top = TOP
     ) -> JSONResponse:
@@ -158,20 +158,20 @@ def create_app(
         response_model=Answer,
         responses=PROBLEMS
         | {
-            status: {"model": Problem, "description": "the picture is too slow, too large or none"}
+            status: {"model": Problem, "description": "the image is too slow, too large or none"}
             for status in (408, 413, 415)
         },
         openapi_extra=UPLOAD,
-        summary="Pictures that look like yours",
+        summary="Images that look like yours",
     )
     async def search_by_image(request: Request, top: Top = TOP) -> JSONResponse:
         return await answer(SearchQuery(top, image=await uploads.image(request)))
 
-    @app.get("/similar/{id}", response_model=Answer, responses=PROBLEMS | MISSING, summary="Pictures like one of them")
+    @app.get("/similar/{id}", response_model=Answer, responses=PROBLEMS | MISSING, summary="Images like one of them")
     async def similar(id: ImageId, top: Top = TOP) -> JSONResponse:
         return await answer(SearchQuery(top, row=shown.row(id)))
 
-    @app.get("/images", response_model=Answer, summary="Some pictures, from all over the gallery")
+    @app.get("/images", response_model=Answer, summary="Some images, from all over the gallery")
     async def images(top: Top = TOP) -> JSONResponse:
         rows = np.linspace(0, len(gallery) - 1, min(top, len(gallery))).astype(int).tolist()
         return shown.answer([Hit(row, None) for row in rows])
@@ -179,8 +179,8 @@ def create_app(
     @app.get(
         "/images/{id}",
         response_class=Response,
-        responses=MISSING | {200: {"content": {"image/*": {}}, "description": "the encoded picture"}},
-        summary="A picture as it was indexed, or its thumbnail",
+        responses=MISSING | {200: {"content": {"image/*": {}}, "description": "the encoded image"}},
+        summary="An image as it was indexed, or its thumbnail",
     )
     def image(id: ImageId, size: Literal["original", "thumbnail"] = "original") -> Response:
         row = shown.row(id)

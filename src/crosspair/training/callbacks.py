@@ -36,7 +36,7 @@ class RunResult:
     run: Path
     """Its directory."""
     best: dict[str, Any]
-    """The validation row of the best model, as `history` has it: stage, epoch, step, weights (raw or averaged),
+    """The validation row of the best model, as `history` has it: stage, epoch, step, weights (raw or ema),
     image_to_text and text_to_image (R@1, R@5, R@10 and mAP in 0..100, median_rank, mean_rank from 1), rsum."""
 
     @property
@@ -81,7 +81,7 @@ class Callback:
         """
 
     def on_validation(self, progress: Progress, rows: Sequence[Mapping[str, Any]]) -> None:
-        """After an epoch's validation. rows: of metrics.jsonl, of raw weights and (with an EMA) averaged ones."""
+        """After an epoch's validation. rows: of metrics.jsonl, of raw weights and, with an EMA, of its weights."""
 
     def on_checkpoint(self, progress: Progress, path: Path) -> None:
         """After a checkpoint was written to the directory `path`."""

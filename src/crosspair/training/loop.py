@@ -185,7 +185,7 @@ def _log_step(trainer: Trainer, stage: Stage, seen: dict[str, Tensor], rate: flo
 
 
 def _validate(trainer: Trainer, stage: Stage, noted: Noted) -> int:
-    """Evaluate raw and averaged weights on val; keep the best model so far in RUN/model.
+    """Evaluate raw weights and their EMA on val; keep the best model so far in RUN/model.
 
     Returns 0, or the number of a signal that came before it was through: then nothing is written.
     """

@@ -23,12 +23,12 @@ def validation_rows(
     autocast: Callable[[], AbstractContextManager[object]],
     text_features: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Recall, mAP and ranks of both kinds of weights (one without averages), as metrics.jsonl has them.
+    """Recall, mAP and ranks of raw weights and, if given, of their EMA, as metrics.jsonl has them.
 
     features, text_features: of the split's images and captions, if at hand. autocast: entered around the encoders.
     """
     rows = []
-    for weights in ("raw", "averaged") if ema is not None else ("raw",):
+    for weights in ("raw", "ema") if ema is not None else ("raw",):
         with weights_held(ema, weights), autocast():
             seen = embed_split(model, split, features=features, text_features=text_features)
         result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels)
@@ -37,8 +37,8 @@ def validation_rows(
 
 
 def weights_held(ema: WeightEMA | None, weights: str) -> AbstractContextManager[None]:
-    """Inside the block the model holds its `raw` or `averaged` weights."""
-    return ema.applied() if ema is not None and weights == "averaged" else nullcontext()
+    """A context in which the model holds its `raw` weights, or the `ema` of them."""
+    return ema.applied() if ema is not None and weights == "ema" else nullcontext()
 
 
 def in_a_line(row: dict[str, Any], best: float) -> str:

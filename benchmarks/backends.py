@@ -1,9 +1,9 @@
 """Images and captions a second of each backend of a model, and how near it is to PyTorch in float32, in one run.
 
-    python benchmarks/runtimes.py [--model MODEL] [--data DATA] [--threads 1] [--rounds 5]
+    python benchmarks/backends.py [--model MODEL] [--data DATA] [--threads 1] [--rounds 5]
 
 Resized images and numbered words to embeddings of unit length: decoding and tokenizing take no part. Backends take
-turns; the least time of each is taken, and `times` is its rate over that of PyTorch in float32 with colours in planes.
+turns; the least time of each is taken, and `times` is its rate over that of PyTorch in float32, channels first.
 Without --model an EfficientNet-Lite0 (its package's weights) with an untrained BiLSTM; without --data images of noise
 and sentences of random words, for which a cosine says less than for photographs.
 """
@@ -96,7 +96,7 @@ def main() -> None:
         model = DualEncoder.from_pretrained(directory)
         images, tokens, lengths = inputs(model, options.data)
         backends: dict[str, Encoders] = {
-            "PyTorch float32, planes": TorchEncoders(model, channels_last=False, bf16=False),
+            "PyTorch float32, channels first": TorchEncoders(model, channels_last=False, bf16=False),
             "PyTorch float32, channels last": TorchEncoders(model, channels_last=True, bf16=False),
             "PyTorch bf16, channels last": TorchEncoders(model, channels_last=True, bf16=True),
         }

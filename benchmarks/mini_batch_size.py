@@ -1,10 +1,10 @@
-"""Memory and time of one training step on a large batch, whole and in micro batches, in processes of their own.
+"""Memory and time of one training step on a large batch, whole and in mini batches, in processes of their own.
 
-    python benchmarks/mini_batch_size.py [--images 64] [--micro-batch 8] [--threads 2] [--rounds 3]
+    python benchmarks/mini_batch_size.py [--images 64] [--mini-batch-size 8] [--threads 2] [--rounds 3]
 
 MobileNet-v1 at 224 pixels and the BiLSTM, 5 captions an image, CMPM + CMPC, forward and backward. Memory is what the
 step adds to the process at its peak; time is the median of the rounds, which alternate. That gradients are those of the
-whole batch is tested (tests/training/test_accumulation.py).
+whole batch is tested (tests/training/test_step.py).
 """
 
 import argparse
@@ -29,7 +29,7 @@ CAPTIONS, WORDS = 5, 2500
 
 
 def step(images: int, parts: int, threads: int, pipe: Connection) -> None:
-    """Send the added memory in megabytes, then the seconds of a further step for every question that comes."""
+    """Send the added memory in megabytes, then the seconds of a further step for every request that comes."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -79,7 +79,7 @@ def start(*arguments: int) -> Connection:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--mini-batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -96,7 +96,7 @@ def main() -> None:
     whole, ours = (statistics.median(times) for times in seconds)
     print(f"{options.images} pictures x {CAPTIONS} captions, float32, {options.threads} threads")
     print(f"whole batch:     {memory[0]:6.0f} MB, {whole:5.1f} s")
-    print(f"micro batch {options.mini_batch_size:3}: {memory[1]:6.0f} MB, {ours:5.1f} s")
+    print(f"mini batch {options.mini_batch_size:3}: {memory[1]:6.0f} MB, {ours:5.1f} s")
     print(f"memory {memory[0] / memory[1]:.1f} times less, time {ours / whole:.2f} times")
 
 
