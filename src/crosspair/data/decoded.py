@@ -9,9 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from crosspair.data.images import image_format, load_image
 from crosspair.errors import UserError
 from crosspair.progress import progress_bar
 from crosspair.storage.cache import locked, user_cache
+from crosspair.storage.files import FullDiskError, full_disk_is_an_error, remove_leftovers, whole_file
 
 if TYPE_CHECKING:
     from crosspair.data.batching import Split
@@ -79,12 +78,14 @@ def decoded_images(
     with locked(directory / "lock"):
         if not _is_whole(path, len(split)):
             path.unlink(missing_ok=True)
-            with _given_up_on_a_full_disk(path):
-                if not _make_room(directory, _bytes_needed(split, image_input, resized), budget_gb):
-                    return None
-                _decode(split, image_input, resized, path, progress)
-        if not path.exists():
-            return None
+            try:
+                with full_disk_is_an_error(path):
+                    if not _make_room(directory, _bytes_needed(split, image_input, resized), budget_gb):
+                        return None
+                    _decode(split, image_input, resized, path, progress)
+            except FullDiskError as error:
+                logger.warning("pictures are decoded in every epoch: %s", error)
+                return None
         os.utime(path, ns=(time.time_ns(), time.time_ns()))  # used last; the system's own clock is too coarse
         return DecodedImages(path, len(split))
 
@@ -94,10 +95,9 @@ def _decode(split: "Split", image_input: "ImageInput", resized: bool, path: Path
         image = load_image(split.image(index), split.image_ids[index])
         return image_input.resize(image) if resized else image
 
-    partial = path.with_suffix(".partial")
     sizes = np.empty((len(split), 2), dtype=np.int64)
     bar = progress_bar(total=len(split), desc="decoding pictures", unit=" pictures", disable=not progress)
-    with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as threads, bar:
+    with whole_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as threads, bar:
         for start in range(0, len(split), CHUNK):
             indices = range(start, min(start + CHUNK, len(split)))
             for index, image in zip(indices, threads.map(load, indices), strict=True):
@@ -106,9 +106,6 @@ def _decode(split: "Split", image_input: "ImageInput", resized: bool, path: Path
                 file.write(np.ascontiguousarray(image.permute(1, 2, 0).numpy()).data)
             bar.update(len(indices))
         file.write(sizes.data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _read_sizes(path: Path, count: int) -> np.ndarray:
@@ -148,22 +145,10 @@ def _make_room(directory: Path, needed: int, budget_gb: float) -> bool:
             budget_gb,
         )
         return False
-    for leftover in directory.glob("*.partial"):  # of a killed run: whoever writes holds the lock
-        leftover.unlink()
+    remove_leftovers(directory)  # of a killed run: whoever writes holds the lock
     kept = sorted(directory.glob("*.pixels"), key=lambda file: file.stat().st_mtime)
     while kept and needed + sum(file.stat().st_size for file in kept) > budget_gb * GB:
         kept.pop(0).unlink()
     if shutil.disk_usage(directory).free < needed:
         raise OSError(errno.ENOSPC, "too little space")
     return True
-
-
-@contextmanager
-def _given_up_on_a_full_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        path.with_suffix(".partial").unlink(missing_ok=True)
-        logger.warning("the disk of %s is full: pictures are decoded in every epoch", path.parent)

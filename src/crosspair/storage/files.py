@@ -17,25 +17,29 @@ from typing import BinaryIO
 from crosspair.errors import UserError
 
 
+class FullDiskError(UserError):
+    """A disk is full, or a file larger than it may be."""
+
+
 @contextmanager
 def full_disk_is_an_error(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "file too large" while writing below `path` into one sentence."""
+    """Turn "no space left" and "file too large" while writing below `path` into one sentence, a FullDiskError."""
     try:
         yield
     except Exception as error:
         if getattr(error, "sqlite_errorname", None) == "SQLITE_FULL":
-            raise UserError(
+            raise FullDiskError(
                 "the disk for temporary files is full; free some space, or name a folder on another disk with TMPDIR"
             ) from error
         if _error_number(error) == errno.EFBIG:
-            raise UserError(
+            raise FullDiskError(
                 f"a file of {path} would be larger than its disk or a limit of this process (ulimit -f) allows; "
                 "lift the limit or name a place on another disk"
             ) from error
         if _error_number(error) not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         free = shutil.disk_usage(path.parent).free
-        raise UserError(
+        raise FullDiskError(
             f"the disk of {path} is full ({free / 1e6:.0f} MB free); free some space and run again"
         ) from error
 
