@@ -1,6 +1,7 @@
 """The OpenVINO runtime of image encoders against PyTorch. Skipped where OpenVINO is not installed."""
 
 import copy
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +24,25 @@ from crosspair.errors import UserError
 
 pytestmark = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
 SIZE = (33, 47)  # odd, so that a swap of height and width or another padding would show
+
+SIGNALS_AFTER_ENCODERS = """
+import os, signal, threading
+import torch
+from crosspair.data.transforms import ImageInput
+from crosspair.encode.openvino import CompiledImageEncoder, convert_image_encoder
+
+graph = convert_image_encoder(torch.nn.Flatten(), ImageInput(2, 2))
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+encoders = [CompiledImageEncoder(graph, "f32", threads=1) for _ in range(2)]
+while encoders:
+    del encoders[0]
+os.kill(os.getpid(), signal.SIGTERM)
+encoders = [CompiledImageEncoder(graph, "f32", threads=1)]
+thread = threading.Thread(target=encoders.clear)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +142,12 @@ def test_an_operation_that_openvino_lacks_is_one_sentence():
 def test_nothing_is_reported_over_the_network():
     import_openvino()
     assert sys.modules["openvino_telemetry"] is None  # what would do it
+
+
+def test_signals_are_handled_after_encoders_were_freed_in_the_order_they_were_made_or_by_another_thread():
+    # In a process of its own, as the failure is a crash.
+    done = subprocess.run([sys.executable, "-c", SIGNALS_AFTER_ENCODERS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n" * 2), done.stderr
 
 
 def test_cosines_are_those_of_the_rows():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from crosspair.models.dual_encoder import TwoTowers
 from crosspair.registry import register_backend
 
 if TYPE_CHECKING:
-    from openvino import InferRequest, Model
+    from openvino import Core, InferRequest, Model
 
 T = TypeVar("T")
 
@@ -32,6 +33,9 @@ T = TypeVar("T")
 REQUEST = 4
 CAPTIONS = 32  # captions in one request
 IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"  # files of an export, with suffix .xml or .onnx
+
+_core: "Core | None" = None
+_core_lock = Lock()
 
 
 def import_openvino() -> Any:
@@ -45,6 +49,21 @@ def import_openvino() -> Any:
     return openvino
 
 
+def openvino_core() -> "Core":
+    """The only Core of this process, which stays until it ends. Raises UserError where OpenVINO is not installed.
+
+    A Core gives the thread that first uses its CPU a stack for signal handlers, and frees that stack when it is freed:
+    in use still, if another thread does so or if a later Core put its own stack there. The next Ctrl-C or SIGTERM that
+    Python handles is then a segmentation fault. A Core that is never freed takes no stack away.
+    """
+    global _core
+    openvino = import_openvino()
+    with _core_lock:
+        if _core is None:
+            _core = openvino.Core()
+        return _core
+
+
 def openvino_precisions() -> list[Precision]:
     """What this CPU is fast at, the fastest first; nothing where OpenVINO is not installed."""
     try:
@@ -52,7 +71,7 @@ def openvino_precisions() -> list[Precision]:
     except UserError:
         return []
     # The plugin's own choice is bf16 where the processor has instructions for it, not where they are imitated.
-    native = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+    native = openvino_core().get_property("CPU", "INFERENCE_PRECISION_HINT")
     return ["bf16", "f32"] if native == openvino.Type.bf16 else ["f32"]
 
 
@@ -109,9 +128,8 @@ class _Requests:
     """A compiled graph that many threads may ask at once; each request is computed by one core."""
 
     def __init__(self, model: "Model", precision: Precision, threads: int | None) -> None:
-        openvino = import_openvino()
         threads = threads or torch.get_num_threads()
-        compiled = openvino.Core().compile_model(
+        compiled = openvino_core().compile_model(
             model,
             "CPU",
             {
@@ -282,7 +300,7 @@ def write_openvino(network: TwoTowers, directory: Path) -> None:
 
 def read_graphs(directory: Path) -> tuple["Model", "Model"]:
     """The graphs of an export to either format. Raises UserError where they are missing or damaged."""
-    core = import_openvino().Core()
+    core = openvino_core()
 
     def read(name: str) -> Any:
         found = [path for path in (directory / f"{name}.xml", directory / f"{name}.onnx") if path.is_file()]
