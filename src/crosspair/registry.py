@@ -149,7 +149,7 @@ class Registry(Generic[Thing]):
         return found
 
     def forget(self, plugin: Plugin) -> None:
-        """Take back what a plugin has registered."""
+        """Remove what a plugin has registered."""
         self._entries = {name: entry for name, entry in self._entries.items() if entry.plugin != plugin}
 
     def __contains__(self, name: object) -> bool:

@@ -29,7 +29,7 @@ QUERIES = 4  # examples in words
 
 
 def run(options: Namespace) -> None:
-    """Go through all steps into --output, or on from what an earlier demo left there."""
+    """Run all steps of the demo in --output, continuing from what an earlier demo left there."""
     run_demo(options.output, quick=options.quick, device=options.device)
 
 
@@ -82,7 +82,7 @@ def _data(path: Path) -> Data:
 
 
 def _examples(model: DualEncoder, split: "PreparedSplit") -> str:
-    """For a few names, evenly spread over the split, the drawings found for them by their own names."""
+    """A table of a few names, evenly spread over the split, and the drawings found for them."""
     seen = embed_split(model, split)
     names = [captions[0].removeprefix("a drawing of ") for captions in split.captions]
     first_caption = torch.tensor([0, *[len(captions) for captions in split.captions]]).cumsum(0)[:-1]

@@ -122,7 +122,7 @@ def _drawn(directory: str) -> Sample:
 
 
 def _sentences(directory: str) -> list[str]:
-    """Of 1 to 40 words that the model knows."""
+    """Sentences of 1 to 40 words that the model knows."""
     random = np.random.default_rng(0)
     words = list(islice(getattr(read_model(directory, weights=False).vocabulary, "words", _WORDS), 2, 500)) or _WORDS
     return [" ".join(random.choice(words, 1 + row % 40)) for row in range(IMAGES)]

@@ -56,7 +56,7 @@ def inspect_model(directory: Path) -> str:
 
 
 def _count_weights(path: Path) -> int | None:
-    """How many numbers a safetensors file holds, by its header alone; None where there is no file."""
+    """The number of values in a safetensors file, by its header alone; None where there is no file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

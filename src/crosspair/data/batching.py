@@ -59,7 +59,7 @@ class TrainingSplit(Protocol):
         """Facts for the first row of a run's metrics.jsonl, beside `directory` and `checksum`."""
 
     def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
-        """How often each word is in the captions. Raises UserError for a tokenizer that it can't be read with."""
+        """Word counts of the captions. Raises UserError for a tokenizer that it can't be read with."""
 
     def batch_source(self, reading: "Reading") -> "BatchSource":
         """The source of batches of this split."""
@@ -105,7 +105,7 @@ class Split(TrainingSplit, Protocol):
         return None
 
     def texts(self, tokenizer: Tokenizer) -> Sequence[Sequence[str | list[str]]]:
-        """What a text encoder reads of each image: its captions or, for `stored`, their words where there are any."""
+        """The texts of each image for a text encoder: its captions or, for `stored`, their words if there are any."""
         return self.tokens if tokenizer == "stored" and self.tokens is not None else self.captions
 
     def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
@@ -131,7 +131,7 @@ class ImagesByRow(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How images and captions become a model's input.
+    """Settings by which images and captions become a model's input.
 
     tokenize: token numbers of a caption or, with the tokenizer `stored`, of its words. features: float32
     [n, 1 or 2, num_features] (of each image, and of it flipped); with them no image is read. text_features:
@@ -152,7 +152,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the batches of an epoch are drawn, by a recipe's stage; shuffle_buffer is for streams alone."""
+    """Settings of a recipe's stage by which an epoch's batches are drawn; shuffle_buffer is for streams alone."""
 
     batch_size: int
     captions_per_image: int = 1
@@ -165,7 +165,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which images and captions make one batch, and how the images are changed."""
+    """The plan of one batch: its images and captions, and how the images are augmented."""
 
     images: np.ndarray  # int64 [b], rows of the split
     captions: list[np.ndarray]  # for each of the b images, which of its captions

@@ -130,7 +130,7 @@ def _read_mapped(file: Path) -> pa.Table:
 
 
 def inspect_data(path: str | Path) -> str:
-    """What is in a DATA directory, in a screenful. Raises UserError as `open_data` does."""
+    """A summary of a DATA directory for people. Raises UserError as `open_data` does."""
     data = open_data(path)
     manifest = data.manifest
     source = ", ".join(f"{key} {value}" for key, value in manifest.source.items())

@@ -161,7 +161,7 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """What the segments before the pixels of a JPEG say; None for any other image, and for rarer kinds of JPEG."""
+    """The header of a JPEG, from the segments before its pixels; None for other images and rarer kinds of JPEG."""
     if data[:2] != b"\xff\xd8":
         return None
     position, frame, upright = 2, None, True

@@ -78,7 +78,7 @@ def _emoji() -> list[Emoji]:
 
 
 def _code(code: str) -> str:
-    """Without the variation selector, which OpenMoji writes in some file names and not in others."""
+    """The code without the variation selector, which OpenMoji writes in some file names and not in others."""
     return "-".join(part for part in code.split("-") if part != "FE0F")
 
 
@@ -95,7 +95,7 @@ def _words(name: str) -> str:
 
 
 def _says_something(alias: str) -> bool:
-    """Not a code ("u7533", "pig2") and not a letter or two ("ng")."""
+    """Whether a name is neither a code ("u7533", "pig2") nor a letter or two ("ng")."""
     return not re.search(r"\d", alias) and max(map(len, alias.split())) > 2
 
 

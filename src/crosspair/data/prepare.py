@@ -40,7 +40,7 @@ OnError = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What `prepare` did."""
+    """The outcome of a run of `prepare`."""
 
     output: Path
     splits: dict[str, SplitFacts]
@@ -253,7 +253,7 @@ def _fill(
 
 
 class _Tally:
-    """What is known of all records so far."""
+    """Counts over all records so far."""
 
     def __init__(self) -> None:
         self.skipped: list[Skipped] = []

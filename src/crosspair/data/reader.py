@@ -1,4 +1,4 @@
-"""What the reader of a data format declares: the paths and options it takes, and the counts its authors published.
+"""Declarations of a data format's reader: the paths and options it takes, and the counts its authors published.
 
 A reader is a function that gives a Record for each image. Its parameters say what it takes from the command line:
 
@@ -82,7 +82,7 @@ class Reader:
         return partial(self.function, **{name: path for name, path in paths.items() if path is not None}, **options)
 
     def differences(self, splits: Mapping[str, SplitFacts], options: Mapping[str, Any]) -> list[str]:
-        """What differs from the counts that the format's authors published, a sentence each; none where there are none.
+        """Differences to the counts that the format's authors published, a sentence each; none where there are none.
 
         options: those that the data were read with.
         """

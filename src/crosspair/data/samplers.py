@@ -1,4 +1,4 @@
-"""Which items of an epoch share a batch. All randomness comes from the generator that is handed in.
+"""Samplers, which say which items of an epoch share a batch. All randomness comes from the generator that is handed in.
 
 A sampler takes the label of every item, the batch size and a generator, and by a parameter called `images` also which
 image an item shows; it returns the items of each batch. It must give as many batches in every epoch.

@@ -25,7 +25,7 @@ _FIX = "give three parts of 1 for train, val and test, as in --split-shares 0.8,
 
 @dataclass(frozen=True)
 class Shares:
-    """Which part of the images each split gets: 0..1, together 1."""
+    """Shares of the images for each split: 0..1, together 1."""
 
     train: float
     val: float
@@ -33,7 +33,7 @@ class Shares:
 
     @classmethod
     def parse(cls, text: str) -> "Shares":
-        """From "0.8,0.1,0.1". Raises UserError."""
+        """Parse "0.8,0.1,0.1". Raises UserError."""
         try:
             numbers = [float(part) for part in text.split(",")]
         except ValueError:

@@ -47,7 +47,7 @@ def says_side(caption: str) -> bool:
 
 
 def word_rules(tokenizer: Tokenizer, special_tokens: SpecialTokens, max_words: int) -> dict[str, Any]:
-    """How a caption becomes words, in the order of the steps, for programs that do without this one."""
+    """The steps from a caption to words, in their order, for programs that do without this one."""
     before, behind = _SPECIAL_TOKENS[special_tokens]
     of_words = tokenizer == "words"
     return {

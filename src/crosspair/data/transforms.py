@@ -18,7 +18,7 @@ _PIXELS = {"range": Range(at_least=1, at_most=16_384)}
 
 @dataclass
 class ImageInput:
-    """What the image encoder expects to see."""
+    """The input that an image encoder expects: size and normalisation."""
 
     height: int = field(default=224, metadata=_PIXELS)
     width: int = field(default=224, metadata=_PIXELS)

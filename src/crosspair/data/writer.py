@@ -89,12 +89,12 @@ class Checkpoint:
 
 
 def stored_images(work: Path) -> int:
-    """How many images the checkpoints of a work folder know to be stored."""
+    """The number of images stored by the checkpoints of a work folder."""
     return sum(one.records - len(one.skipped) for one in _checkpoints(work / "checkpoints"))
 
 
 def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
-    """In their order, up to the first that is missing or damaged."""
+    """Checkpoints in their order, up to the first that is missing or damaged."""
     number = 0
     while (checkpoint := Checkpoint.read(_checkpoint_file(folder, number))) is not None:
         yield checkpoint
@@ -133,14 +133,14 @@ class DataWriter:
             split.abandon()
 
     def checkpoints(self) -> Iterator[Checkpoint]:
-        """Those of an earlier run with the same settings, in their order."""
+        """Checkpoints of an earlier run with the same settings, in their order."""
         for checkpoint in _checkpoints(self._checkpoints):
             if checkpoint.settings != self._settings:
                 return
             yield checkpoint
 
     def take_over(self, checkpoint: Checkpoint) -> bool:
-        """Go on behind the next checkpoint, if its shards are as they were written; whether they are."""
+        """Resume after the next checkpoint if its shards are as they were written; whether they are."""
         for name, shard in checkpoint.shards.items():
             path = self.data / name / arrow_file(self.number)
             if not path.is_file() or Shard.of(path) != shard:
@@ -320,7 +320,7 @@ class _SplitWriter:
         return SplitFacts(self._images, self._captions, self._distinct_labels(), size, checksum)
 
     def abandon(self) -> None:
-        """Let go of the open shard, which stays half-written."""
+        """Close the open shard, which stays half-written."""
         if self._file is not None:
             with suppress(OSError):  # there is an error already
                 self._file.close()
@@ -346,7 +346,7 @@ class _SplitWriter:
         return self.directory / arrow_file(number)
 
     def _distinct_labels(self) -> int:
-        """How many labels the split has, from its files: a set of them would grow with the records by much more."""
+        """The number of labels of the split, from its files: a set of them would grow with the records by much more."""
         labels, end = np.empty(self._images, np.int64), 0
         for number in self._shards:
             with pa.memory_map(str(self._path(number))) as file, pa.ipc.open_stream(file) as stream:

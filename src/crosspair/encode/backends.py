@@ -36,23 +36,23 @@ class Backend(Protocol):
 
     @classmethod
     def fast_precisions(cls) -> list[Precision]:
-        """Those that the setting `auto` tries on this machine, the fastest first."""
+        """Precisions that the setting `auto` tries on this machine, the fastest first."""
         return []
 
     @classmethod
     def of_export(cls, directory: Path, precision: Precision) -> "Backend":
-        """Encodes by what `crosspair export` wrote. Raises UserError where the backend can't read it."""
+        """A backend of what `crosspair export` wrote. Raises UserError where the backend can't read it."""
         raise UserError(f"backend {cls.__name__} reads no export; name the model that {directory} was made from")
 
     def prepare(self, *, texts: bool = False) -> None:
-        """Made ready for images and, with `texts`, for captions. Raises UserError where an encoder can't be run."""
+        """Get ready for images and, with `texts`, for captions. Raises UserError where an encoder can't be run."""
 
     def group(self, views: int = 1) -> int:
         """Images to make features of at a time, which an interruption leaves whole."""
         return self.images_at_once // views
 
     def image_features(self, images: Tensor, views: int = 1) -> np.ndarray:
-        """Resized images [b, 3, height, width] -> float32 [b, views, num_features]; the second view is mirrored."""
+        """Resized images [b, 3, height, width] -> float32 [b, views, num_features]; the second view is flipped."""
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def backend_name(setting: str) -> str:
 
 
 def load_backend(network: TwoTowers, backend: str, precision: Precision) -> Backend | None:
-    """What encodes images and captions of a network in PyTorch's place; None for PyTorch itself. Raises UserError."""
+    """The backend that encodes in place of PyTorch; None for PyTorch itself. Raises UserError."""
     kind: type[Backend] = BACKENDS.get(backend)
     _checked(kind, backend, precision)
     if kind is TorchBackend:

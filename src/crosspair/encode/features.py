@@ -33,7 +33,7 @@ READ_AT_ONCE = 8  # images by a thread: fewer would have the threads wait for ea
 
 
 def cache_directory() -> Path:
-    """Where features are kept between runs."""
+    """The directory where features are kept between runs."""
     return user_cache("features")
 
 
@@ -199,7 +199,7 @@ def _key(model: DualEncoder, what: str, views: int, arithmetic: str) -> str:
 
 
 def _weights_checksum(key: "hashlib._Hash", encoder: nn.Module) -> str:
-    """What names a file of features: a checksum of all that `key` has seen and of an encoder's weights."""
+    """The name of a file of features: a checksum of all that `key` has seen and of an encoder's weights."""
     for name, value in encoder.state_dict().items():
         key.update(name.encode())
         key.update(value.detach().cpu().contiguous().numpy().tobytes())

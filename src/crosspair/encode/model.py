@@ -71,7 +71,7 @@ class DualEncoder(TwoTowers):
 
     @property
     def images_at_once(self) -> int:
-        """How many images are encoded fastest together by the model's backend."""
+        """The number of images that the model's backend encodes fastest together."""
         return self.backend.images_at_once if self.backend else super().images_at_once
 
     def tokenize(self, caption: str | Sequence[str]) -> list[int]:
@@ -147,7 +147,7 @@ class DualEncoder(TwoTowers):
         self.backend = load_backend(self, backend, precision)
 
     def saved(self, *, card: str = "") -> SavedModel:
-        """What `save_pretrained` writes; adapters are added to the weights."""
+        """The model as `save_pretrained` writes it, adapters added to the weights."""
         architecture = getattr(self.text_encoder, "architecture", None)
         state = merged_state(self)
         return SavedModel(self.config, self.vocabulary, self.image_input, architecture, state, card or self.card)
@@ -225,7 +225,7 @@ def create_model(config: ModelConfig, captions: Iterable[str]) -> DualEncoder:
 
 
 def _text_encoder(saved: SavedModel) -> nn.Module | None:
-    """Of `transformers`, without its weights; None for those that the configuration makes."""
+    """The text encoder of `transformers` without its weights; None for those that the configuration makes."""
     if saved.text_architecture is None:
         return None
     return TransformerTextEncoder(saved.text_architecture, saved.config.text.pooling)

@@ -110,7 +110,7 @@ def import_onnxruntime() -> Any:
 
 
 def write_onnx(network: TwoTowers, directory: Path) -> None:
-    """Both encoders with their projections as image_encoder.onnx and text_encoder.onnx."""
+    """Write both encoders with their projections as image_encoder.onnx and text_encoder.onnx."""
     with plain_layout(network):
         write_image_graph(network, ImageTower(network), directory / f"{IMAGE_ENCODER}.onnx")
         write_text_graph(network, directory / f"{TEXT_ENCODER}.onnx")
@@ -118,7 +118,7 @@ def write_onnx(network: TwoTowers, directory: Path) -> None:
 
 @contextmanager
 def plain_layout(network: TwoTowers) -> Iterator[None]:
-    """Without channels last, a layout that ONNX has no word for."""
+    """A context without channels last, a layout that ONNX doesn't have."""
     network.use_channels_last(False)
     try:
         yield
@@ -127,7 +127,7 @@ def plain_layout(network: TwoTowers) -> Iterator[None]:
 
 
 def write_image_graph(network: TwoTowers, encoder: nn.Module, path: Path) -> None:
-    """Of an encoder of normalized pixels: resized images [images, 3, height, width] -> [images, d]."""
+    """Write an encoder of normalized pixels as a graph: resized images [images, 3, height, width] -> [images, d]."""
     expected = network.image_input
     pixels = torch.zeros(2, 3, expected.height, expected.width, dtype=pixel_type(expected))
     to_onnx(PixelTower(encoder, expected), {"pixels": pixels}, ({0: torch.export.Dim("images")},), path)

@@ -65,7 +65,7 @@ def openvino_core() -> "Core":
 
 
 def openvino_precisions() -> list[Precision]:
-    """What this CPU is fast at, the fastest first; nothing where OpenVINO is not installed."""
+    """Precisions that this CPU is fast in, the fastest first; none where OpenVINO is not installed."""
     try:
         openvino = import_openvino()
     except UserError:
@@ -292,7 +292,7 @@ def convert_encoders(network: TwoTowers) -> tuple["Model", "Model"]:
 
 
 def write_openvino(network: TwoTowers, directory: Path) -> None:
-    """Both encoders as image_encoder.xml and text_encoder.xml, each with its .bin."""
+    """Write both encoders as image_encoder.xml and text_encoder.xml, each with its .bin."""
     openvino = import_openvino()
     for name, graph in zip((IMAGE_ENCODER, TEXT_ENCODER), convert_encoders(network), strict=True):
         openvino.save_model(graph, directory / f"{name}.xml", compress_to_fp16=False)

@@ -112,7 +112,7 @@ def _join(
 
 
 def _make(create: Callable[..., Any], settings: dict[str, Any], what: str) -> nn.Module:
-    """What a registered function or class makes, called with those of the settings that it names."""
+    """Call a registered function or class with those of the settings that it names."""
     named = inspect.signature(create).parameters
     encoder: nn.Module = create(**{key: value for key, value in settings.items() if key in named})
     if not isinstance(getattr(encoder, "num_features", None), int):
@@ -188,7 +188,7 @@ def _load_package(encoder: nn.Module, name: str) -> None:
 
 
 def _load_slim(encoder: nn.Module, path: Path, name: str) -> None:
-    """From TF-slim's ImageNet checkpoint, whose classifier is left out. Raises UserError for damaged files."""
+    """Load TF-slim's ImageNet checkpoint without its classifier. Raises UserError for damaged files."""
     if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
         raise UserError(
             f"there is no checkpoint {path} with weights of {name}; expected TF-slim's V1 file or the prefix of its V2 "
@@ -326,7 +326,7 @@ def read_architecture(path: Path) -> dict[str, Any]:
 
 
 def _directory(config: TextEncoderConfig) -> Path:
-    """Where the files of a text encoder lie: the named directory, an installed package, or the hub's copy."""
+    """The directory of a text encoder's files: the named one, an installed package, or the hub's copy."""
     given = Path(config.weights if config.weights not in {"hub", "package", "none"} else config.name)
     if (given / "config.json").is_file():
         return given

@@ -30,7 +30,7 @@ EXPORT = "preprocessing.json"  # what an export has beside config.json
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a model's directory holds."""
+    """A model's directory as it was read."""
 
     config: ModelConfig
     vocabulary: Vocabulary | SubwordTokenizer
@@ -203,7 +203,7 @@ def _read_card(directory: Path) -> str:
 
 
 def local_directory(name: str) -> Path:
-    """Where the files of the directory or hub model `name` lie. Raises UserError when there are none."""
+    """The local directory of the model `name`, a directory or a hub model. Raises UserError when there are none."""
     directory = Path(name)
     if directory.is_dir():
         if not (directory / CONFIG).is_file():

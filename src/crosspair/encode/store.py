@@ -63,7 +63,7 @@ class VectorStore:
         self.count += len(vectors)
 
     def flush(self) -> None:
-        """Give what was appended to the system, from where even a kill does not take it."""
+        """Flush what was appended to the operating system, so that it survives a kill of the process."""
         self._vectors.flush()
         self._lines.flush()
 
@@ -76,7 +76,7 @@ class VectorStore:
         return np.memmap(self.path, np.float32, "r", offset=len(self._header), shape=shape)
 
     def finish(self, path: Path) -> None:
-        """Give the file of vectors, which is whole, the name `path`."""
+        """Rename the file of vectors, which is whole, to `path`."""
         self.flush()
         os.fsync(self._vectors.fileno())
         self.path.replace(path)
@@ -89,7 +89,7 @@ class VectorStore:
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What stands before the float32 values of an array in a .npy file."""
+    """The header of a .npy file of float32 values."""
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)

@@ -130,7 +130,7 @@ def _groups(results: Sequence[StoredResult]) -> list[tuple[str, list[StoredResul
 
 
 def name_of(result: StoredResult) -> str:
-    """What a reader calls a result: its run, its file of embeddings, or else its own file."""
+    """The name of a result for people: its run, its file of embeddings, or else its own file."""
     model = result.facts.get("model")
     if isinstance(model, str) and model:
         path = Path(model)

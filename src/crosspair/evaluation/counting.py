@@ -29,7 +29,7 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Layout:
-    """How the score matrix is cut, images first. No result depends on it.
+    """The tiling of the score matrix, images first. No result depends on it.
 
     tile: items of a tile. grain: what the edges of a tile are padded to. block: bytes of the vectors held at once.
     """
@@ -40,7 +40,7 @@ class Layout:
 
     @classmethod
     def of(cls, device: torch.device, images: int, texts: int, tile: tuple[int, int] | None = None) -> "Layout":
-        """On the CPU tiles that stay in the cache while they are counted, elsewhere larger ones, all of one shape.
+        """A tiling for a device: on the CPU tiles that stay in the cache, elsewhere larger ones, all of one shape.
 
         Matrix products treat the rows and columns left over from their inner kernels with other kernels, which round
         differently; in tiles of multiples of 24 equal embeddings get equal scores wherever they lie (measured with
@@ -78,7 +78,7 @@ class Side:
         return len(self.order)
 
     def reach(self, some: slice) -> tuple[int, int]:
-        """Where the positives of some items begin and end on the other side."""
+        """First and last position of the positives of some items on the other side."""
         return int(self.first[some.start]), int(self.first[some.stop - 1] + self.positives[some.stop - 1])
 
     def thresholds(self, tile: slice, height: int) -> Tensor:
@@ -199,7 +199,7 @@ class Counting:
         self._held.clear()
 
     def block_items(self, side: Side) -> int:
-        """How many items a block has at most: whole tiles."""
+        """The largest number of items of a block: whole tiles."""
         bytes_each = (side.embeddings.shape[1] + 2) * self.dtype.itemsize
         tile = self.layout.tile[side.is_text]
         return max(tile, int(self.layout.block[side.is_text] // bytes_each // tile) * tile)

@@ -119,7 +119,7 @@ def coco_image_ids(names: Sequence[str]) -> NDArray[np.int64]:
 
 
 def data_directory() -> Path:
-    """Where the package keeps its lists; it isn't imported, as that warns of packages it could do with."""
+    """The directory of the package's lists; it isn't imported, as that warns of packages it could do with."""
     found = importlib.util.find_spec("eccv_caption")
     if found is None or not found.submodule_search_locations:
         raise UserError(

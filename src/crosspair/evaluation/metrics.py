@@ -56,7 +56,7 @@ class DirectionResult:
         return (*usual, *(name for name in dict.fromkeys(self.extra) if name not in usual))
 
     def values(self, name: str) -> NDArray[Any]:
-        """What each query contributes to a metric [queries]: a share from 0 to 1, or a rank.
+        """The values of a metric for each query [queries]: a share from 0 to 1, or a rank.
 
         Raises EvaluationInputError for a name that is no metric.
         """

@@ -24,7 +24,7 @@ RECALLS = ("R@1", "R@5", "R@10")
 
 @dataclass(frozen=True)
 class Task:
-    """What is ranked at a time: images and texts, and for each the cluster that it is drawn with in a resampling.
+    """Images and texts that are ranked by themselves, and for each the cluster that it is drawn with in a resampling.
 
     image_clusters [n], text_clusters [m]: the image that a query belongs to, or its label where that is unknown.
     """
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a split is evaluated; as it stands every image and every text is ranked, and equal labels match.
+    """A protocol of evaluation; this base ranks every image and every text of a split, and equal labels match.
 
     image_to_text, text_to_image: the reported metrics by direction; the usual ones are computed all the same.
     formats: data formats whose splits are evaluated by it when no protocol is named.
@@ -76,7 +76,7 @@ class Protocol:
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """What is computed beside the usual metrics, in both directions."""
+        """Names of metrics computed beside the usual ones, in both directions."""
         return tuple(dict.fromkeys((*self.image_to_text, *self.text_to_image)))
 
     @property
@@ -178,7 +178,7 @@ def choose_protocol(source_format: str, split: str, num_images: int) -> Protocol
 
 
 def plugin_facts(protocol: Protocol) -> dict[str, Any]:
-    """What a result says of the plugin that a user's own protocol comes from, {} of a built-in one."""
+    """Facts for a result about the plugin that its protocol comes from, {} for a built-in one."""
     plugin = PROTOCOLS.entry(protocol.name).plugin if protocol.name in PROTOCOLS else None
     return {"protocol_plugin": {"name": plugin.name, "checksum": plugin.checksum}} if plugin else {}
 
@@ -190,7 +190,7 @@ def arrange(protocol: Protocol, embeddings: Embeddings) -> Sequence[Task]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a protocol gives: metrics over all queries, of each fold where there are several, and the clusters.
+    """The result of a protocol: metrics over all queries, of each fold where there are several, and the clusters.
 
     The folds are of equal size, so the mean over all queries is the mean of the folds; `median_rank` is the median over
     all queries. image_clusters, text_clusters: of the queries of `result`, in its order. beside: the same embeddings
@@ -235,7 +235,7 @@ def evaluation_of(
     metric: Metric = "cosine",
     metric_definition: MetricDefinition = "exact",
 ) -> Evaluation:
-    """What the ranks of a protocol's tasks amount to."""
+    """The evaluation that the ranks of a protocol's tasks give."""
     results = [
         RetrievalResult(
             DirectionResult(image_to_text, metric_definition=metric_definition, extra=protocol.extra),

@@ -74,7 +74,7 @@ class LabelMeans(Protocol):
 
 
 def _number_within_label(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many rows before each have the same label [rows]."""
+    """The number of earlier rows with the same label [rows]."""
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     number = np.empty(len(labels), dtype=np.int64)

@@ -100,7 +100,7 @@ def read_result(path: Path) -> StoredResult:
 
 
 def ranks_path(path: Path) -> Path:
-    """Where the ranks of RESULT.json are."""
+    """The path of the ranks beside RESULT.json."""
     return path.with_name((path.stem if path.suffix == ".json" else path.name) + ".ranks.npz")
 
 

@@ -98,7 +98,7 @@ def bootstrap(evaluation: Evaluation, resamples: int | None = None, seed: int = 
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """What the queries of each cluster add up to, for metrics that are means.
+    """Sums of metrics over the queries of each cluster, for metrics that are means.
 
     names: of the metrics. sums, counts [clusters, metrics]: of the values, in per cent or ranks, and of the queries.
     """
@@ -153,7 +153,7 @@ def differences(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[Name, Difference]:
-    """How much higher the metrics of some runs are than those of others, each the mean over its runs; rsum included.
+    """Differences between the mean metrics of two groups of runs, rsum included.
 
     All runs were evaluated on the same queries. names: metrics that are means.
     """
@@ -215,7 +215,7 @@ def _medians(evaluation: Evaluation, name: Name, draws: Callable[[], Iterator[Fl
 
 
 def _draws(clusters: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each cluster comes in each resample [block, clusters], as many draws as there are clusters."""
+    """Counts of each cluster in each resample [block, clusters], as many draws as there are clusters."""
 
     def count(random: np.random.Generator, shape: tuple[int, int]) -> Floats:
         drawn = random.integers(0, clusters, shape) + np.arange(shape[0])[:, None] * clusters

@@ -29,7 +29,7 @@ def describe_summary(summary: IndexSummary) -> str:
 
 
 def inspect_gallery(path: Path) -> str:
-    """What is in a gallery, in a screenful; all its checksums are compared. Raises UserError as `Gallery.open` does."""
+    """A summary of a gallery for people; all its checksums are compared. Raises UserError as `Gallery.open` does."""
     gallery = Gallery.open(path)
     gallery.verify()
     manifest = gallery.manifest
@@ -60,7 +60,7 @@ def found_table(gallery: Gallery, found: SearchResult) -> str:
 
 
 def found_json(gallery: Gallery, found: SearchResult) -> str:
-    """The same as a list of objects."""
+    """The answer to one query as a list of JSON objects."""
     rows: list[dict[str, Any]] = []
     for rank, score, item in _found(gallery, found):
         path = str(gallery.manifest.source.find(gallery.path) / item.path) if item.path else None

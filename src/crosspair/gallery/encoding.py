@@ -82,7 +82,7 @@ class ImageReader:
 
 
 class EncodedImages:
-    """What an indexing run has encoded so far: vectors by the SHA-256 of their images, so that names don't matter.
+    """Vectors that an indexing run has encoded so far, by the SHA-256 of their images, so that names don't matter.
 
     folder: that no other process writes to; what an earlier run left in it whole is taken over.
     settings: what the vectors depend on; what was made with others is thrown away.
@@ -121,7 +121,7 @@ class EncodedImages:
         self._store.append(vectors, rows)
 
     def flush(self) -> None:
-        """Give what was added to the system, from where even a kill does not take it."""
+        """Flush what was added to the operating system, so that it survives a kill of the process."""
         self._store.flush()
 
     def vectors(self) -> np.ndarray:

@@ -47,7 +47,7 @@ class Gallery:
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto") -> "Gallery":
-        """What `crosspair index` wrote. Raises UserError when it is something else, unfinished or damaged.
+        """Open what `crosspair index` wrote. Raises UserError when it is something else, unfinished or damaged.
 
         device: that queries are encoded on: auto, cpu, cuda, cuda:1 or mps.
         """
@@ -126,7 +126,7 @@ class Gallery:
         return find_engine(str(self.manifest.index["kind"])).open(self.content())
 
     def content(self) -> Content:
-        """What an engine is given of this gallery."""
+        """The part of this gallery that an engine is given."""
         file = current_file(self.path, INDEX)
         return Content(self.path, self.embeddings, file, self.manifest.index, lambda: self.items["sha256"])
 

@@ -55,7 +55,7 @@ FLUSH_SECONDS = 1.0  # at most so much work is lost when the process is killed
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What an indexing run did. Images are counted as items: two files of the same bytes are two."""
+    """The outcome of an indexing run. Images are counted as items: two files of the same bytes are two."""
 
     output: Path
     count: int
@@ -294,7 +294,7 @@ class _Run:
         return Item(*place, image.sha256, *image.size, image.bytes, entry.label, entry.captions)
 
     def _vectors(self) -> Iterator[np.ndarray]:
-        """Of the images in their order, in blocks."""
+        """Vectors of the images in their order, in blocks."""
         made = self.store.vectors()
         for start in range(0, len(self.images), BLOCK):
             some = self.images[start : start + BLOCK]
@@ -320,7 +320,7 @@ class _Run:
         return sum(item_id not in found for item_id in self.previous.items["item_id"])
 
     def remove_unused_thumbnails(self) -> None:
-        """Those of images that are gone, and what a killed run left of one."""
+        """Remove thumbnails of images that are gone, and half-written ones of a killed run."""
         used = {f"{image.sha256}.jpg" for image in self.images}
         for path in (self.output / THUMBNAILS).glob("*/*"):
             if path.name not in used:
@@ -370,7 +370,7 @@ def _claimed(output: Path) -> Iterator[Path]:
 
 
 def _remove_nothing(output: Path) -> None:
-    """What a run leaves that came to nothing, where there was no gallery before."""
+    """Remove what a run without a result leaves, where there was no gallery before."""
     if not current_file(output, MANIFEST).is_file():
         shutil.rmtree(output / THUMBNAILS, ignore_errors=True)
         if not any(output.iterdir()):

@@ -47,7 +47,7 @@ class Place:
         return cls(str(absolute), os.path.relpath(absolute, gallery.resolve()))
 
     def find(self, gallery: Path) -> Path:
-        """Where it is now: at its absolute path, or else where it is as seen from the gallery."""
+        """The present location: at its absolute path, or else where it is as seen from the gallery."""
         absolute, near = Path(self.path), gallery.resolve() / self.relative
         return near if not absolute.exists() and near.exists() else absolute
 
@@ -107,7 +107,7 @@ def read_manifest(gallery: Path) -> Manifest:
 
 
 def current_file(gallery: Path, name: str) -> Path:
-    """Where a file of the gallery's newest whole state is."""
+    """The path of a file of the gallery's newest whole state."""
     moving = gallery / MOVING / name
     return moving if moving.exists() else gallery / name
 
@@ -166,7 +166,7 @@ def finish_commit(gallery: Path) -> None:
 
 
 def work_folder(gallery: Path) -> Path:
-    """Where a run that is under way keeps what it has encoded."""
+    """The folder in which a run under way keeps what it has encoded."""
     return gallery / GALLERY_WORK
 
 

@@ -43,7 +43,7 @@ TRIES = 5  # of a part whose workers die, before the run is given up
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers are told. Paths are absolute and the same on every machine."""
+    """Settings that all workers are given. Paths are absolute and the same on every machine."""
 
     source: str
     kind: str  # folder or data
@@ -176,7 +176,7 @@ def _knock(address: str) -> None:
 
 
 def _prepare_folders(job: Job, model: Path) -> None:
-    """For the workers: the model's files, and no count of what earlier runs tried."""
+    """Copy the model's files for the workers, and reset the counts of earlier runs' attempts."""
     for folder in (job.parts, job.model):
         Path(folder).mkdir(exist_ok=True)
     for path in Path(job.parts).glob("*.tries"):
@@ -335,7 +335,7 @@ def write_part(job: Job, part: Part, model: DualEncoder) -> None:
 
 
 def read_part(job: Job, part: Part, *, by_this_run: bool) -> DonePart:
-    """What `write_part` left. Raises UserError when it has other than a row for every image."""
+    """Read what `write_part` wrote. Raises UserError when it has other than a row for every image."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Where a gallery's images come from: a folder, searched to its depths, or the splits of a DATA directory."""
+"""Sources of a gallery's images: a folder, searched to its depths, or the splits of a DATA directory."""
 
 import os
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that may become an item, in the order of the gallery's rows."""
+    """Entries that may become items, in the order of the gallery's rows."""
 
     path: Path
     kind: str  # folder or data

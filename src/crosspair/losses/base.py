@@ -1,4 +1,4 @@
-"""What losses share: the sum of their terms, checks of their inputs, L2 normalisation, a learned scale."""
+"""Base of the losses: the sum of their terms, checks of their inputs, L2 normalisation, a learned scale."""
 
 import math
 from collections.abc import Iterable

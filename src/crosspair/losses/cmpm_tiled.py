@@ -42,7 +42,7 @@ def tiled_divergences(
     epsilon: float,
     matmul_precision: MatmulPrecision,
 ) -> tuple[Tensor, Tensor]:
-    """Both terms of `cmpm_terms`, which says what they are. They can be differentiated once.
+    """Both terms of `cmpm_terms`, computed by tiles. They can be differentiated once.
 
     images [n, d], texts [m, d]: one type, float32 or float64. image_labels [n], text_labels [m]: int64, on the same
     device, each with a match. matmul_precision: "bf16" multiplies matrices in bfloat16; all else stays in the images'
@@ -201,9 +201,9 @@ def _slices(start: int, stop: int, step: int) -> list[slice]:
 
 
 class _Band:
-    """Where the matches of sorted rows and sorted columns lie.
+    """The band of a tile matrix in which the matches of sorted rows and sorted columns lie.
 
-    Anywhere, where looking at values would break torch.compile's graph or wait for the device.
+    It may be the whole matrix, where looking at values would break torch.compile's graph or wait for the device.
     """
 
     def __init__(self, row_labels: Tensor, column_labels: Tensor) -> None:
@@ -240,7 +240,7 @@ def _middle_cosine(rows: _Sorted, columns: _Sorted) -> Tensor | None:
 
 
 def _matches_of(rows: _Sorted, columns: _Sorted) -> Tensor:
-    """How many columns match each row, [n]."""
+    """The number of columns that match each row, [n]."""
     past_last = torch.searchsorted(columns.labels, rows.labels, right=True)
     return past_last - torch.searchsorted(columns.labels, rows.labels)
 

@@ -43,7 +43,7 @@ def pair_distances(
 
 
 class _GroupSums(NamedTuple):
-    """Of each label: the sum of its unit vectors [labels, d] and their number [labels], in float64 if possible."""
+    """Sums over each label: of its unit vectors [labels, d] and their number [labels], in float64 if possible."""
 
     sums: Tensor
     counts: Tensor

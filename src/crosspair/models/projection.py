@@ -117,7 +117,7 @@ def create_projection(
 def add_adapters(
     encoder: nn.Module, what: str, *, rank: int, alpha: float, dropout: float = 0.0, layers: Layers = "attention"
 ) -> None:
-    """Give linear layers y = W x of an encoder the form y = W x + alpha / rank * B A x, with B = 0 at first.
+    """Replace linear layers y = W x of an encoder by y = W x + alpha / rank * B A x, with B = 0 at first.
 
     rank: rows of A. dropout: share of x dropped before A, in training. layers: those of the attention, or all.
     Raises UserError where there are none, naming the encoder as `what`.

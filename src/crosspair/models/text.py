@@ -148,7 +148,7 @@ def _steps(batch_sizes: list[int], reverse: bool) -> list[tuple[int, int]]:
 
 
 def _before(values: Tensor, initial: Tensor, steps: list[tuple[int, int]]) -> Tensor:
-    """What each row started from: the row of the same caption one step earlier, or the initial state."""
+    """The state that each row started from: the row of the same caption one step earlier, or the initial state."""
     before = torch.empty_like(values)
     earlier, rows = 0, 0  # of the step before
     for start, size in steps:

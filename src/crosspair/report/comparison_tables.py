@@ -97,7 +97,7 @@ def _difference(difference: Difference) -> str:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """What the tables show, and which seeds are in their groups."""
+    """Notes on what the tables show, and on the seeds of their groups."""
     where = f"{comparison.split}, " if comparison.split else ""
     about = (
         f"{where}protocol {comparison.protocol}. [ ]: {LEVEL} % interval, {comparison.resamples:,} bootstrap resamples "
@@ -113,6 +113,6 @@ def _escape(text: str) -> str:
 
 
 def describe_groups(rows: Sequence[Row]) -> str:
-    """Which seeds each group of several runs holds, a line each."""
+    """The seeds of each group of several runs, a line each."""
     seeds = ((row.name, ", ".join(map(str, row.seeds))) for row in rows if len(row.seeds) > 1)
     return "\n".join(f"{name}: seeds {numbers}" for name, numbers in seeds)

@@ -106,7 +106,7 @@ def _recall_by(title: str, values: NDArray[np.int64], direction: DirectionResult
 
 
 def hubness_chart(hubness: Hubness, items: str, queries: str) -> str:
-    """How many items are retrieved how often; items and queries in words, such as "images" and "sentences"."""
+    """A chart of how many items are retrieved how often; items and queries in words: "images" and "sentences"."""
     note = (
         f"Skewness {hubness.skewness:.2f}. The most retrieved 5 % of the {items} take "
         f"{100 * hubness.share_of_most_retrieved():.0f} % of the places; {100 * hubness.never:.1f} % of the {items} "

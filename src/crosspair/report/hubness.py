@@ -67,7 +67,7 @@ def nearest(
 
 @dataclass(frozen=True)
 class Hubness:
-    """How often items come up among the first k of the queries.
+    """Counts of how often items are among the first k of the queries.
 
     counts, relevant [items]: times each was retrieved, and times it was relevant. k: places counted.
     """
@@ -92,7 +92,7 @@ class Hubness:
         return float((self.counts == 0).mean())
 
     def share_of_most_retrieved(self, share: float = 0.05) -> float:
-        """Of all retrieved places, how many the most retrieved `share` of items take, 0 to 1."""
+        """The part of all retrieved places that the most retrieved `share` of items takes, 0 to 1."""
         most = np.sort(self.counts)[::-1][: max(1, round(share * len(self.counts)))]
         return float(most.sum() / self.counts.sum())
 
@@ -103,7 +103,7 @@ class Hubness:
 
 
 def count_retrieved(neighbours: Neighbours) -> Hubness:
-    """How often each item of the gallery is among the neighbours."""
+    """Counts of each item of the gallery among the neighbours."""
     items, size = neighbours.items, neighbours.gallery_size
     return Hubness(
         np.bincount(items.ravel(), minlength=size),

@@ -120,7 +120,7 @@ class Batcher(Generic[Asked, Answer]):
 
 @dataclass(frozen=True, eq=False)
 class SearchQuery:
-    """What to search for: a sentence, an image uint8 [3, h, w] or a row of the gallery, exactly one of them."""
+    """A query of the service: a sentence, an image uint8 [3, h, w] or a row of the gallery, exactly one of them."""
 
     top: int
     text: str | None = None

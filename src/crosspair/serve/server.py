@@ -67,7 +67,7 @@ def configuration(app: ASGIApp) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Says where it is when it answers."""
+    """A uvicorn server that prints its address when it is ready."""
 
     def __init__(self, config: uvicorn.Config, message: str) -> None:
         super().__init__(config)

@@ -203,7 +203,7 @@ def create_app(
 
 
 class Shown:
-    """How a gallery's images appear outside: under ids made of their checksums, never by a path."""
+    """A gallery's images as clients see them: under ids made of their checksums, never by a path."""
 
     def __init__(self, gallery: Gallery, token: str | None) -> None:
         self._gallery = gallery

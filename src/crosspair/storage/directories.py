@@ -54,7 +54,7 @@ def expect_kind(directory: Path, *expected: Kind) -> Kind:
 
 
 def prepare_work(data: Path) -> Path:
-    """Where `crosspair prepare` lets a DATA directory grow, beside it."""
+    """The folder beside a DATA directory in which `crosspair prepare` builds it."""
     return data.with_name(f".{data.name}.partial")
 
 

@@ -112,7 +112,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def claimed(directory: Path, what: str) -> Iterator[None]:
-    """Have a directory, made where it is missing, for this process alone, until the block or the process ends.
+    """Claim a directory, made where it is missing, for this process alone, until the block or the process ends.
 
     Raises UserError, which calls the directory's purpose `what`, when another process has it.
     """
@@ -193,7 +193,7 @@ def refuse_occupied(path: Path, what: str) -> None:
 
 
 def write_through(directory: Path) -> None:
-    """Have the system write what the files hold before the directory gets its name."""
+    """Flush files to the disk before their directory gets its name (fsync)."""
     for file in directory.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

@@ -25,7 +25,7 @@ _COUNT = Range(at_least=0)  # of a whole number whose field says nothing
 
 
 class ManifestError(ValueError):
-    """What is wrong with a value, after the name of its field."""
+    """An error in a manifest's value, in words that follow the name of its field."""
 
 
 def manifest_text(manifest: Any) -> str:

@@ -68,7 +68,7 @@ def counted_processes(recipe: Recipe) -> Recipe:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes and speaks, as its launcher numbers it."""
+    """Whether this process is the first one by its launcher's numbers; it alone writes and prints."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
@@ -84,7 +84,7 @@ class Processes:
         self._facts: Any = dist.new_group(backend="gloo") if self.size > 1 else None
 
     def seed(self, seed: int) -> None:
-        """Other random numbers in every process, now that all have the same weights; the first one's go on."""
+        """Seed each process differently, now that all have the same weights; the first one's random numbers go on."""
         if not self.first:
             torch.manual_seed(int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0]))
 
@@ -164,7 +164,7 @@ class Processes:
 
     @torch.no_grad()
     def average_statistics(self, model: nn.Module) -> None:
-        """Give all processes the mean of the running statistics that their batch norms saw."""
+        """Average the running statistics of batch norm over all processes."""
         if self.size == 1:
             return
         moving = [
@@ -192,7 +192,7 @@ class Processes:
         }
 
     def set_random_states(self, states: dict[str, Tensor]) -> None:
-        """Go on from states as `random_states` gave them."""
+        """Restore states as `random_states` gave them."""
         torch.set_rng_state(states[_state_name("cpu", self.rank)])
         if self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(states[_state_name("cuda", self.rank)], self.fabric.device)
@@ -285,7 +285,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """What all processes' losses ask of this process's rows."""
+        """The gradient of all processes' losses with respect to this process's rows."""
         own = torch.empty_like(gradient[0])
         dist.reduce_scatter(own, list(gradient.contiguous()))
         return own

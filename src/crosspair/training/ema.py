@@ -38,7 +38,7 @@ class WeightEMA:
             self._swap()
 
     def load(self, averages: dict[str, Tensor]) -> None:
-        """Take averages as `self.averages` gave them."""
+        """Restore averages as `self.averages` gave them."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
 

@@ -23,7 +23,7 @@ class Noted:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside the block a signal raises Interrupted where it comes; one that came before does so here."""
+        """A context in which a signal raises Interrupted at once, also one that came before."""
         raise_if_stopped(self.number)
         self.raises = True
         try:

@@ -129,7 +129,7 @@ def _alone(images: Tensor, texts: Tensor, batch: Batch) -> Gathered:
 
 
 def _share(loss: Any, images: Tensor, texts: Tensor, batch: Batch, gathered: Gathered) -> tuple[Any, float]:
-    """What a loss returns for what this process computes of it, and which share of the whole batch that is."""
+    """The part of a loss that this process computes, and its share of the whole batch."""
     compute = getattr(loss, "terms", loss)
     if getattr(loss, "takes_pairs", False):
         return compute(images[batch.image_rows], texts, batch.text_labels), gathered.share_of_texts

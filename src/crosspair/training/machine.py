@@ -36,7 +36,7 @@ def _multiplies_in_bf16(device: str) -> bool:
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that it frees, for the next step, until it ends.
+    """Turn malloc trimming off: this process keeps the memory that it frees for the next step.
 
     glibc gives every block above 32 MB back to the system at once, which must clear its pages again for the next step:
     with images that can take longer than the arithmetic (benchmarks/memory.py). In return the process stays as large

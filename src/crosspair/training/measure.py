@@ -185,7 +185,7 @@ def embed(model: Any, split: PreparedSplit) -> Embeddings:
 
 
 def own_path(name: str, split_name: str, protocol_name: str | None) -> Path | None:
-    """Where a RUN keeps its result on a split; None for what is no RUN, or can't be written to.
+    """The path of a RUN's result on a split; None for what is no RUN, or can't be written to.
 
     RUN/evaluation/SPLIT.json by the protocol of its DATA, RUN/evaluation/SPLIT.PROTOCOL.json by one that was named.
     """
@@ -206,7 +206,7 @@ def recipe_facts(run: Path) -> dict[str, Any]:
 
 
 def ranking_device(device: torch.device) -> str:
-    """Where embeddings that `device` made are ranked: there if it is a GPU with int64 and float64, else on the CPU."""
+    """The device to rank embeddings of `device` on: the same if it is a GPU with int64 and float64, else the CPU."""
     return "cpu" if device.type == "mps" else str(device)
 
 

@@ -113,7 +113,7 @@ class StageOptimizer:
         return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take a state as `tensors` gave it."""
+        """Restore a state as `tensors` gave it."""
         index = {name: number for number, name in enumerate(self._names())}
         state: dict[int, dict[str, Any]] = {}
         for path, value in tensors.items():
@@ -139,7 +139,7 @@ def learning_rate_share(step: int, steps: int, stage: StageConfig) -> float:
 
 
 def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> list[Tensor]:
-    """What weight decay acts on, frozen weights included.
+    """Parameters that weight decay acts on, frozen ones included.
 
     `weights`: all matrices and kernels; not the word embedding, initial states, tokens or positions. `convolutions`:
     the image encoder's convolutions (depthwise ones aside) and both projections, the original's choice.

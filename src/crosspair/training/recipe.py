@@ -184,6 +184,6 @@ def map_losses(loss: Mapping[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]
 
 
 def name_and_settings(chosen: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Of a sampler or a schedule, from either form."""
+    """Name and settings of a sampler or a schedule, from either form."""
     settings = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     return settings.pop("name"), settings

@@ -159,7 +159,7 @@ _OPTIMIZER_FIELDS = tuple(item.name for item in fields(OptimizerConfig) if item.
 
 
 def _take_open_fields(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take out of a YAML file's fields those that a registry decides."""
+    """Remove from a YAML file's fields, and return, those that a registry decides."""
     found: dict[str, Any] = {
         "loss": settings.pop("loss", Recipe().loss),
         "optimizer": {},

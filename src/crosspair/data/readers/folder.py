@@ -79,7 +79,7 @@ class _TextFiles(Sized, Iterable[Record]):
 
 
 def _split(name: str) -> str:
-    """What an image's first folder says of its split."""
+    """The split that an image's first folder names."""
     return split_name(PurePosixPath(name).parts[0])
 
 
@@ -98,7 +98,7 @@ def _captions(image: Path, images: Path) -> tuple[str, ...]:
 
 
 def _from_metadata(images: Path, names: list[str], files: list[str]) -> Iterable[Record]:
-    """What the metadata say, each file about its own folder, and the images that none of them names."""
+    """Records by the metadata files, each about its own folder, and the images that none of them names."""
     with table_errors(images):
         rows = (row for file in files for row in _metadata_rows(images, PurePosixPath(file)))
         table = gather(rows, images, "file_name")

@@ -1,4 +1,4 @@
-"""What the readers share: checked access to a source's fields, and sentences for what is not as expected."""
+"""Helpers of the readers: checked access to a source's fields, and sentences for what is not as expected."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val", "training": "
 
 
 class SchemaError(Exception):
-    """What is wrong with a source, in words that follow its name and a colon."""
+    """An error in a source, in words that follow its name and a colon."""
 
 
 class Entry:
@@ -60,7 +60,7 @@ _KINDS: dict[type, str] = {
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in a reader's words."""
+    """The kind of a value in words."""
     return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
 
 

@@ -55,7 +55,7 @@ def read_table(
 
 @contextmanager
 def table_errors(path: Path) -> Iterator[None]:
-    """What goes wrong with the tables in `path` as one sentence."""
+    """Turn errors in the tables of `path` into one sentence."""
     try:
         yield
     except SchemaError as problem:

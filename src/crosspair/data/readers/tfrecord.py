@@ -28,7 +28,7 @@ _CUHK_PEDES_FIRST_ID = 1
 
 @dataclass(frozen=True)
 class _Caption:
-    """What one record tells: an image, and one of its captions."""
+    """The content of one record: an image and one of its captions."""
 
     split: str
     name: str

@@ -61,7 +61,7 @@ def read_samples(name: str, file: IO[bytes]) -> "Iterator[Sample]":
 
 @contextmanager
 def _named_errors(shard: str) -> Iterator[None]:
-    """What is wrong with a shard as one sentence with its name."""
+    """Turn errors in a shard into one sentence with its name."""
     try:
         yield
     except SchemaError as problem:
@@ -100,7 +100,7 @@ def _shards(annotations: Path) -> list[Path]:
 
 @dataclass
 class Sample:
-    """What a shard holds of one image; a label only where it has one."""
+    """The image, captions and label (if any) of one sample of a shard."""
 
     key: str
     image: bytes = b""

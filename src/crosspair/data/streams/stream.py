@@ -37,7 +37,7 @@ OnError = Literal["stop", "skip"]
 
 @dataclass
 class ShardFacts:
-    """What the first pass found in a shard; the lists have an entry for each sample that can be used."""
+    """Findings of the first pass in a shard; the lists have an entry for each sample that can be used."""
 
     captions: list[int] = field(default_factory=list)  # how many
     labels: list[int | None] = field(default_factory=list)
@@ -88,7 +88,7 @@ class StreamSplit:
         return StreamSource(self, reading)
 
     def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
-        """How often each word is in the captions. Raises UserError for another tokenizer than the first pass had."""
+        """Word counts of the captions. Raises UserError for another tokenizer than the first pass had."""
         if tokenizer != "words":
             raise UserError(
                 f"model.text.tokenizer is {tokenizer}, which needs prepared data; train on a DATA directory or set it "

@@ -28,7 +28,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Content:
-    """What an engine is given of a gallery.
+    """The part of a gallery that an engine is given.
 
     directory: the gallery's. embeddings float32 [n, d]: of unit length, perhaps a mapped file. file: where the engine
     may keep a file. facts: what it said of its index when that was built, {} before. keys: gives the SHA-256 of each
@@ -46,7 +46,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Request:
-    """What is known before the images are encoded.
+    """The facts of an indexing run that are known before the images are encoded.
 
     directory: the gallery's. work: a directory that stays until the gallery is complete. dimension: of the vectors.
     address: what the user gave with --address. previous: the gallery as it is, None for a new one.
@@ -103,7 +103,7 @@ class Engine(ABC):
 
     @classmethod
     def renew(cls, request: Request) -> Renewal:
-        """What brings the index to a new state. Raises UserError, before anything is encoded, when it can't."""
+        """A renewal of the index to a new state. Raises UserError, before anything is encoded, when it can't."""
         if request.address is not None:
             raise UserError(f"found --address {request.address}; it is for --engine milvus, leave it out for others")
         return Renewal(cls.build)

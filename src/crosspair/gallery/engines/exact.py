@@ -75,7 +75,7 @@ def best_columns(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """Without a copy where the array's memory is contiguous; memory that is mapped is read only."""
+    """An array as a tensor, without a copy where its memory is contiguous; memory that is mapped is read only."""
     contiguous = np.ascontiguousarray(array, dtype=np.float32)
     if contiguous.flags.writeable:
         return torch.from_numpy(contiguous)

@@ -28,7 +28,7 @@ class MilvusRenewal(Renewal):
         self._present: set[str] = set()
 
     def add(self, content: Content) -> dict[str, Any]:
-        """Have all of the new state in the collection."""
+        """Add all of the new state to the collection."""
         keys = content.keys()
         first = {sha256: row for row, sha256 in reversed(list(enumerate(keys)))}
         self._collection.create(len(first))

@@ -101,7 +101,7 @@ def connect(where: str) -> "MilvusClient":
 
 
 def release(where: str) -> None:
-    """Let other processes have a local file; nothing to do for a cluster."""
+    """Release a local file for other processes; nothing to do for a cluster."""
     if "://" not in where:
         from milvus_lite.server_manager import server_manager_instance
 
@@ -146,7 +146,7 @@ class Collection:
         return True
 
     def create(self, count: int) -> None:
-        """For about `count` images; where it exists, its index is made the one for so many."""
+        """Create the collection for about `count` images; where it exists, its index is made the one for so many."""
         from pymilvus import DataType, MilvusClient, MilvusException
 
         kind, parameters = index_kind(self.where, count)
@@ -169,7 +169,7 @@ class Collection:
         self.load()
 
     def load(self) -> None:
-        """Have the server ready to search it."""
+        """Load the collection into the server, ready to be searched."""
         from pymilvus import MilvusException
 
         try:
@@ -250,7 +250,7 @@ class Collection:
         return str(self._client.describe_index(self.name, "vector")["index_type"])
 
     def close(self) -> None:
-        """Let go of the client, and of a local file, which is one process's at a time."""
+        """Close the client, and release a local file, which is one process's at a time."""
         self._client.close()
         release(self.where)
 

@@ -30,7 +30,7 @@ _CLASSIFIER_PARTS = {"Logits", "logits", "mean_rgb"}
 
 
 class Source(NamedTuple):
-    """Where one tensor comes from: names below the scope, and how their arrays become the tensor's values."""
+    """The source of one tensor: names below the scope, and how their arrays become the tensor's values."""
 
     variables: tuple[str, ...]
     convert: Callable[..., Array]

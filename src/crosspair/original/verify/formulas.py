@@ -124,7 +124,7 @@ def _shares(gradients: Sequence[Tensor], case: dict[str, Any], keys: tuple[str, 
 
 
 def check_metrics() -> Iterator[Comparison]:
-    """In per cent, over both directions, by cosine and by euclidean distance."""
+    """Differences of the metrics in per cent, over both directions, by cosine and by euclidean distance."""
     arrays = load("retrieval")
     recall, precision, original, tied = [], [], [], []
     for case in (*_CASES, *_TIES):

@@ -51,7 +51,7 @@ def case_names(arrays: Mapping[str, np.ndarray], loss: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared with the original, the largest difference found and the largest one allowed."""
+    """A comparison with the original: its name, the largest difference found and the largest one allowed."""
 
     what: str
     difference: float

@@ -49,7 +49,7 @@ _WEIGHT_TOLERANCE = 2e-7  # beside 1e-7 of the value
 
 @dataclass(frozen=True)
 class Recording:
-    """What the original's graph started from, was fed and gave.
+    """A recording of the original's graph: initial variables, batches and results.
 
     tower: mobilenet_v1_025 or resnet_v1_tiny. frozen: whether its image tower was, as in the original's first stage.
     batches: images, words and labels of each step. initial: variables before the first step.
@@ -192,7 +192,7 @@ class _Run:
         return {name: float(value) for name, value in self.training(batch, number, observe=True).items()}
 
     def difference(self, variables: Mapping[str, np.ndarray], *, ema: bool) -> float:
-        """Between our present weights or their EMA and recorded variables; the original averages no text encoder."""
+        """Differences of our weights or their EMA from recorded variables; the original's EMA has no text encoder."""
         present = dict(self.model.state_dict())
         if ema and self.training.ema is not None:
             present |= self.training.ema.averages
