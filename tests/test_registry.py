@@ -29,11 +29,12 @@ def half(image_embeddings, text_embeddings, image_labels, text_labels, *, share:
 
 @pytest.fixture(autouse=True)
 def _untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
+    """What a test registers is gone after it, but for built-in losses, whose modules register only once."""
+    monkeypatch.delenv("CROSSPAIR_PLUGINS", raising=False)
+    LOSSES.entries()
     monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     monkeypatch.setattr(LOSSES, "_from_packages", None)
     monkeypatch.setattr(registry, "_plugins", {})
-    monkeypatch.delenv("CROSSPAIR_PLUGINS", raising=False)
 
 
 @pytest.fixture
