@@ -1,11 +1,13 @@
-"""Fixtures that many tests use: a split that lives in memory."""
+"""Fixtures that many tests use: a split that lives in memory, and registries without what other tests added."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from crosspair import registry
 from crosspair.data.batching import Split
 from tests.fixtures.paths import REPOSITORY
 
@@ -15,6 +17,19 @@ pytest_plugins = [
     "tests.fixtures.original",
     "tests.fixtures.results",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _plugins_of_one_test() -> Iterator[None]:
+    """Forget what a test's plugins registered; built-in modules stay, as they register once in a process."""
+    plugins = dict(registry._plugins)
+    known = {kind: set(kind._entries) | set(kind._built_in) for kind in registry.REGISTRIES.values()}
+    yield
+    registry._plugins.clear()
+    registry._plugins.update(plugins)
+    for kind, names in known.items():
+        for name in set(kind._entries) - names:
+            del kind._entries[name]
 
 
 @dataclass

@@ -75,7 +75,7 @@ def test_a_split_travels_as_its_path(directory):
 
 @pytest.mark.parametrize("index", [-1, 15, 100])
 def test_a_row_that_is_not_there_is_an_index_error(directory, index):
-    with pytest.raises(IndexError, match=f"picture {index} of 15"):
+    with pytest.raises(IndexError, match=f"image {index} of 15"):
         open_data(directory).split("train").image(index)
 
 

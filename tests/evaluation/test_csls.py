@@ -128,6 +128,6 @@ def test_the_command_prints_and_stores_it_beside_the_plain_numbers(tmp_path, cap
 
 
 def test_shards_cannot_have_it(tmp_path, capsys):
-    arguments = ["evaluate", "--embeddings", "x.npz", "--shard", "1/2", "--output", str(tmp_path / "part.npz")]
+    arguments = ["evaluate", "--embeddings", "x.npz", "--shard", "1/2", "--part", str(tmp_path / "part.npz")]
     assert main([*arguments, "--csls"]) == 2
     assert "--csls takes all queries together" in capsys.readouterr().err

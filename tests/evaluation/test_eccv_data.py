@@ -10,6 +10,7 @@ from crosspair import UserError
 from crosspair.data.dataset import open_data
 from crosspair.data.prepare import prepare_format
 from crosspair.evaluation.eccv import coco_image_ids
+from crosspair.models.config import ModelConfig
 from crosspair.training.measure import embed, measure_model
 
 
@@ -35,6 +36,8 @@ def coco(tmp_path):
 
 class Model:
     """Encodes anything as the same vector."""
+
+    config = ModelConfig()
 
     def encode_image(self, images, **_):
         return torch.ones(len(images), 2)
