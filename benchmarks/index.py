@@ -68,7 +68,7 @@ def main() -> None:
             slow = len(expected) / (time.perf_counter() - begun)
             gallery = Path(temporary) / str(number)
             begun = time.perf_counter()
-            index_images(options.model, source, gallery, workers=options.threads, progress=False, tell=print)
+            index_images(options.model, source, gallery, threads=options.threads, progress=False, tell=print)
             fast = len(paths) / (time.perf_counter() - begun)
             ratios.append(fast / slow)
             close = (np.array(Gallery.open(gallery).embeddings[: len(expected)]) * expected).sum(axis=1)

@@ -146,7 +146,9 @@ def measure_speed(count: int, images: Path | None) -> None:
         before = timed(original)
         summaries = []
         processor = processor_seconds()
-        seconds = timed(lambda: summaries.append(prepare(records, work / "data", source={}, workers=2, progress=False)))
+        seconds = timed(
+            lambda: summaries.append(prepare(records, work / "data", source={}, processes=2, progress=False))
+        )
         processor = (processor_seconds() - processor) / count
         after = timed(original)
         slow, fast = len(few) / ((before + after) / 2), count / seconds

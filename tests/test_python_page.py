@@ -21,7 +21,7 @@ def working_directory(tmp_path, monkeypatch):
         for label, colour in enumerate(COLOURS):
             path = save_image(tmp_path / "images" / f"{split} {colour}.png", colour)
             records.append(Record(f"{split} {colour}", path.read_bytes(), label, (f"a {colour} card", colour), split))
-    prepare(records, tmp_path / "DATA", source={}, size=0, workers=1, progress=False)
+    prepare(records, tmp_path / "DATA", source={}, size=0, processes=1, progress=False)
     shutil.rmtree(tmp_path / "images")
     return tmp_path
 

@@ -38,7 +38,7 @@ def directory(records, tmp_path, monkeypatch) -> Path:
         [*records, Record("x", b"", 0, ("a dog",), "val")],
         output,
         source={"format": "test"},
-        workers=1,
+        processes=1,
         on_error="skip",
         progress=False,
     )
@@ -89,13 +89,13 @@ def test_labels_are_counted_over_all_shards_and_their_batches(records, tmp_path,
     monkeypatch.setattr("crosspair.data.prepare.CHECKPOINT_RECORDS", shard)
     monkeypatch.setattr("crosspair.data.writer.BATCH_ROWS", batch)
     mixed = [replace(record, label=(7 * number) % 5, split="train") for number, record in enumerate(records)]
-    summary = prepare(mixed, tmp_path / "mixed", source={"format": "test"}, workers=1, progress=False)
+    summary = prepare(mixed, tmp_path / "mixed", source={"format": "test"}, processes=1, progress=False)
     assert summary.splits["train"].labels == 5
 
 
 def test_data_without_val_say_how_it_is_drawn(tmp_path, records):
     train = [replace(record, split="train") for record in records]
-    prepare(train, tmp_path / "train-only", source={"format": "test"}, workers=1, progress=False)
+    prepare(train, tmp_path / "train-only", source={"format": "test"}, processes=1, progress=False)
     with pytest.raises(UserError, match=r"has no split 'val'; it has train; prepare it .* --split-shares 0\.9,0\.1,0"):
         open_data(tmp_path / "train-only").split("val")
 
@@ -186,9 +186,9 @@ def test_ids_of_captions_are_there_where_the_source_has_them(directory, records,
     numbered = [
         replace(one, caption_ids=tuple(range(number, number + len(one.captions)))) for number, one in enumerate(records)
     ]
-    prepare(numbered, tmp_path / "numbered", source={}, workers=1, progress=False)
+    prepare(numbered, tmp_path / "numbered", source={}, processes=1, progress=False)
     split = open_data(tmp_path / "numbered").split("val")
     assert split.caption_ids == [list(one.caption_ids) for one in numbered if one.split == "val"]
     assert split.checksum != open_data(directory).split("val").checksum
     with pytest.raises(ValueError, match="either every record of a source has ids of its captions, or none"):
-        prepare([records[0], numbered[1]], tmp_path / "mixed", source={}, workers=1, progress=False)
+        prepare([records[0], numbered[1]], tmp_path / "mixed", source={}, processes=1, progress=False)

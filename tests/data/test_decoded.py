@@ -134,7 +134,7 @@ def test_after_a_kill_midway_the_next_run_makes_it_whole(split, folder, karpathy
     from crosspair.data.readers.karpathy import read_karpathy
 
     entries = [(f"{number}.jpg", "train") for number in range(9)]
-    prepare(read_karpathy(*karpathy(entries)), tmp_path / "data", source={}, workers=1, progress=False)
+    prepare(read_karpathy(*karpathy(entries)), tmp_path / "data", source={}, processes=1, progress=False)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "data")], check=False)
     assert killed.returncode == -9
     assert len(files(folder)) == 1

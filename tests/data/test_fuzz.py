@@ -422,7 +422,7 @@ def read_and_store(reader: str, source: Source, folder: Path, work: Path, store:
     work.mkdir()
     with_splits = [Record(**{**vars(record), "split": record.split or "train"}) for record in records]
     filled = prepare._fill(
-        with_splits, work, {}, size=0, workers=1, on_error="skip", folder=folder / "images", progress=False
+        with_splits, work, {}, size=0, processes=1, on_error="skip", folder=folder / "images", progress=False
     )
     stored = sum(facts.images for facts in filled.manifest.splits.values())
     assert stored + len(filled.manifest.skipped) == len(records)

@@ -41,7 +41,7 @@ def record(encode):
 
 
 def run(records, output: Path, **options):
-    return prepare(records, output, source=SOURCE, progress=False, **{"workers": 1, **options})
+    return prepare(records, output, source=SOURCE, progress=False, **{"processes": 1, **options})
 
 
 def files(directory: Path) -> dict[str, str]:
@@ -59,7 +59,7 @@ def checksum(directory: Path) -> str:
 class TestResult:
     def test_datasets_opens_it(self, karpathy, tmp_path):
         annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "val"), ("c.jpg", "train")])
-        prepare_format("flickr8k", annotations, images, tmp_path / "data", workers=1)
+        prepare_format("flickr8k", annotations, images, tmp_path / "data", processes=1)
         data = load_from_disk(str(tmp_path / "data"))
         assert {name: len(split) for name, split in data.items()} == {"train": 2, "val": 1}
         row = data["train"][1]
@@ -103,8 +103,8 @@ class TestResult:
         records[20] = record(20, image=b"no picture")
         records[70] = record(70, captions=("...",))
         records[71] = record(71, image=b"")
-        for workers in (1, 2, 3):
-            run(records, tmp_path / str(workers), workers=workers, on_error="skip")
+        for processes in (1, 2, 3):
+            run(records, tmp_path / str(processes), processes=processes, on_error="skip")
         assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "3")
         skipped = json.loads((tmp_path / "1" / "crosspair.json").read_text())["skipped"]
         assert [item["image_id"] for item in skipped] == ["20.png", "70.png", "71.png"]
@@ -158,7 +158,7 @@ class TestUnusablePictures:
         annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "train"), ("c.jpg", "val")])
         (images / "b.jpg").unlink()
         (images / "c.jpg").write_text("Words.")
-        text = prepare_format("coco", annotations, images, tmp_path / "data", workers=2, on_error="skip")
+        text = prepare_format("coco", annotations, images, tmp_path / "data", processes=2, on_error="skip")
         assert "skipped: 2 pictures" in text
         assert "train: b.jpg is missing" in text
         assert "val: c.jpg is not a picture in a known format" in text
@@ -224,10 +224,10 @@ class TestContradictions:
         with pytest.raises(ValueError, match="every record of a source has tokens, or none"):
             run([record(0), record(1, tokens=(("a",),))], tmp_path / "data")
 
-    @pytest.mark.parametrize("options", [{"size": -1}, {"workers": 0}, {"on_error": "ignore"}])
+    @pytest.mark.parametrize("options", [{"size": -1}, {"processes": 0}, {"on_error": "ignore"}])
     def test_a_wrong_option_is_named(self, record, tmp_path, options):
         (name,) = options
-        option = {"size": "--size", "workers": "--processes", "on_error": "--on-error"}[name]
+        option = {"size": "--size", "processes": "--processes", "on_error": "--on-error"}[name]
         with pytest.raises(UserError, match=f"found {option}"):
             run([record()], tmp_path / "data", **options)
 
@@ -267,7 +267,7 @@ class TestNothingHalfWritten:
             raise RuntimeError("the source broke")
 
         with pytest.raises(RuntimeError, match="the source broke"):
-            run(failing(), tmp_path / "data", workers=2)
+            run(failing(), tmp_path / "data", processes=2)
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -318,7 +318,7 @@ def records():
         yield Record(str(number), file.getvalue(), number, ("a dog",), "train")
         number += 1
 
-prepare(records(), Path(sys.argv[1]), source={}, workers=2, progress=False)
+prepare(records(), Path(sys.argv[1]), source={}, processes=2, progress=False)
 """
 
 
@@ -357,6 +357,6 @@ class TestSummary:
     def test_the_bar_is_on_stderr_and_can_be_left_out(self, record, tmp_path, capsys):
         run([record()], tmp_path / "a")
         assert capsys.readouterr() == ("", "")
-        module.prepare([record()], tmp_path / "b", source=SOURCE, workers=1)
+        module.prepare([record()], tmp_path / "b", source=SOURCE, processes=1)
         out, err = capsys.readouterr()
         assert (out, "1/1" in err) == ("", True)

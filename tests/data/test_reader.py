@@ -70,7 +70,7 @@ def test_the_known_data_sets_have_published_counts_with_consistent_sums():
 
 def test_preparing_warns_on_stderr(karpathy, tmp_path, capsys):
     annotations, images = karpathy([("a.jpg", "train"), ("b.jpg", "restval"), ("c.jpg", "val"), ("d.jpg", "test")])
-    prepare_format("coco", annotations, images, tmp_path / "data", workers=1, options={"merge_restval": True})
+    prepare_format("coco", annotations, images, tmp_path / "data", processes=1, options={"merge_restval": True})
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crosspair: warning")]
     assert lines[0] == "crosspair: warning: train has 2 images (113,287 published), 4 captions (566,747 published)"
     assert len(lines) == 3

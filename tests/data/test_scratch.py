@@ -62,7 +62,7 @@ def test_the_same_bytes_under_another_label_or_in_another_split_are_found():
 def test_they_are_in_the_summary_the_manifest_and_inspect(tmp_path: Path, encode, pixels):
     large, small = encode(pixels(300, 400)), encode(pixels(20, 30), "PNG")  # one is encoded anew, one keeps its bytes
     records = [record("a", large, 0), record("b", small, 1), record("c", large, 2), record("d", small, 1, "test")]
-    summary = prepare(records, tmp_path / "data", source={"format": "test"}, workers=1, progress=False)
+    summary = prepare(records, tmp_path / "data", source={"format": "test"}, processes=1, progress=False)
     for text in (describe(summary), inspect_data(tmp_path / "data")):
         assert "duplicates: 2 pictures have the bytes of an earlier one, 1 of them in another split" in text
         assert "  train: c (label 2) is train: a (label 0)" in text
@@ -79,7 +79,7 @@ def test_they_are_in_the_summary_the_manifest_and_inspect(tmp_path: Path, encode
 def test_of_many_the_first_are_shown(tmp_path: Path, encode, pixels):
     image = encode(pixels(20, 30), "PNG")
     records = [record(str(number), image, number) for number in range(20)]
-    text = describe(prepare(records, tmp_path / "data", source={}, workers=1, progress=False))
+    text = describe(prepare(records, tmp_path / "data", source={}, processes=1, progress=False))
     assert "duplicates: 19 pictures" in text
     assert "train: 5 (label 5)" in text
     assert "train: 6 (label 6)" not in text

@@ -23,7 +23,7 @@ def data(tmp_path: Path, encode) -> Path:
         return Record(f"{number}.png", image, number, captions, "test" if number > 25 else "train")
 
     records = [one(number) for number in range(1, 31)]
-    prepare(records, tmp_path / "data", source={}, workers=1, progress=False)
+    prepare(records, tmp_path / "data", source={}, processes=1, progress=False)
     return tmp_path / "data"
 
 
@@ -52,7 +52,7 @@ def test_the_seed_decides(data, tmp_path):
 
 def test_fewer_pictures_make_a_smaller_sheet(tmp_path, encode, pixels):
     record = Record("a", encode(pixels(30, 900)), 0, ("a dog",), "train")
-    prepare([record], tmp_path / "data", source={}, workers=1, progress=False)
+    prepare([record], tmp_path / "data", source={}, processes=1, progress=False)
     write_sheet(open_data(tmp_path / "data"), tmp_path / "new" / "sheet.jpg")
     assert Image.open(tmp_path / "new" / "sheet.jpg").width == sheet.TILE[0] + 2 * sheet.MARGIN
 

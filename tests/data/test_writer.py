@@ -53,7 +53,7 @@ def records(tmp_path: Path, encode: Callable[..., bytes]) -> list[Record]:
 
 
 def run(records: list[Record] | Iterator[Record], output: Path, **options: object) -> Summary:
-    settings = {"size": 24, "workers": 2, "on_error": "skip", "progress": False, **options}
+    settings = {"size": 24, "processes": 2, "on_error": "skip", "progress": False, **options}
     return prepare(records, output, source={"format": "test"}, **settings)
 
 

@@ -30,7 +30,7 @@ def coco(tmp_path):
         entry = {"imgid": number, "cocoid": cocoid, "filepath": "val2014", "filename": name, "split": "test"}
         entries.append(entry | {"sentences": sentences})
     (tmp_path / "coco.json").write_text(json.dumps({"images": entries}))
-    prepare_format("coco", tmp_path / "coco.json", tmp_path, tmp_path / "data", workers=1)
+    prepare_format("coco", tmp_path / "coco.json", tmp_path, tmp_path / "data", processes=1)
     return tmp_path / "data"
 
 
@@ -57,7 +57,7 @@ def test_data_without_ids_is_refused_before_anything_is_encoded(coco, tmp_path):
     for entry in plain["images"]:
         del entry["cocoid"]
     (tmp_path / "plain.json").write_text(json.dumps(plain))
-    prepare_format("flickr30k", tmp_path / "plain.json", tmp_path, tmp_path / "plain", workers=1)
+    prepare_format("flickr30k", tmp_path / "plain.json", tmp_path, tmp_path / "plain", processes=1)
     assert embed(Model(), open_data(tmp_path / "plain").split("test")).caption_ids is None
     with pytest.raises(UserError, match="prepare coco's DATA again with this crosspair"):
         measure_model("no model is looked for", tmp_path / "plain", "test", protocol_name="eccv-caption")

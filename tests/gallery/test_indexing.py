@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def index(model_dir: Path, folder: Path, tmp_path: Path):
     def index(source: Path = folder, output: Path = tmp_path / "out", **options: object) -> IndexSummary:
-        return index_images(model_dir, source, output, **{"progress": False, "workers": 2, **options})
+        return index_images(model_dir, source, output, **{"progress": False, "threads": 2, **options})
 
     return index
 
@@ -252,7 +252,7 @@ kills, through = [], []
 
 
 def index():
-    index_images(model, images, output, progress=False, workers=2)
+    index_images(model, images, output, progress=False, threads=2)
 
 
 def put_aside(name):

@@ -56,7 +56,7 @@ def index(cluster: None, model_dir: Path, folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(distributed, "PART", 4)
 
     def index(output: Path = tmp_path / "out", **options: object) -> IndexSummary:
-        settings = {"progress": False, "workers": 2, "distributed": "ray", **options}
+        settings = {"progress": False, "ray_workers": 2, "distributed": "ray", **options}
         return index_images(model_dir, folder, output, **settings)
 
     return index
@@ -106,7 +106,7 @@ def test_a_part_that_kills_every_worker_ends_the_run_and_names_its_pictures(inde
     monkeypatch.setattr(distributed, "PartEncoder", Dies)
     monkeypatch.setattr(distributed, "PART", 100)
     with pytest.raises(UserError, match=r"2 workers died at pictures 1 to 25, from 0\.png on"):
-        index(workers=1)
+        index(ray_workers=1)
 
 
 class _StopError(BaseException):
@@ -169,7 +169,7 @@ def test_a_data_directory_is_encoded_by_workers_too(index, cluster, model_dir, f
     data = tmp_path / "data"
     prepare = ["prepare", "folder", "--images", str(folder), "--output", str(data), "--split-shares", "0.5,0.25,0.25"]
     assert main([*prepare, "--processes", "1"]) == 0
-    by_ray = index_images(model_dir, data, tmp_path / "one", distributed="ray", workers=2, progress=False)
+    by_ray = index_images(model_dir, data, tmp_path / "one", distributed="ray", ray_workers=2, progress=False)
     alone = index_images(model_dir, data, tmp_path / "two", progress=False)
     assert by_ray.count == alone.count == 12
     made, expected = Gallery.open(tmp_path / "one"), Gallery.open(tmp_path / "two")

@@ -38,7 +38,7 @@ def toy_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 pictures with 24 captions to train on, the same 12 to validate on."""
     path = tmp_path_factory.mktemp("toy") / "data"
     records = [_record(number, split) for split in ("train", "val") for number in range(len(COLOURS))]
-    prepare(records, path, source={}, size=0, workers=1, progress=False)
+    prepare(records, path, source={}, size=0, processes=1, progress=False)
     return path
 
 

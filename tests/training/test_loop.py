@@ -438,7 +438,7 @@ class TestRefused:
             for name in ("train", "val")
             for row in range(4)
         ]
-        prepare(records, tmp_path / "other", source={}, size=0, workers=1, progress=False)
+        prepare(records, tmp_path / "other", source={}, size=0, processes=1, progress=False)
         with pytest.raises(UserError, match=f"trained on other data than .*other; resume with --data {toy_directory}"):
             go(resume=True, data=open_data(tmp_path / "other"))
 
@@ -466,7 +466,7 @@ class TestRefused:
 
         image = open_data(toy_directory).split("train").image(0)
         records = [Record("one", image, 0, ("a square",), "train")]
-        prepare(records, tmp_path / "trainonly", source={}, size=0, workers=1, progress=False)
+        prepare(records, tmp_path / "trainonly", source={}, size=0, processes=1, progress=False)
         with pytest.raises(UserError, match="has no split 'val'; it has train"):
             go(data=open_data(tmp_path / "trainonly"))
         assert not (tmp_path / "run").exists()

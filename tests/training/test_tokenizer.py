@@ -25,7 +25,7 @@ def with_words(data: Data, path, tokens: bool) -> Data:
             records.append(
                 Record(f"{name} {row}", split.image(row), row, (f"A {colour} T-shirt.",), name, tokens=words)
             )
-    prepare(records, path, source={}, size=0, workers=1, progress=False)
+    prepare(records, path, source={}, size=0, processes=1, progress=False)
     return open_data(path)
 
 

@@ -18,9 +18,9 @@ def run(options: Namespace) -> None:
             options.images,
             options.output,
             size=options.size,
-            workers=options.processes,
+            processes=options.processes,
             on_error=options.on_error,
-            split=options.split_shares,
+            split_shares=options.split_shares,
             seed=options.seed,
             options=reader.parse(options.overrides),
         )

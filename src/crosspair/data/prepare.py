@@ -59,32 +59,32 @@ def prepare_format(
     output: Path,
     *,
     size: int = DEFAULT_SIZE,
-    workers: int | None = None,
+    processes: int | None = None,
     on_error: OnError = "stop",
-    split: str | None = None,
+    split_shares: str | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> str:
     """Prepare a data set in a registered format; the closing summary. Raises UserError.
 
-    images: where the images lie, for a format that doesn't hold them in its annotations. split: the shares of train,
-    val and test ("0.8,0.1,0.1") that `seed` draws by label, for a source without splits. options: the reader's own, as
-    {"merge_restval": True} for coco. Counts that differ from the published ones are a warning on stderr.
+    images: where the images lie, for a format that doesn't hold them in its annotations. split_shares: the shares of
+    train, val and test ("0.8,0.1,0.1") that `seed` draws by label, for a source without splits. options: the reader's
+    own, as {"merge_restval": True} for coco. Counts that differ from the published ones are a warning on stderr.
     """
     reader, options = Reader(name), options or {}
     read = reader.bind(annotations, images, options)
-    shares = None if split is None else Shares.parse(split)
+    shares = None if split_shares is None else Shares.parse(split_shares)
     places = {"annotations": annotations, "images": images}
     source: dict[str, Any] = {"format": name, **{key: str(path) for key, path in places.items() if path is not None}}
     source |= options
-    if split is not None:
-        source |= {"split": split, "seed": seed}
+    if split_shares is not None:
+        source |= {"split_shares": split_shares, "seed": seed}
     summary = _prepare(
         lambda: with_splits(read, shares, seed),
         output,
         source,
         size=size,
-        workers=workers,
+        processes=processes,
         on_error=on_error,
         folder=images,
     )
@@ -99,18 +99,18 @@ def prepare(
     *,
     source: dict[str, Any],
     size: int = DEFAULT_SIZE,
-    workers: int | None = None,
+    processes: int | None = None,
     on_error: OnError = "stop",
     progress: bool = True,
 ) -> Summary:
     """Write a DATA directory; it appears under its name when it is whole. Rows are in the order of the records.
 
     source: where the records come from, kept in `crosspair.json`. size: pixels of the shorter side, larger images are
-    brought to it; 0 keeps their bytes. workers: processes, default one a core; the result is the same for any number.
+    brought to it; 0 keeps their bytes. processes: default one a core; the result is the same for any number.
     on_error: `skip` leaves out an image that can't be used, with a line in `crosspair.json` and in the summary.
     Raises UserError naming the image that can't be used, and for records that contradict each other.
     """
-    options: dict[str, Any] = {"size": size, "workers": workers, "on_error": on_error, "progress": progress}
+    options: dict[str, Any] = {"size": size, "processes": processes, "on_error": on_error, "progress": progress}
     return _prepare(lambda: records, output, source, **options)
 
 
@@ -120,7 +120,7 @@ def _prepare(
     source: dict[str, Any],
     *,
     size: int,
-    workers: int | None,
+    processes: int | None,
     on_error: OnError,
     **options: Any,
 ) -> Summary:
@@ -129,11 +129,11 @@ def _prepare(
         raise UserError(f"found --size {size}; expected pixels of the shorter side, or 0 to keep the pictures' bytes")
     if on_error not in ("stop", "skip"):
         raise UserError(f"found --on-error {on_error}; expected stop or skip")
-    workers = _worker_count(workers)
+    processes = _process_count(processes)
     output = output.resolve()  # "." has no name, and a link stays one
     start = time.monotonic()
     with _work_folder(output) as work:
-        filled = _fill(read(), work, source, size=size, workers=workers, on_error=on_error, **options)
+        filled = _fill(read(), work, source, size=size, processes=processes, on_error=on_error, **options)
         write_through(work / "data")
         (work / "data").rename(output)
     manifest = filled.manifest
@@ -189,7 +189,7 @@ def _fill(
     source: dict[str, Any],
     *,
     size: int,
-    workers: int,
+    processes: int,
     on_error: OnError,
     folder: Path | None = None,
     progress: bool = True,
@@ -197,7 +197,7 @@ def _fill(
     """Write the data set of some records below `work`, which is this process's alone, or what is missing of it there.
 
     The options are those of `prepare`. folder: an image whose path begins with it must be in it, wherever links lead.
-    Every byte depends on the records and on `size` alone, not on the workers or on how often the work was interrupted.
+    Every byte depends on the records and on `size` alone, not on the processes or on how often it was interrupted.
     """
     total = operator.length_hint(records) or None
     records = _consistent(records)
@@ -226,7 +226,7 @@ def _fill(
         taken_over = tally.images
         writer.start()
         held = 0  # bytes since the last checkpoint
-        for record, converted in convert_images(records, size, workers, folder):
+        for record, converted in convert_images(records, size, processes, folder):
             problem = caption_problem(record) or converted.problem
             if problem and on_error == "stop":
                 raise _unusable(record, problem)
@@ -314,9 +314,9 @@ def describe(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _worker_count(workers: int | None) -> int:
-    if workers is None:
+def _process_count(processes: int | None) -> int:
+    if processes is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
-        raise UserError(f"found --processes {workers}; expected at least 1")
-    return workers
+    if processes < 1:
+        raise UserError(f"found --processes {processes}; expected at least 1")
+    return processes

@@ -30,19 +30,19 @@ from crosspair.gallery.layout import (
     EMBEDDINGS,
     INDEX,
     ITEMS,
-    MANIFEST,
     THUMBNAILS,
     Manifest,
     Place,
     Skipped,
     commit,
-    current_file,
     finish_commit,
+    is_unfinished,
     new_state,
     work_folder,
 )
 from crosspair.gallery.sources import Source, open_source
 from crosspair.progress import progress_bar
+from crosspair.storage.directories import kind_of
 from crosspair.storage.files import claimed, full_disk_is_an_error
 
 if TYPE_CHECKING:
@@ -76,30 +76,32 @@ def index_images(
     output: Path,
     *,
     splits: list[str] | None = None,
-    workers: int | None = None,
+    threads: int | None = None,
     backend: str = "auto",
     engine: str | None = None,
     address: str | None = None,
     distributed: str | None = None,
+    ray_workers: int | None = None,
     device: str = "auto",
     progress: bool = True,
     tell: Callable[[str], object] = lambda line: None,
 ) -> IndexSummary:
     """Make or renew the gallery `output` of the images in `source`, a folder or a DATA directory.
 
-    model_name: a model's directory or hub name. splits: of DATA, by default all. workers: threads that read images
-    and threads that encode them, default one a core. backend: auto, torch, openvino-bf16, openvino-f32 or
+    model_name: a model's directory or hub name. splits: of DATA, by default all. threads: so many read images
+    and so many encode them, default one a core. backend: auto, torch, openvino-bf16, openvino-f32 or
     onnxruntime-f32. device: of PyTorch, auto, cpu, cuda, cuda:1 or mps. engine:
     the registered name of a search engine, by default the gallery's or else auto. address: of Milvus, a cluster's or a
-    local file. distributed: "ray" has a Ray cluster encode with `workers` actors; without it this machine does, on
+    local file. distributed: "ray" has a Ray cluster encode with `ray_workers` actors; without it this machine does, on
     `device`. tell: is given a line about what images are encoded with.
 
     Raises UserError when the gallery was made with another model or of another source, when another process writes to
     it, and when there is no image that can be read.
     """
     start = time.monotonic()
-    if workers is not None and workers < 1:
-        raise UserError(f"found {workers} workers; expected at least 1")
+    for name, count in (("threads", threads), ("ray_workers", ray_workers)):
+        if count is not None and count < 1:
+            raise UserError(f"found {count} {name}; expected at least 1")
     find_device(device)  # before anything is read
     _refuse_foreign(output)
     checksum = model_checksum(str(model_name))
@@ -115,7 +117,7 @@ def index_images(
             engine, renewal = open_renewal(engine, known, Request(output, work, store.dimension, address, before))
             run = _Run(opened, output, model, previous, store)
             if distributed is None:
-                run.encode(backend, workers or os.cpu_count() or 1, progress, tell)
+                run.encode(backend, threads or os.cpu_count() or 1, progress, tell)
             else:
                 from crosspair.gallery.ray import encode_parts
 
@@ -129,7 +131,7 @@ def index_images(
                     settings={"model": checksum},
                     backend=backend,
                     device=device,
-                    workers=workers,
+                    workers=ray_workers,
                     tell=tell,
                 )
                 run.merge(parts, progress)
@@ -346,7 +348,7 @@ def _model_place(name: str | Path, output: Path) -> Place | str:
 def _refuse_foreign(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; expected a directory for the gallery, name another --output")
-    if output.is_dir() and not current_file(output, MANIFEST).is_file() and not work_folder(output).is_dir():
+    if output.is_dir() and kind_of(output) != "GALLERY":
         for path in output.iterdir():
             raise UserError(f"{output} holds {path.name}, which is no gallery's; name a new directory as --output")
 
@@ -371,7 +373,7 @@ def _claimed(output: Path) -> Iterator[Path]:
 
 def _remove_nothing(output: Path) -> None:
     """Remove what a run without a result leaves, where there was no gallery before."""
-    if not current_file(output, MANIFEST).is_file():
+    if kind_of(output) != "GALLERY":
         shutil.rmtree(output / THUMBNAILS, ignore_errors=True)
         if not any(output.iterdir()):
             output.rmdir()
@@ -379,7 +381,7 @@ def _remove_nothing(output: Path) -> None:
 
 def _previous(output: Path, checksum: str, source: Source) -> Gallery | None:
     """The gallery as it is, its files checked. Raises UserError when it is of another model or source."""
-    if not current_file(output, MANIFEST).is_file():
+    if is_unfinished(output):
         return None
     gallery = Gallery.open(output)
     if gallery.manifest.model_checksum != checksum:

@@ -22,7 +22,7 @@ from typing import Any
 
 from crosspair.errors import UserError
 from crosspair.storage import manifest as manifests
-from crosspair.storage.directories import FILES, GALLERY_WORK, MOVING, expect_kind
+from crosspair.storage.directories import FILES, GALLERY_WORK, MOVING, expect_kind, kind_of
 from crosspair.storage.files import full_disk_is_an_error, write_through
 from crosspair.version import __version__
 
@@ -172,4 +172,4 @@ def work_folder(gallery: Path) -> Path:
 
 def is_unfinished(gallery: Path) -> bool:
     """Whether a first run was interrupted."""
-    return work_folder(gallery).is_dir() and not current_file(gallery, MANIFEST).is_file()
+    return kind_of(gallery) == "GALLERY" and not current_file(gallery, MANIFEST).is_file()

@@ -11,7 +11,7 @@ from crosspair.data.images import ImageError, read_source
 from crosspair.data.readers.folder import SUFFIXES
 from crosspair.data.records import printable
 from crosspair.errors import UserError
-from crosspair.gallery.layout import EMBEDDINGS, MANIFEST, Skipped
+from crosspair.gallery.layout import Skipped
 from crosspair.storage.directories import kind_of
 from crosspair.storage.files import leads_out
 
@@ -106,7 +106,7 @@ def _no_folder_to_search(path: Path, root: Path) -> str | None:
         if leads_out(path, root):
             return "is a link that leads out of the folder of pictures"
         return "is a link to a folder; pictures in it are taken where they lie"
-    if (path / MANIFEST).exists() or (path / EMBEDDINGS).exists() or (path / "thumbnails").is_dir():
+    if kind_of(path) == "GALLERY":
         return "is a gallery"
     return None
 

@@ -14,6 +14,7 @@ from crosspair.encode.backends import backend_name
 from crosspair.encode.storage import plugin_of
 from crosspair.errors import UserError
 from crosspair.registry import REGISTRIES, Plugin
+from crosspair.storage.directories import kind_of
 from crosspair.training.recipe import Recipe, name_and_settings
 from crosspair.training.recipe_files import read_run_recipe
 
@@ -37,7 +38,7 @@ def check_plugins(run: Path) -> None:
     A finished model needs those of its encoders alone, which `from_pretrained` looks for. Raises UserError for a plugin
     that is missing; warns of one that has changed since.
     """
-    if not (run / "recipe.yaml").is_file():
+    if kind_of(run) != "RUN":
         return
     for kept in read_run_recipe(run).plugins:
         name, needed = kept["name"], [item.split(" ", 1) for item in kept["registers"]]

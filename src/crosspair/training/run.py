@@ -5,7 +5,7 @@ from typing import Any
 
 from crosspair.data.splits import TrainingData
 from crosspair.errors import UserError
-from crosspair.storage.directories import kind_of
+from crosspair.storage.directories import FILES, kind_of
 from crosspair.training.log import read_metrics
 from crosspair.training.plugins import check_plugins
 from crosspair.training.recipe import Recipe
@@ -58,8 +58,8 @@ def describe_source(data: TrainingData) -> dict[str, Any]:
 
 def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
     """Resuming under another recipe or on other data would give a run that nothing describes."""
-    path = run / "recipe.yaml"
-    if not path.exists():
+    path = run / FILES["RUN"]
+    if kind_of(run) != "RUN":
         raise UserError(f"{run} holds no training run to resume; expected its recipe.yaml, start without --resume")
     check_plugins(run)
     others = differences(load_recipe(str(path)), recipe)  # a field that is newer than the run has its default in both
