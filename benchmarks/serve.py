@@ -96,7 +96,7 @@ def metric(port: int, name: str) -> float:
 
 
 def batch_totals(port: int) -> np.ndarray:
-    """Questions answered and the batches they came in."""
+    """Queries answered and the batches they came in."""
     return np.array([metric(port, "crosspair_batch_size_sum"), metric(port, "crosspair_batch_size_count")])
 
 

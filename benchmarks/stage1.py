@@ -3,7 +3,7 @@
     python benchmarks/stage1.py [--data flickr8k] [--encoders slim_mobilenet_v1 slim_resnet_v1_152] [--rounds 3]
 
 The original's way: 32 pairs a step, each image decoded and sent through the frozen encoder (in training mode and
-float32) for every one of its captions in every epoch. Ours: choosing a backend, each image and its mirror image
+float32) for every one of its captions in every epoch. Ours: choosing a backend, each image, also flipped,
 through it once, then steps of 128 images with their 5 captions each on the features, in the machine's own precision.
 Both are this package's code and read every caption 15 times; weights are random, which changes no time. Nothing runs
 to its end: a few steps and images of each, in turns, are scaled up to the whole, for 6,000 images with 5 captions

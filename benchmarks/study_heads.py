@@ -1,6 +1,6 @@
 """Projections trained on features of frozen encoders: what `study.py` compares losses and ingredients by.
 
-Both encoders' features are made once; then a training takes seconds to minutes. Where images are mirrored at random,
+Both encoders' features are made once; then a training takes seconds to minutes. Where images are flipped at random,
 so are the few whose captions say left or right.
 """
 
@@ -56,7 +56,7 @@ class Training:
 class Features:
     """What the frozen encoders make of a split: images [n, views, f], captions [m, t], and each caption's image.
 
-    The second view of an image, if any, is its mirror image.
+    The second view of an image, if any, is the flipped one.
     """
 
     images: Tensor

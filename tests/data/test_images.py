@@ -149,7 +149,7 @@ class TestOtherFormats:
         assert difference(decode_image(data), np.rot90(pixels(60, 90), -1)) == 0
 
 
-class TestWhatIsNoPicture:
+class TestWhatIsNoImage:
     @pytest.mark.parametrize(
         ("data", "reason"),
         [
@@ -200,7 +200,7 @@ class TestWhatIsNoPicture:
         assert (str(error), error.reason) == ("a.jpg is empty", "is empty")
 
 
-class TestLoadPicture:
+class TestLoadImage:
     def test_every_form_of_a_picture_gives_the_same_pixels(self, pixels, encode, tmp_path):
         array = pixels(20, 30)
         file = tmp_path / "a.png"

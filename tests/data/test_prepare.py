@@ -138,7 +138,7 @@ class TestResult:
         assert [split.image(row) for row in range(len(split))] == [one.image for one in records]
 
 
-class TestUnusablePictures:
+class TestUnusableImages:
     @pytest.mark.parametrize(
         ("data", "reason"),
         [(None, "is missing"), (b"", "is empty"), (b"Words.", "is not a picture"), (b"\xff\xd8\xff", "is ")],

@@ -1,4 +1,4 @@
-"""Encoders outside of PyTorch: the padded text encoder, OpenVINO as a runtime, exports read by their description."""
+"""Encoders outside of PyTorch: the padded text encoder, OpenVINO as a backend, exports read by their description."""
 
 import json
 import re
@@ -179,7 +179,7 @@ def test_onnx_runtime_encodes_a_model_of_pytorch_and_its_features(saved, images)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_heads_and_lower_stages_encode_in_other_runtimes_as_in_pytorch(tiny_model, tmp_path, images, sample, backend):
+def test_heads_and_lower_stages_encode_in_other_backends_as_in_pytorch(tiny_model, tmp_path, images, sample, backend):
     for module in ("openvino", "onnxruntime", "onnxscript"):
         pytest.importorskip(module)
     model = tiny_model(image={"pooled_stages": 2}, projection={"heads": 2, "layers": 2, "hidden_dim": 16}).eval()

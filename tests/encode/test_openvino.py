@@ -1,4 +1,4 @@
-"""The OpenVINO runtime of image encoders against PyTorch. Skipped where OpenVINO is not installed."""
+"""The OpenVINO backend of image encoders against PyTorch. Skipped where OpenVINO is not installed."""
 
 import copy
 import subprocess

@@ -351,7 +351,7 @@ def test_search_and_inspect_print_what_is_found(index, folder, tmp_path, capsys)
     assert [row["rank"] for row in found] == list(range(1, 13))
     assert main(["inspect", output]) == 0
     printed = capsys.readouterr().out
-    assert "12 pictures, 8 dimensions, checksums right" in printed
+    assert "12 pictures, 8 dimensions, checksums match" in printed
     assert "11 different pictures" in printed
 
 

@@ -66,7 +66,7 @@ def test_a_step_moves_the_model_as_one_process_would_with_synchronised_batch_nor
         assert max(differences.values()) < 1e-10, differences
 
 
-def test_a_step_in_micro_batches_has_the_gradients_of_one_process_and_the_whole_batch(found):
+def test_a_step_in_mini_batches_has_the_gradients_of_one_process_and_the_whole_batch(found):
     for differences in found("parts"):
         assert len(differences) > 20
         assert max(differences.values()) < 1e-10, differences

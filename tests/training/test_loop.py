@@ -180,7 +180,7 @@ class TestAFrozenStage:
 
         monkeypatch.setattr(DualEncoder, "image_features", counting)
         go(stage1=StageConfig(3, captions_per_image=1, **FROZEN), stage2=StageConfig())
-        # 12 pictures of train and their mirror images, and 12 of val (the same drawings).
+        # 12 images of train, each also flipped, and 12 of val (the same drawings).
         assert len(seen) == 36
         assert sorted(seen[:12] + seen[12:24]) == sorted(set(seen))
 
@@ -424,7 +424,10 @@ class TestRefused:
     @pytest.mark.usefixtures("stopped")
     def test_a_run_from_before_a_field_was_added_goes_on(self, go, tmp_path):
         path = next(tmp_path.rglob("recipe.yaml"))
-        path.write_text("".join(line for line in path.open() if not line.startswith("mirror:")))
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not line.startswith("hflip_sides:")]
+        assert len(kept) == len(lines) - 1
+        path.write_text("".join(kept))
         go(resume=True)
 
     @pytest.mark.usefixtures("stopped")

@@ -143,7 +143,7 @@ class TestInTrainingMode:
         assert calls == [False] * 3
 
 
-def test_a_run_in_micro_batches_resumes_to_the_bit(toy_data, toy_recipe, tmp_path, monkeypatch):
+def test_a_run_in_mini_batches_resumes_to_the_bit(toy_data, toy_recipe, tmp_path, monkeypatch):
     stage = {"batch_size": 6, "mini_batch_size": 4, "epoch_covers": "images", "captions_per_image": 2}
     recipe = toy_recipe(
         stage1=StageConfig(1, freeze_image_encoder=True, **stage),

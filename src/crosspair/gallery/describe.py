@@ -34,7 +34,7 @@ def inspect_gallery(path: Path) -> str:
     gallery.verify()
     manifest = gallery.manifest
     lines = [
-        f"GALLERY {path}: {len(gallery):,} pictures, {gallery.dimension} dimensions, checksums right",
+        f"GALLERY {path}: {len(gallery):,} pictures, {gallery.dimension} dimensions, checksums match",
         f"pictures of {_describe_source(manifest, path)}",
         f"model {_place(manifest.model, path)}, encoded by {', '.join(manifest.backends)}",
         _describe_index(manifest.index),

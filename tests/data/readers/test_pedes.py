@@ -1,4 +1,4 @@
-"""Person search in the schemas of its three data sets: identities become labels, wrong entries are named."""
+"""Person search in the schemas of its three data sets: numbers of persons become labels, wrong entries are named."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def read(folder: Path, name: str, content: Any, file: str = "annotations.json"):
     return list(READERS.get(name)(path, folder))
 
 
-def test_identities_of_cuhk_pedes_count_from_0(tmp_path):
+def test_labels_of_cuhk_pedes_count_from_0(tmp_path):
     first, last, other = read(
         tmp_path,
         "cuhk-pedes",

@@ -1,7 +1,7 @@
 // The page: asks the service as one types, shows what it answers, and keeps every query in the browser's history.
-// A query is {text}, {similar: id}, {upload: number} or {}, which shows some pictures of the gallery.
+// A query is {text}, {similar: id}, {upload: number} or {}, which shows some images of the gallery.
 
-const STEP = 40; // pictures at a time
+const STEP = 40; // images at a time
 const MOST = 400;
 const PAUSE = 120; // milliseconds without a key before the service is asked
 const MAX_BYTES = 20 * 2 ** 20; // uploads.py refuses more
@@ -174,10 +174,10 @@ function render(answer, next) {
   const found = answer.results;
   const old = new Map([...results.children].map((each) => [each.dataset.id, each]));
   const best = Math.max(...found.map((each) => each.score ?? 0), 1e-6);
-  // Pictures that stay keep their element: they don't flicker, and keep the focus.
+  // Images that stay keep their element: they don't flicker, and keep the focus.
   results.replaceChildren(...found.map((each) => {
     const card = old.get(each.id) ?? makeCard(each);
-    old.delete(each.id); // a picture that is there twice has two elements
+    old.delete(each.id); // an image that is there twice has two elements
     fillCard(card, each, best);
     return card;
   }));
@@ -258,7 +258,7 @@ function complain(error) {
   status.textContent = "";
 }
 
-/** The picture beside, above or below another on the screen. */
+/** The image beside, above or below another on the screen. */
 function neighbour(link, key) {
   const links = [...results.querySelectorAll("a")];
   const place = links.indexOf(link);
@@ -274,7 +274,7 @@ function neighbour(link, key) {
   return beyond.filter((each) => Math.abs(box(each).top - row) < 1).sort((a, b) => distance(a) - distance(b))[0];
 }
 
-// Pictures that are dropped anywhere
+// Images that are dropped anywhere
 
 function dropping() {
   const over = find("over");
