@@ -85,6 +85,10 @@ def test_the_unknown_word_keeps_its_own_vector(model: DualEncoder, trained: Arra
     np.testing.assert_array_equal(embedding[word], original[4])
 
 
+def test_words_are_split_as_by_the_originals_converters(model: DualEncoder) -> None:
+    assert model.tokenize("A dog's t-shirt,  DOG.") == model.tokenize("a dogs tshirt dog")
+
+
 def test_a_vocabulary_of_another_size_is_refused(trained: Arrays, tmp_path: Path, write_v2: Writer) -> None:
     write_v2(tmp_path / "model.ckpt-39", trained)
     other = tmp_path / "word_counts.txt"

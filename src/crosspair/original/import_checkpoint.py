@@ -88,6 +88,6 @@ def _config(variables: Variables, scope: str) -> ModelConfig:
         ) from error
     return ModelConfig(
         image=ImageEncoderConfig(name=name, weights="none", resample="tensorflow1"),
-        text=TextEncoderConfig(word_dim=word_dim, hidden_dim=hidden_dim, special_tokens="start"),
+        text=TextEncoderConfig(word_dim=word_dim, hidden_dim=hidden_dim, tokenizer="original", special_tokens="start"),
         projection=ProjectionConfig(dim=dim, norm_eps=constants[0], norm_momentum=norm_momentum(constants[1])),
     )
