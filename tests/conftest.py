@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.fixtures.galleries",
     "tests.fixtures.original",
     "tests.fixtures.results",
+    "tests.fixtures.toy",
 ]
 
 

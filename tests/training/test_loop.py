@@ -11,7 +11,7 @@ from crosspair.data.dataset import open_data
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.errors import UserError
-from crosspair.training import loop, validation
+from crosspair.training import loop
 from crosspair.training.interruption import Interrupted
 from crosspair.training.loop import train
 from crosspair.training.losses import MatchingLosses
@@ -327,7 +327,7 @@ class TestInterrupted:
     def test_by_a_signal_in_a_validation_it_is_cut_short_and_made_anew(
         self, go, expected, tmp_path, metrics, monkeypatch
     ):
-        embed, save, embedded = validation.embed_split, loop.save_checkpoint, []
+        embed, save, embedded = loop.embed_split, loop.save_checkpoint, []
 
         def signalled(*arguments, **options):
             embedded.append(None)
@@ -339,7 +339,7 @@ class TestInterrupted:
         def crash(directory, checkpoint):
             raise RuntimeError("a crash")
 
-        monkeypatch.setattr(validation, "embed_split", signalled)
+        monkeypatch.setattr(loop, "embed_split", signalled)
         with pytest.raises(Interrupted, match="SIGTERM"):
             go()
         assert newest(tmp_path / "run").name == "step-00000006"

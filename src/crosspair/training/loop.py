@@ -4,22 +4,27 @@ result = train("flickr8k-lite0", "DATA", "RUN")
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from crosspair.data.batching import TrainingSplit, load_batches
+from crosspair.data.batching import Split, TrainingSplit, load_batches
 from crosspair.data.dataset import open_data
 from crosspair.data.splits import GivenData, ImageTextDataset, TrainingData
+from crosspair.encode.model import DualEncoder
+from crosspair.encode.split import embed_split
+from crosspair.evaluation.metrics import evaluate_retrieval
 from crosspair.progress import progress_bar
 from crosspair.storage.files import refuse_occupied, remove_leftovers, write_text
 from crosspair.training.callbacks import Callback, Progress, RunResult
 from crosspair.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from crosspair.training.distributed import counted_processes, launch
+from crosspair.training.ema import WeightEMA
 from crosspair.training.interruption import Interrupted, Noted, raise_if_stopped, signals_noted
 from crosspair.training.log import RunLog, check_tensorboard, plain, quiet_libraries, speed_and_memory
 from crosspair.training.machine import keep_memory, settled
@@ -29,7 +34,6 @@ from crosspair.training.recipe_files import check_recipe, load_recipe, save_reci
 from crosspair.training.run import check_same_run, describe_source, model_card
 from crosspair.training.step import check_finite
 from crosspair.training.trainer import Stage, Trainer, build_stage, build_trainer, epoch_plan
-from crosspair.training.validation import in_a_line, validation_rows, weights_held
 
 GivenSplits = Mapping[str, TrainingSplit | ImageTextDataset | str | Path]
 
@@ -203,7 +207,7 @@ def _best_of(trainer: Trainer, stage: Stage, noted: Noted) -> tuple[int, list[di
         with noted.at_once():
             images, captions = stage.features.val_images, stage.features.val_captions
             autocast = trainer.processes.fabric.autocast
-            seen = validation_rows(trainer.model, trainer.val, images, ema, autocast, captions)
+            seen = _validation_rows(trainer.model, trainer.val, images, ema, autocast, captions)
     except Interrupted as stop:
         return stop.number, [], best
     where = {"kind": "val", "stage": stage.number, "epoch": progress.epoch + 1, "step": progress.step}
@@ -213,12 +217,44 @@ def _best_of(trainer: Trainer, stage: Stage, noted: Noted) -> tuple[int, list[di
     newest = max(rows, key=lambda row: row["rsum"])
     if not best or newest["rsum"] > best["rsum"]:
         best = newest
-        with weights_held(ema, best["weights"]):
+        with _weights_held(ema, best["weights"]):
             trainer.model.save_pretrained(trainer.run / "model", card=model_card(trainer.recipe, best))
     if trainer.show:
-        stage.bar.write(f"stage {stage.number} epoch {progress.epoch + 1}: {in_a_line(rows[-1], best['rsum'])}")
+        stage.bar.write(f"stage {stage.number} epoch {progress.epoch + 1}: {_in_a_line(rows[-1], best['rsum'])}")
     stage.bar.set_postfix_str("")
     return 0, rows, best
+
+
+def _validation_rows(
+    model: DualEncoder,
+    split: Split,
+    features: np.ndarray | None,
+    ema: WeightEMA | None,
+    autocast: Callable[[], AbstractContextManager[object]],
+    text_features: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Recall, mAP and ranks of raw weights and, if given, of their EMA, as metrics.jsonl has them.
+
+    features, text_features: of the split's images and captions, if at hand. autocast: entered around the encoders.
+    """
+    rows = []
+    for weights in ("raw", "ema") if ema is not None else ("raw",):
+        with _weights_held(ema, weights), autocast():
+            seen = embed_split(model, split, features=features, text_features=text_features)
+        result = evaluate_retrieval(seen.images, seen.texts, seen.image_labels, seen.text_labels)
+        rows.append({"weights": weights, **result.to_dict()})
+    return rows
+
+
+def _weights_held(ema: WeightEMA | None, weights: str) -> AbstractContextManager[None]:
+    """A context in which the model holds its `raw` weights, or the `ema` of them."""
+    return ema.applied() if ema is not None and weights == "ema" else nullcontext()
+
+
+def _in_a_line(row: dict[str, Any], best: float) -> str:
+    """A validation row and the best rsum so far as one line for the screen."""
+    recall = f"R@1 {row['image_to_text']['R@1']:.1f} image to text, {row['text_to_image']['R@1']:.1f} text to image"
+    return f"val {recall}, rsum {row['rsum']:.1f} (best {best:.1f})"
 
 
 def _save(trainer: Trainer, stage: Stage | None) -> None:

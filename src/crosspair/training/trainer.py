@@ -14,8 +14,11 @@ from crosspair.data.batching import BatchPlan, BatchSource, Drawing, Reading, Sp
 from crosspair.data.decoded import decoded_images
 from crosspair.data.splits import TrainingData
 from crosspair.data.tokens import Vocabulary
+from crosspair.encode.backends import choose_backend
+from crosspair.encode.features import caption_features, image_features, kept_agreement
 from crosspair.encode.model import DualEncoder, create_model
 from crosspair.errors import UserError
+from crosspair.models.text import BiLSTMEncoder
 from crosspair.registry import SAMPLERS
 from crosspair.settings import apply_settings
 from crosspair.training.callbacks import Callback, Progress
@@ -27,8 +30,21 @@ from crosspair.training.log import RunLog
 from crosspair.training.losses import MatchingLosses
 from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe import Recipe, StageConfig, name_and_settings
-from crosspair.training.stage_features import StageFeatures, stage_features
 from crosspair.training.step import TrainingStep
+
+
+@dataclass(frozen=True)
+class StageFeatures:
+    """Memory-mapped features of both splits; None where every step computes them.
+
+    Of images float32 [n, 1 or 2, num_features] (the second of the flipped image), of captions float32
+    [m, num_features].
+    """
+
+    train_images: np.ndarray | None
+    val_images: np.ndarray | None
+    train_captions: np.ndarray | None
+    val_captions: np.ndarray | None
 
 
 @dataclass
@@ -189,18 +205,38 @@ def epoch_plan(
     return source.plan(drawing, (recipe.seed, number, epoch))
 
 
-def _features(trainer: Trainer, config: StageConfig) -> StageFeatures:
+def _features(trainer: Trainer, stage: StageConfig) -> StageFeatures:
+    """Make the features of a stage, or read those that are on disk.
+
+    A stream's training images and captions have none: it is read in its own order, and is too large to keep.
+    """
     tell: Callable[[str], object] = print if trainer.show and trainer.processes.first else lambda line: None
-    return stage_features(
-        trainer.model,
-        trainer.recipe,
-        config,
-        trainer.train,
-        trainer.val,
-        autocast=trainer.processes.fabric.autocast,
-        tell=tell,
-        progress=trainer.show,
-    )
+    model, recipe, val, kept = trainer.model, trainer.recipe, trainer.val, trainer.train.by_index
+    precision, autocast, progress = recipe.precision, trainer.processes.fabric.autocast, trainer.show
+    train_images = val_images = train_captions = val_captions = None
+    if _images_stay(stage):
+        measure = kept_agreement(model, val)
+        backend = choose_backend(
+            model, recipe.feature_backend, measure, precision=precision, autocast=autocast, tell=tell
+        )
+        if kept is not None:
+            train_images = image_features(model, kept, backend, hflip=recipe.hflip, progress=progress)
+        val_images = image_features(model, val, backend, hflip=False, progress=progress)
+    if kept is not None and _captions_stay(model, stage):
+        train_captions, val_captions = (
+            caption_features(model, split, precision=precision, autocast=autocast, progress=progress)
+            for split in (kept, val)
+        )
+    return StageFeatures(train_images, val_images, train_captions, val_captions)
+
+
+def _images_stay(stage: StageConfig) -> bool:
+    return stage.freeze_image_encoder and stage.bn_stats_frozen and stage.smallest_crop >= 1
+
+
+def _captions_stay(model: DualEncoder, stage: StageConfig) -> bool:
+    depends_on_batch = isinstance(model.text_encoder, BiLSTMEncoder) and model.config.text.pool_padding
+    return stage.freeze_text_encoder and not depends_on_batch
 
 
 def _workers(recipe: Recipe, device: torch.device) -> int:

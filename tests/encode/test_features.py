@@ -19,6 +19,7 @@ from crosspair.encode.openvino import OpenVINOBackend, openvino_precisions
 from crosspair.errors import UserError
 from tests.fixtures.models import create_tiny_model
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 needs_openvino = pytest.mark.skipif(not openvino_precisions(), reason="OpenVINO is not installed")
 
 

@@ -10,8 +10,10 @@ from crosspair.encode import features as module
 from crosspair.encode.features import cache_directory, caption_features
 from crosspair.encode.model import DualEncoder, create_model
 from crosspair.models.text import BiLSTMEncoder
-from crosspair.training import stage_features
+from crosspair.training import trainer
 from crosspair.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def frozen(toy_recipe, **stage1):
@@ -113,7 +115,7 @@ def test_a_run_learns_the_same_from_them(
     assert encoded == [24]  # val has the captions of train
     assert [count for count, _ in kept()] == [24]
     monkeypatch.setenv("CROSSPAIR_CACHE", str(tmp_path / "another cache"))
-    monkeypatch.setattr(stage_features, "_captions_stay", lambda *_: False)
+    monkeypatch.setattr(trainer, "_captions_stay", lambda *_: False)
     train(recipe, toy_data, tmp_path / "anew", progress=False)
     assert len(encoded) > 1 + 2 * 2  # in each epoch those of the steps and of the validation
     assert kept() == []
