@@ -31,7 +31,7 @@ def test_what_is_no_name_of_a_directory_is_of_no_kind(name, tmp_path, monkeypatc
 
 def test_another_kind_is_named_with_what_was_expected(tmp_path):
     (tmp_path / "gallery.json").touch()
-    with pytest.raises(UserError, match=r" is a GALLERY; expected a RUN directory or a MODEL directory, name a dir"):
+    with pytest.raises(UserError, match=r" is a GALLERY; expected a RUN or MODEL directory, name a dir"):
         expect_kind(tmp_path, "RUN", "MODEL")
     with pytest.raises(UserError, match=r"is not a DATA directory \(it is a file\); name .*`crosspair prepare` wrote"):
         expect_kind(tmp_path / "gallery.json", "DATA")

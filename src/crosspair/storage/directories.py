@@ -43,13 +43,15 @@ def expect_kind(directory: Path, *expected: Kind) -> Kind:
     found = kind_of(directory)
     if found in expected:
         return found
-    wanted = " or ".join(f"a {kind} directory" for kind in expected)
-    advice = f"name a directory that {_WRITERS[expected[0]]}"
+    *others, last = expected
+    wanted = f"a {', '.join(others)} or {last} directory" if others else f"a {last} directory"
+    advice = "name a directory that crosspair wrote" if others else f"name a directory that {_WRITERS[last]}"
     if found is not None:
         raise UserError(f"{directory} is a {found}; expected {wanted}, {advice}")
     if not directory.exists():
         raise UserError(f"{directory} does not exist; expected {wanted}, {advice}{_unfinished(directory)}")
-    reason = f"it has no {FILES[expected[0]]}" if directory.is_dir() else "it is a file"
+    files = " or ".join(FILES[kind] for kind in expected)
+    reason = f"it has no {files}" if directory.is_dir() else "it is a file"
     raise UserError(f"{directory} is not {wanted} ({reason}); {advice}")
 
 
