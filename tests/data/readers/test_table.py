@@ -177,7 +177,7 @@ def test_the_command_of_the_readme_makes_a_data_directory(tmp_path, encode, pixe
     assert main([*arguments, "mine", "--split-shares", "0.8,0.1,0.1"]) == 0
     data = open_data("mine")
     assert {name: len(data.split(name)) for name in data.split_names} == {"train": 16, "val": 2, "test": 2}
-    assert data.manifest.source["split"] == "0.8,0.1,0.1"
+    assert data.manifest.source["split_shares"] == "0.8,0.1,0.1"
     assert "20/20" in capsys.readouterr().err
     named = ["--image-column", "image", "--caption-column", "caption"]
     assert main([*arguments, "named", *named, "--split-shares", "0.8,0.1,0.1", "--seed", "1"]) == 0
