@@ -167,7 +167,8 @@ class TestWhatIsNoData:
 
     def test_the_command_line_shows_one_sentence(self, tmp_path, capsys):
         assert main(["inspect", str(tmp_path)]) == 2
-        assert capsys.readouterr().err.startswith(f"crosspair: {tmp_path} is not a DATA, RUN, MODEL or GALLERY directory")
+        said = capsys.readouterr().err
+        assert said.startswith(f"crosspair: {tmp_path} is not a DATA, RUN, MODEL or GALLERY directory")
 
 
 def test_inspect_shows_counts_lengths_sizes_and_what_was_skipped(directory):
