@@ -39,6 +39,13 @@ def test_a_dataset_has_the_captions_labels_and_images_of_its_items():
     assert found.describe() == {"dataset": "Colours", "images": 2}
 
 
+def test_without_labels_each_image_has_one_of_its_own():
+    found = split((RED, ["a red one"]), (BLUE, ("black", "no light")))
+    assert found.labels.tolist() == [0, 1]
+    assert found.captions == [["a red one"], ["black", "no light"]]
+    assert found.image(1) is BLUE
+
+
 def test_the_checksum_follows_pixels_captions_and_labels_and_not_the_kind_of_image():
     first = split((RED, "a red one", 7)).checksum
     assert split((np.array(RED), ["a red one"], 7)).checksum == first
@@ -54,7 +61,8 @@ def test_the_checksum_follows_pixels_captions_and_labels_and_not_the_kind_of_ima
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        ((RED, "red"), r"item 1 of the dataset is 2 values; expected \(image, captions, label\)"),
+        ((RED, "red"), r"item 1 of the dataset has 2 values, the first 3; expected a label in all or in none"),
+        ((RED, "red", 1, 1), r"item 1 of the dataset is 4 values; expected \(image, captions, label\)"),
         (7, r"item 1 of the dataset is int; expected"),
         ((RED, [], 0), r"item 1 of the dataset has the captions \[\]; expected a sentence or several"),
         ((RED, ["red", " "], 0), r"item 1 of the dataset has the captions"),

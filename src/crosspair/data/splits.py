@@ -82,7 +82,8 @@ def from_dataset(dataset: ImageTextDataset, *, progress: bool = True) -> Dataset
 
     image: a path, encoded bytes, a PIL image, an array uint8 [h, w] or [h, w, 3 or 4], or a tensor uint8 [3, h, w]; the
     same each time, as flips and crops are the recipe's, and resuming and kept features depend on it. captions: a
-    sentence, or a list of them. label: an integer of 64 bits; images and captions of equal labels match.
+    sentence, or a list of them. label: an integer of 64 bits; images and captions of equal labels match. Items may be
+    (image, captions) without labels, as those of torchvision's CocoCaptions: then each image has a label of its own.
 
     Reads every item once, so that training meets no surprise. Raises UserError naming an item that can't be used.
     """
@@ -91,8 +92,11 @@ def from_dataset(dataset: ImageTextDataset, *, progress: bool = True) -> Dataset
     captions: list[list[str]] = []
     labels: list[int] = []
     checksum = hashlib.sha256()
+    parts: int | None = None  # of the first item, with or without a label
     for index in progress_bar(range(len(dataset)), desc="reading the dataset", unit=" images", disable=not progress):
-        image, sentences, label = _item(dataset[index], index)
+        item = dataset[index]
+        parts = len(item) if parts is None and isinstance(item, Sequence) else parts
+        image, sentences, label = _item(item, index, parts)
         pixels = load_image(image, f"image {index} of the dataset")
         captions.append(sentences)
         labels.append(label)
@@ -107,12 +111,16 @@ def _as_split(name: str, given: Any, progress: bool) -> TrainingSplit:
     return given if hasattr(given, "batch_source") else from_dataset(given, progress=progress)
 
 
-def _item(item: Any, index: int) -> tuple[Any, list[str], int]:
-    """The three parts of an item. Raises UserError for an item of another form."""
-    if not isinstance(item, Sequence) or len(item) != 3:
+def _item(item: Any, index: int, parts: int | None) -> tuple[Any, list[str], int]:
+    """The image, the captions and the label of an item. Raises UserError for an item of another form."""
+    if not isinstance(item, Sequence) or isinstance(item, str) or len(item) not in (2, 3):
         found = f"{len(item)} values" if isinstance(item, Sequence) else type(item).__name__
         raise UserError(f"item {index} of the dataset is {found}; expected (image, captions, label)")
-    image, captions, label = item
+    if len(item) != parts:
+        raise UserError(
+            f"item {index} of the dataset has {len(item)} values, the first {parts}; expected a label in all or in none"
+        )
+    image, captions, label = item if len(item) == 3 else (*item, index)
     sentences = [captions] if isinstance(captions, str) else captions
     usable = isinstance(sentences, Sequence) and len(sentences) > 0
     if not usable or not all(isinstance(each, str) and each.strip() for each in sentences):

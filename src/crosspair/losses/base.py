@@ -107,6 +107,20 @@ class MatchingInputs(NamedTuple):
     matches: Tensor  # bool [n, m]
 
 
+def checked_labels(
+    image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Labels of both sides as int64, where they are; text_labels default to image_labels. Errors: `matching_inputs`."""
+    check_embeddings(image_embeddings, text_embeddings)
+    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
+    if text_labels is None:
+        return image_labels, check_labels(image_labels, len(text_embeddings), "text_labels (taken from image_labels)")
+    text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
+    check_every_row_matches(image_labels, text_labels, "image", "text")
+    check_every_row_matches(text_labels, image_labels, "text", "image")
+    return image_labels, text_labels
+
+
 def matching_inputs(
     image_embeddings: Tensor, text_embeddings: Tensor, image_labels: Tensor, text_labels: Tensor | None
 ) -> MatchingInputs:
@@ -115,14 +129,7 @@ def matching_inputs(
     Raises ValueError for wrong shapes or label types, and when a row has no match, naming it. With text_labels on a
     GPU this check waits for the device.
     """
-    check_embeddings(image_embeddings, text_embeddings)
-    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
-    if text_labels is None:
-        text_labels = check_labels(image_labels, len(text_embeddings), "text_labels (taken from image_labels)")
-    else:
-        text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
-        check_every_row_matches(image_labels, text_labels, "image", "text")
-        check_every_row_matches(text_labels, image_labels, "text", "image")
+    image_labels, text_labels = checked_labels(image_embeddings, text_embeddings, image_labels, text_labels)
     device = image_embeddings.device
     matches = image_labels.to(device, non_blocking=True)[:, None] == text_labels.to(device, non_blocking=True)
     dtype = computing_dtype(image_embeddings, text_embeddings)

@@ -11,8 +11,7 @@ from crosspair.losses.base import (
     LearnedScale,
     MatchingLoss,
     check_embeddings,
-    check_every_row_matches,
-    check_labels,
+    checked_labels,
     computing_dtype,
     unit_vectors,
 )
@@ -131,14 +130,7 @@ def cmpm_terms(
         raise ValueError(
             f"matmul_precision is '{matmul_precision}'; expected one of {', '.join(get_args(MatmulPrecision))}"
         )
-    check_embeddings(image_embeddings, text_embeddings)
-    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
-    if text_labels is None:
-        text_labels = check_labels(image_labels, len(text_embeddings), "text_labels (taken from image_labels)")
-    else:
-        text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
-        check_every_row_matches(image_labels, text_labels, "image", "text")
-        check_every_row_matches(text_labels, image_labels, "text", "image")
+    image_labels, text_labels = checked_labels(image_embeddings, text_embeddings, image_labels, text_labels)
     device = image_embeddings.device
     image_labels, text_labels = (labels.to(device, non_blocking=True) for labels in (image_labels, text_labels))
     dtype = computing_dtype(image_embeddings, text_embeddings)
@@ -188,11 +180,7 @@ def cmpm_share(
 
     Slices have a start and a stop; the other arguments and errors are those of `cmpm_terms`, over the whole batch.
     """
-    check_embeddings(image_embeddings, text_embeddings)
-    image_labels = check_labels(image_labels, len(image_embeddings), "image_labels")
-    text_labels = check_labels(text_labels, len(text_embeddings), "text_labels")
-    check_every_row_matches(image_labels, text_labels, "image", "text")
-    check_every_row_matches(text_labels, image_labels, "text", "image")
+    image_labels, text_labels = checked_labels(image_embeddings, text_embeddings, image_labels, text_labels)
     dtype = computing_dtype(image_embeddings, text_embeddings)
     images, texts = image_embeddings.to(dtype), text_embeddings.to(dtype)
     image_labels, text_labels = (labels.to(images.device, non_blocking=True) for labels in (image_labels, text_labels))
