@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from crosspair.encode.model import DualEncoder
-from crosspair.encode.pretrained import create_transformer
+from crosspair.encode.pretrained_text import create_transformer
 from crosspair.models.config import TextEncoderConfig
 from crosspair.models.transformer_text import TransformerTextEncoder
 from crosspair.training.layers import freeze_for_stage

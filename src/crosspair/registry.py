@@ -302,7 +302,7 @@ IMAGE_ENCODERS: Registry[Any] = Registry(
 TEXT_ENCODERS: Registry[Any] = Registry(
     "text encoder",
     "text_encoders",
-    {"bilstm": "crosspair.models.text", "transformers": "crosspair.encode.pretrained"},
+    {"bilstm": "crosspair.models.text", "transformers": "crosspair.encode.pretrained_text"},
 )
 READERS: Registry[Any] = Registry(
     "data format",

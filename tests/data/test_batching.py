@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosspair.data.batching import BatchPlan, BatchSource, Reading, load_batches, plan_epoch
+from crosspair.data.batching import BatchSource, Reading, load_batches
+from crosspair.data.plans import BatchPlan, plan_epoch
 from crosspair.data.transforms import ImageInput
 
 counts = st.lists(st.integers(1, 7), min_size=1, max_size=40)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from crosspair.data import decoded
-from crosspair.data.batching import BatchSource, Reading, plan_epoch
+from crosspair.data.batching import BatchSource, Reading
 from crosspair.data.decoded import decoded_images
 from crosspair.data.images import decode_image
+from crosspair.data.plans import plan_epoch
 from crosspair.data.transforms import ImageInput
 
 INPUT = ImageInput(24, 20)

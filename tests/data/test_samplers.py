@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosspair.data.batching import BatchPlan, plan_epoch
+from crosspair.data.plans import BatchPlan, plan_epoch
 from crosspair.data.samplers import label_balanced, shuffled
 
 # Pictures of each label, in which a label may have many more than the others.

@@ -68,6 +68,7 @@ def test_the_checksum_follows_pixels_captions_and_labels_and_not_the_kind_of_ima
         ((RED, ["red", " "], 0), r"item 1 of the dataset has the captions"),
         ((RED, "red", "seven"), r"item 1 of the dataset has the label 'seven'; expected an integer"),
         ((RED, "red", 2**63), r"which no 64 bits hold"),
+        ((torch.rand(3, 4, 4), "red", 0), r"found torch.float32 \[3, 4, 4\] as image 1 of the dataset; expected"),
         ((b"no image", "red", 0), r"image 1 of the dataset is not a picture in a known format"),
     ],
 )

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from crosspair.data.tokens import pad
 from crosspair.encode.model import DualEncoder, create_model
-from crosspair.encode.pretrained import create_image_encoder, create_transformer
+from crosspair.encode.pretrained import create_image_encoder
+from crosspair.encode.pretrained_text import create_transformer
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
 from tests.fixtures.models import tiny_config

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from crosspair.data.tokens import SubwordTokenizer, pad
 from crosspair.encode.model import DualEncoder, create_model
-from crosspair.encode.pretrained import create_transformer
+from crosspair.encode.pretrained_text import create_transformer
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
 from crosspair.models.transformer_text import TransformerTextEncoder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from crosspair.data.batching import plan_epoch
+from crosspair.data.plans import plan_epoch
 from crosspair.training.loop import train
 from crosspair.training.recipe_files import save_recipe
 from crosspair.training.run import finished

@@ -18,8 +18,9 @@ import torch
 import torch.utils.tensorboard
 from torch import nn
 
-from crosspair.data.batching import Batch, BatchSource, Reading, plan_epoch
+from crosspair.data.batching import Batch, BatchSource, Reading
 from crosspair.data.dataset import open_data
+from crosspair.data.plans import plan_epoch
 from crosspair.encode.split import embed_split  # noqa: F401
 from crosspair.errors import UserError
 from crosspair.registry import register_loss

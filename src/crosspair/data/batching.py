@@ -1,7 +1,6 @@
-"""Training batches: the interface of a split, an epoch's plan drawn in advance from a seed, and the batches themselves.
+"""Training batches: what training asks of a split, and the batches that are made by an epoch's plan.
 
-A batch holds each of its images once with several of its captions: b images, m captions. The plan owns all
-randomness (order, captions, flips, crops), so batches are the same for any number of workers and after a resume.
+A batch holds each of its images once with several of its captions: b images, m captions.
 """
 
 from collections import Counter
@@ -9,23 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from crosspair.data.images import load_image
-from crosspair.data.samplers import shuffled
+from crosspair.data.plans import BatchPlan, Drawing, plan_epoch
 from crosspair.data.tokens import Tokenizer, pad, says_side, tokenize
 from crosspair.data.transforms import ImageInput, random_crop
 from crosspair.errors import UserError
-from crosspair.settings import apply_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Sampler = Callable[..., Sequence[Sequence[int] | np.ndarray]]  # as `crosspair.data.samplers` says
 
 
 class TrainingSplit(Protocol):
@@ -150,36 +146,6 @@ class Reading:
     tokenizer: Tokenizer = "words"
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Settings of a recipe's stage by which an epoch's batches are drawn; shuffle_buffer is for streams alone."""
-
-    batch_size: int
-    captions_per_image: int = 1
-    covers: Literal["images", "captions"] = "captions"
-    hflip: bool = False
-    sampler: Sampler = shuffled
-    shuffle_buffer: int = 1
-    processes: int = 1
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """The plan of one batch: its images and captions, and how the images are augmented."""
-
-    images: np.ndarray  # int64 [b], rows of the split
-    captions: list[np.ndarray]  # for each of the b images, which of its captions
-    hflipped: np.ndarray  # bool [b]
-    crops: np.ndarray  # float64 [b, 4], in 0..1, decide the crop of an image
-
-    def shard(self, rank: int, processes: int) -> "BatchPlan":
-        """The part of one of several processes: consecutive images, as many as the others' or one more or less."""
-        first, end = (len(self.images) * part // processes for part in (rank, rank + 1))
-        return BatchPlan(
-            self.images[first:end], self.captions[first:end], self.hflipped[first:end], self.crops[first:end]
-        )
-
-
 # What is looked at from the CPU: reading it from a GPU would wait for all work under way.
 _ON_CPU = {"lengths", "image_labels", "text_labels"}
 _OF_AN_IMAGE = {"image_labels", "images", "features"}  # the others have a row for each caption
@@ -220,55 +186,6 @@ class Batch:
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> "Batch":
         present = {item.name: getattr(self, item.name) for item in fields(self)}
         return Batch(**{name: change(name, value) for name, value in present.items() if value is not None})
-
-
-def plan_epoch(
-    caption_counts: Sequence[int],
-    *,
-    batch_size: int,
-    captions_per_image: int,
-    covers: Literal["images", "captions"],
-    hflip: bool,
-    seed: Sequence[int],
-    labels: Sequence[int] | None = None,
-    sampler: Sampler = shuffled,
-) -> list[BatchPlan]:
-    """The batches of one epoch, as all processes together see them (`BatchPlan.shard` is one process's part).
-
-    caption_counts: captions of each image. captions_per_image: 0 takes all. covers: `images` draws every image
-    once with some of its captions, `captions` every caption once, in groups of captions_per_image that share their
-    image. labels: of each image, where the sampler looks at them. sampler: which of these share a batch, as
-    `crosspair.data.samplers` says.
-
-    Raises UserError for a sampler that gives no batches, an empty one, or something that is not in the epoch.
-    """
-    random = np.random.default_rng(list(seed))
-    items: list[tuple[int, np.ndarray]] = []
-    for image, count in enumerate(caption_counts):
-        order = random.permutation(count)
-        group = min(captions_per_image or count, count)
-        if covers == "images":
-            items.append((image, order[:group]))
-        else:
-            items += [(image, order[start : start + group]) for start in range(0, count, group)]
-    images = [image for image, _ in items]
-    shown = [0 if labels is None else labels[image] for image in images]
-    batches = apply_settings(sampler, {}, images=images)(shown, batch_size, random)
-    ends = np.cumsum([len(batch) for batch in batches])
-    if not all(len(batch) and min(batch) >= 0 and max(batch) < len(items) for batch in batches) or len(ends) == 0:
-        raise UserError(f"the sampler's batches are not lists of numbers 0 .. {len(items) - 1}; mend the sampler")
-    drawn = max(len(items), ends[-1])
-    hflipped = random.random(drawn) < 0.5 if hflip else np.zeros(drawn, dtype=bool)
-    crops = random.random((drawn, 4))
-    return [
-        BatchPlan(
-            np.array([items[item][0] for item in batch]),
-            [items[item][1] for item in batch],
-            hflipped[end - len(batch) : end],
-            crops[end - len(batch) : end],
-        )
-        for batch, end in zip(batches, ends, strict=True)
-    ]
 
 
 class BatchSource:

@@ -115,8 +115,8 @@ def load_image(image: "str | Path | bytes | Image | np.ndarray | Tensor", name: 
             return _from_pillow(Image.fromarray(image), name)
     found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor | np.ndarray) else type(image)
     raise UserError(
-        f"found {found} as a picture; expected a path, bytes, a PIL picture, an array uint8 [h, w, 3] "
-        "or a tensor uint8 [3, h, w]"
+        f"found {found} as {printable(name) or 'a picture'}; expected a path, bytes, a PIL picture, an array uint8 "
+        "[h, w, 3] or a tensor uint8 [3, h, w]"
     )
 
 

@@ -17,13 +17,8 @@ from crosspair.data.tokens import SubwordTokenizer, Vocabulary, pad
 from crosspair.data.transforms import ImageInput
 from crosspair.devices import find_device
 from crosspair.encode.backends import Backend, Precision, TorchBackend, load_backend, read_export
-from crosspair.encode.pretrained import (
-    check_state,
-    create_image_encoder,
-    create_text_encoder,
-    create_transformer,
-    reads_words,
-)
+from crosspair.encode.pretrained import check_state, create_image_encoder, create_text_encoder, reads_words
+from crosspair.encode.pretrained_text import create_transformer
 from crosspair.encode.reader import grouped, read_ahead
 from crosspair.encode.storage import EXPORT, SavedModel, local_directory, read_model, save_model
 from crosspair.models.config import ModelConfig

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from crosspair.data.batching import BatchPlan, BatchSource, Drawing, Reading, Split, TrainingSplit
+from crosspair.data.batching import BatchSource, Reading, Split, TrainingSplit
 from crosspair.data.decoded import decoded_images
+from crosspair.data.plans import BatchPlan, Drawing
 from crosspair.data.splits import TrainingData
 from crosspair.data.tokens import Vocabulary
 from crosspair.encode.backends import choose_backend

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, overload
 import numpy as np
 from torch import Tensor
 
-from crosspair.data.batching import Batch, BatchPlan, BatchSource, Drawing, Reading, TrainingSplit
+from crosspair.data.batching import Batch, BatchSource, Reading, TrainingSplit
+from crosspair.data.plans import BatchPlan, Drawing
 
 if TYPE_CHECKING:
     from crosspair.data.readers.webdataset import Sample
