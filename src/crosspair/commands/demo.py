@@ -1,5 +1,7 @@
 """crosspair demo: prepare, train, evaluate, report and index on built-in drawings."""
 
+import os
+import shutil
 import sys
 import time
 from argparse import Namespace
@@ -59,7 +61,15 @@ def run_demo(output: Path, *, quick: bool, device: str = "auto") -> None:
     gallery = output / ("gallery-quick" if quick else "gallery")
     index_images(run / "model", data.path, gallery, splits=["test"], device=device)
     print(f"done in {time.monotonic() - started:.0f} s\nmodel: {run / 'model'}\nreport: {run / 'report.html'}")
-    print(f"search the test drawings: crosspair serve {gallery}, then open http://127.0.0.1:8000")
+    print(f"search the test drawings: {_command()} serve {gallery}, then open http://127.0.0.1:8000")
+
+
+def _command() -> str:
+    """What starts crosspair from this shell: after `make demo` its environment is not on PATH."""
+    if shutil.which("crosspair"):
+        return "crosspair"
+    beside = Path(sys.executable).with_name("crosspair")
+    return os.path.relpath(beside) if beside.is_file() else f"{sys.executable} -m crosspair"
 
 
 def _refuse_foreign(output: Path) -> None:
