@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crosspair.data.dataset import Data, open_data
     from crosspair.data.records import Record
     from crosspair.encode.model import DualEncoder
+    from crosspair.encode.mteb_encoder import mteb_model
     from crosspair.errors import UserError
     from crosspair.evaluation.metrics import RetrievalResult, evaluate_retrieval
     from crosspair.gallery.gallery import Gallery
@@ -59,6 +60,7 @@ _HOMES = {
     "list_recipes": "crosspair.training.recipe_files",
     "list_registered": "crosspair.registry",
     "load_recipe": "crosspair.training.recipe_files",
+    "mteb_model": "crosspair.encode.mteb_encoder",
     "open_data": "crosspair.data.dataset",
     "register_backend": "crosspair.registry",
     "register_engine": "crosspair.registry",
@@ -98,6 +100,7 @@ __all__ = [
     "load_recipe",
     "losses",
     "models",
+    "mteb_model",
     "open_data",
     "register_backend",
     "register_engine",
