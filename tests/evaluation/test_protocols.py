@@ -13,6 +13,7 @@ from crosspair import UserError, evaluate_retrieval
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.protocols import PLAIN, Protocol, choose_protocol, find_protocol, plugin_facts
 from crosspair.evaluation.published import FixedSplit
+from crosspair.evaluation.uncertainty import bootstrap
 from crosspair.registry import PROTOCOLS, load_plugin
 from tests.fixtures.plugins import page_plugin
 
@@ -142,6 +143,12 @@ def test_a_class_is_the_mean_of_its_sentences(name):
     assert found.result.image_to_text.value("R@1") == pytest.approx(accuracy)
     assert found.to_dict()["text_to_image"]["AP@50"] == pytest.approx(np.mean(among) * 100)
     assert 50 < found.result.text_to_image.value("AP@50") < 100
+    assert "AP@50" not in found.to_dict()["image_to_text"]
+    assert ("image_to_text", "AP@50") not in bootstrap(found, 50).bounds
+    header, image_to_text, text_to_image = found.to_table().splitlines()[:3]
+    assert header.endswith("AP@50")
+    assert text_to_image.endswith(f"{np.mean(among) * 100:.1f}")
+    assert len(image_to_text) < len(text_to_image) - len("  ")
     assert found.text_clusters.tolist() == [0, 3, 7]
     assert found.image_clusters.tolist() == labels.tolist()
 

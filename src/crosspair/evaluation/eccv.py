@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from crosspair.errors import UserError
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult
-from crosspair.evaluation.protocols import Evaluation, Protocol, Task, find_protocol
+from crosspair.evaluation.protocols import PLAIN, Evaluation, Protocol, Task, find_protocol
 from crosspair.evaluation.ranking import Metric, PositiveRanks, score_blocks
 from crosspair.registry import register_protocol
 
@@ -92,11 +92,11 @@ class EccvCaption(Protocol):
         }
         return Evaluation(
             self,
-            _result(ordered, main, metric, self.extra, metric_definition),
+            _result(ordered, main, metric, metric_definition, self),
             (),
             main["image_to_text"].queries,
             main["text_to_image"].queries // _CAPTIONS_EACH,
-            {**coco, "cxc": _result(ordered, cxc, metric, (), metric_definition)},
+            {**coco, "cxc": _result(ordered, cxc, metric, metric_definition)},
         )
 
 
@@ -171,8 +171,8 @@ def _result(
     embeddings: Embeddings,
     judged: dict[str, Judgements],
     metric: Metric,
-    extra: tuple[str, ...],
     definition: MetricDefinition,
+    protocol: Protocol = PLAIN,
 ) -> RetrievalResult:
     images, texts = embeddings.images, embeddings.texts
     of_images, of_texts = judged["image_to_text"], judged["text_to_image"]
@@ -181,8 +181,8 @@ def _result(
     )
     text_to_image = _ranks(score_blocks(images, texts[of_texts.queries], metric, of_texts=True), of_texts, len(images))
     return RetrievalResult(
-        DirectionResult(image_to_text, metric_definition=definition, extra=extra),
-        DirectionResult(text_to_image, metric_definition=definition, extra=extra),
+        DirectionResult(image_to_text, metric_definition=definition, extra=protocol.image_to_text),
+        DirectionResult(text_to_image, metric_definition=definition, extra=protocol.text_to_image),
         metric,
     )
 

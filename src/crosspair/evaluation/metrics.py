@@ -180,15 +180,13 @@ class RetrievalResult:
     def to_table(self) -> str:
         """The metrics as lines of text, a direction each, with what was ranked below."""
         directions = {"image to text": self.image_to_text.to_dict(), "text to image": self.text_to_image.to_dict()}
-        names = list(directions["image to text"])
+        names = list(dict.fromkeys(name for values in directions.values() for name in values))
         widths = [max(len(name), 6) for name in names]
         lines = [" " * 13 + "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))]
         for direction, values in directions.items():
-            cells = (
-                f"{values[name]:.0f}" if name == "median_rank" and values[name].is_integer() else f"{values[name]:.1f}"
-                for name in names
-            )
-            lines.append(f"{direction:13}" + "".join(f"  {c:>{width}}" for c, width in zip(cells, widths, strict=True)))
+            cells = [_cell(name, values[name]) if name in values else "" for name in names]
+            row = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            lines.append(f"{direction:13}{row}".rstrip())
         images, texts = self.text_to_image.ranks.gallery_size, self.image_to_text.ranks.gallery_size
         lines.append(f"rsum {self.rsum:.1f}; {images:,} images, {texts:,} texts, {self.metric}; ties against the model")
         return "\n".join(lines)
@@ -235,6 +233,10 @@ def evaluate_retrieval(
         DirectionResult(text_to_image, ks, metric_definition, extra),
         metric,
     )
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.0f}" if name == "median_rank" and value.is_integer() else f"{value:.1f}"
 
 
 def _mean_per_query(values: NDArray[np.float64], ranks: PositiveRanks) -> NDArray[np.float64]:

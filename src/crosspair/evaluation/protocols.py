@@ -49,7 +49,7 @@ class Task:
 class Protocol:
     """A protocol of evaluation; this base ranks every image and every text of a split, and equal labels match.
 
-    image_to_text, text_to_image: the reported metrics by direction; the usual ones are computed all the same.
+    image_to_text, text_to_image: the reported metrics of each direction; the usual ones are computed all the same.
     formats: data formats whose splits are evaluated by it when no protocol is named.
     Raises EvaluationInputError for a metric that there is not.
     """
@@ -74,10 +74,9 @@ class Protocol:
         directions = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
         return tuple((direction, name) for direction, names in directions.items() for name in names)
 
-    @property
-    def extra(self) -> tuple[str, ...]:
-        """Names of metrics computed beside the usual ones, in both directions."""
-        return tuple(dict.fromkeys((*self.image_to_text, *self.text_to_image)))
+    def reported(self, direction: str) -> tuple[str, ...]:
+        """The reported metrics of "image_to_text" or "text_to_image"."""
+        return self.image_to_text if direction == "image_to_text" else self.text_to_image
 
     @property
     def ranks_whole_split(self) -> bool:
@@ -238,8 +237,8 @@ def evaluation_of(
     """The evaluation that the ranks of a protocol's tasks give."""
     results = [
         RetrievalResult(
-            DirectionResult(image_to_text, metric_definition=metric_definition, extra=protocol.extra),
-            DirectionResult(text_to_image, metric_definition=metric_definition, extra=protocol.extra),
+            DirectionResult(image_to_text, metric_definition=metric_definition, extra=protocol.image_to_text),
+            DirectionResult(text_to_image, metric_definition=metric_definition, extra=protocol.text_to_image),
             metric,
         )
         for image_to_text, text_to_image in ranks

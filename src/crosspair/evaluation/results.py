@@ -135,4 +135,4 @@ def _direction(arrays: Any, name: str, protocol: Protocol) -> tuple[DirectionRes
     if len(ranks) != offsets[-1] or len(clusters) != len(positives) or (positives < 1).any():
         raise ValueError(f"the arrays of {name} don't fit each other")
     stored = PositiveRanks(ranks, offsets, int(arrays[f"{name}_gallery_size"]))
-    return DirectionResult(stored, extra=protocol.extra), clusters
+    return DirectionResult(stored, extra=protocol.reported(name)), clusters

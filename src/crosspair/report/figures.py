@@ -34,9 +34,9 @@ def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
     result, protocol = evaluation.result, evaluation.protocol
     rows = "".join(
         f'<tr><th scope="row">{escape(name.replace("_", " "))}</th>'
-        f"{_cell(name, result.image_to_text, intervals.bounds['image_to_text', name])}"
-        f"{_cell(name, result.text_to_image, intervals.bounds['text_to_image', name])}</tr>"
-        for name in result.image_to_text.names
+        f"{_cell(name, result.image_to_text, intervals.bounds.get(('image_to_text', name)))}"
+        f"{_cell(name, result.text_to_image, intervals.bounds.get(('text_to_image', name)))}</tr>"
+        for name in dict.fromkeys((*result.image_to_text.names, *result.text_to_image.names))
     )
     images, texts = result.text_to_image.ranks.gallery_size, result.image_to_text.ranks.gallery_size
     folds = f" in each of {len(evaluation.folds)} folds" if evaluation.folds else ""
@@ -245,7 +245,10 @@ def _ranges(values: NDArray[np.int64], groups: int) -> list[tuple[int, int]]:
     return [(int(distinct[start]), int(distinct[end])) for start, end in zip(starts, ends, strict=True)]
 
 
-def _cell(name: str, direction: DirectionResult, bounds: Bounds) -> str:
+def _cell(name: str, direction: DirectionResult, bounds: Bounds | None) -> str:
+    """A metric with its interval; empty where the direction doesn't have it."""
+    if bounds is None:
+        return "<td></td>"
     value = direction.value(name)
     if name.endswith("rank"):
         shown = f"{value:,.0f}" if value.is_integer() else f"{value:,.1f}"
