@@ -27,6 +27,7 @@ class FullSort:
 
     ranks: list[int]  # of the positives, behind every item of equal score
     first: int
+    optimistic: int  # the first, if ties go for the model
     average_precision: float
     places: list[int]  # of the positives in one full order
     inverse_negative_penalty: float
@@ -36,6 +37,7 @@ class FullSort:
 def _full_sort(scores: np.ndarray, relevant: np.ndarray) -> FullSort:
     order = sorted(range(len(scores)), key=lambda item: (-scores[item], relevant[item]))
     first = 1 + next(place for place, item in enumerate(order) if relevant[item])
+    optimistic = 1 + sum(scores > max(score for score, hit in zip(scores, relevant, strict=True) if hit))
     ranks, precisions = [], []
     for item in order:
         if relevant[item]:
@@ -45,7 +47,9 @@ def _full_sort(scores: np.ndarray, relevant: np.ndarray) -> FullSort:
     places = [place for place, item in enumerate(order, 1) if relevant[item]]
     gain = sum(1 / math.log2(1 + place) for place in places)
     ideal = sum(1 / math.log2(1 + place) for place in range(1, len(places) + 1))
-    return FullSort(ranks, first, sum(precisions) / len(precisions), places, len(places) / max(places), gain / ideal)
+    return FullSort(
+        ranks, first, optimistic, sum(precisions) / len(precisions), places, len(places) / max(places), gain / ideal
+    )
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,8 @@ def assert_equal(one: PositiveRanks, other: PositiveRanks):
     assert one.gallery_size == other.gallery_size
     np.testing.assert_array_equal(one.ranks, other.ranks)
     np.testing.assert_array_equal(one.offsets, other.offsets)
+    np.testing.assert_array_equal(one.queries, other.queries)
+    np.testing.assert_array_equal(one.optimistic, other.optimistic)
 
 
 def random_retrieval(images=300, texts_each=3, dimension=48, dtype=torch.float32, seed=0):
@@ -58,6 +60,8 @@ def test_ranks_are_those_of_a_full_sort(full_sort, retrieval, dtype):
         expected = [full_sort(s[query], r[query]) for query in range(len(s))]
         assert per_query(direction) == [query.ranks for query in expected]
         assert direction.first.tolist() == [query.first for query in expected]
+        assert direction.optimistic.tolist() == [query.optimistic for query in expected]
+        assert direction.queries.tolist() == list(range(len(s)))
         assert direction.last.tolist() == [query.ranks[-1] for query in expected]
         places = np.split(direction.places, direction.offsets[1:-1])
         assert [row.tolist() for row in places] == [query.places for query in expected]

@@ -79,7 +79,8 @@ def test_a_result_without_its_ranks_or_with_others_is_refused(stored):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 2}, "has format 2, this crosspair reads formats up to 1"),
+        ({"format": 3}, "has format 3, this crosspair reads formats up to 2"),
+        ({"format": 1}, "has format 1, without the row of every query; evaluate again"),
         ({"protocol": "unknown"}, "there is no protocol 'unknown'"),
         ({"ranks_checksum": "0" * 64}, "is not the one"),
         ({"ranks_checksum": None}, "field 'ranks_checksum' is null; expected a text"),

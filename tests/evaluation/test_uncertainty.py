@@ -203,7 +203,8 @@ def simulated(ranks, gallery=200):
     clusters = np.arange(num_images)
 
     def direction(values):
-        return DirectionResult(PositiveRanks(values, np.arange(len(values) + 1), gallery), (1, 5, 10), extra=("nDCG",))
+        rows = np.arange(len(values) + 1)
+        return DirectionResult(PositiveRanks(values, rows, gallery, rows[:-1], values), (1, 5, 10), extra=("nDCG",))
 
     result = RetrievalResult(direction(ranks.min(1)), direction(ranks.ravel()))
     return Evaluation(PLAIN, result, (), clusters, clusters.repeat(captions))

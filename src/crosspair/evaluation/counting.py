@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from crosspair.evaluation.inputs import EvaluationInputError
 
 Metric = Literal["cosine", "euclidean"]
+Direction = Literal["image_to_text", "text_to_image"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 Pair = tuple[slice, slice]  # of image and text rows, in the order of their labels
 
 # One comparison of a tile for each positive, or one sort of it for all: measured to break even near 120.
@@ -58,13 +60,20 @@ class Side:
     """The images or the texts, sorted by label, with the score and the rank of each of their positives.
 
     Positives of item i are the items first[i] : first[i] + positives[i] of the other side, and stand at
-    offsets[i] : offsets[i + 1] of the flat arrays `scores` and `ranks`.
+    offsets[i] : offsets[i + 1] of the flat arrays `scores` and `ranks`. An item without one is no query.
+    above [items]: how many items score above the best positive. queried: whether ranks are counted at all.
     """
 
     def __init__(
-        self, embeddings: NDArray[Any], labels: NDArray[np.int64], other: NDArray[np.int64], *, is_text: bool
+        self,
+        embeddings: NDArray[Any],
+        labels: NDArray[np.int64],
+        other: NDArray[np.int64],
+        *,
+        is_text: bool,
+        queried: bool = True,
     ) -> None:
-        self.embeddings, self.is_text = embeddings, is_text
+        self.embeddings, self.is_text, self.queried = embeddings, is_text, queried
         self.order = np.argsort(labels, kind="stable")
         labels, other = labels[self.order], np.sort(other)
         first = np.searchsorted(other, labels, side="left")
@@ -72,7 +81,9 @@ class Side:
         self.first, self.positives = torch.from_numpy(first), torch.from_numpy(positives)
         self.offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(positives)]))
         self.ranks = torch.zeros(int(self.offsets[-1]), dtype=torch.int64)
+        self.above = torch.zeros(len(positives), dtype=torch.int64)
         self.scores = torch.empty(0)
+        self.next_above = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -81,17 +92,28 @@ class Side:
         """First and last position of the positives of some items on the other side."""
         return int(self.first[some.start]), int(self.first[some.stop - 1] + self.positives[some.stop - 1])
 
+    def find_best(self) -> None:
+        """The least number above the best positive's score, for each item: what reaches it scores above."""
+        best = self.scores.new_full((len(self),), torch.inf)
+        best.scatter_reduce_(0, torch.repeat_interleave(self.positives), self.scores, "amax", include_self=False)
+        self.next_above = torch.nextafter(best, best.new_tensor(torch.inf))
+
     def thresholds(self, tile: slice, height: int) -> Tensor:
-        """Scores of the positives of a tile's items [height, most positives], inf beyond."""
+        """What scores of a tile's items are counted that reach it [height, 1 + most positives], inf beyond.
+
+        First the least number above the best positive's score, then the scores of the positives.
+        """
         positives = self.positives[tile]
-        out = self.scores.new_full((height, int(positives.max())), torch.inf)
-        out[: len(positives)][self._filled(tile)] = self.scores[self.offsets[tile.start] : self.offsets[tile.stop]]
+        out = self.scores.new_full((height, 1 + int(positives.max())), torch.inf)
+        out[: len(positives), 0] = self.next_above[tile]
+        out[: len(positives), 1:][self._filled(tile)] = self.scores[self.offsets[tile.start] : self.offsets[tile.stop]]
         return out
 
     def add(self, tile: slice, counts: Tensor) -> None:
         """Add to the ranks of a tile's items, laid out as their thresholds were."""
         filled = self._filled(tile)
-        self.ranks[self.offsets[tile.start] : self.offsets[tile.stop]] += counts[: len(filled)][filled]
+        self.above[tile] += counts[: len(filled), 0]
+        self.ranks[self.offsets[tile.start] : self.offsets[tile.stop]] += counts[: len(filled), 1:][filled]
 
     def _filled(self, tile: slice) -> Tensor:
         positives = self.positives[tile]
@@ -114,17 +136,26 @@ class Counting:
         *,
         device: str = "cpu",
         tile: tuple[int, int] | None = None,
+        directions: Sequence[Direction] = DIRECTIONS,
     ) -> None:
-        """Embeddings [n, d] and [m, d] and labels that were checked."""
+        """Embeddings [n, d] and [m, d] and labels that were checked. directions: those that ranks are counted in."""
         self.metric, self.device = metric, torch.device(device)
         self.dtype = score_type(images, texts)
         self.layout = Layout.of(self.device, len(images), len(texts), tile)
-        self.images = Side(images, image_labels, text_labels, is_text=False)
-        self.texts = Side(texts, text_labels, image_labels, is_text=True)
+        queried = [direction in directions for direction in DIRECTIONS]
+        self.images = Side(images, image_labels, text_labels, is_text=False, queried=queried[0])
+        self.texts = Side(texts, text_labels, image_labels, is_text=True, queried=queried[1])
         for side in (self.images, self.texts):
             side.scores = torch.empty(len(side.ranks), dtype=self.dtype)
+            side.next_above = torch.full((len(side),), torch.inf, dtype=self.dtype)
         self.local = threading.local()
         self._held: dict[bool, tuple[slice, Tensor]] = {}
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """All that is counted, by name: what makes up the ranks, and nothing else has to be kept of a part."""
+        sides = [(name, side) for name, side in zip(DIRECTIONS, (self.images, self.texts), strict=True) if side.queried]
+        return {**{name: side.ranks for name, side in sides}, **{f"above_{name}": side.above for name, side in sides}}
 
     def pairs(self, shard: tuple[int, int] = (1, 1)) -> list[Pair]:
         """Pairs of blocks whose scores are to be counted, by shard (number, of how many): each in exactly one.
@@ -150,35 +181,33 @@ class Counting:
         for pair in self.pairs():
             if _overlap(self.images.reach(pair[0]), pair[1]):
                 self._for_each_tile(pair, self._read, only_positives=True)
+        for side in (self.images, self.texts):
+            side.find_best()
 
     def count(self, pair: Pair, *, keep: bool = True) -> None:
         """Add the scores of a pair of blocks to the ranks. keep: False counts for the time that it takes."""
-        images, texts = self.images, self.texts
-        image_thresholds = {
-            tile.start: images.thresholds(tile, self._padded(images, tile)).to(self.device)
-            for tile in self.tiles(images, pair[0])
-        }
-        text_thresholds = {
-            tile.start: texts.thresholds(tile, self._padded(texts, tile)).T.contiguous().to(self.device)
-            for tile in self.tiles(texts, pair[1])
-        }
-        image_counts = {start: torch.zeros_like(t, dtype=torch.int64) for start, t in image_thresholds.items()}
-        text_counts = {start: torch.zeros_like(t, dtype=torch.int64) for start, t in text_thresholds.items()}
+        images, texts = self._thresholds(self.images, pair[0]), self._thresholds(self.texts, pair[1])
+        image_counts, text_counts = (
+            {start: torch.zeros_like(t, dtype=torch.int64) for start, t in side.items()} for side in (images, texts)
+        )
         adding = threading.Lock()
 
         def count(scores: Tensor, some_images: slice, some_texts: slice) -> None:
-            along_rows = _count_along_rows(scores, image_thresholds[some_images.start])
-            along_columns = _count_along_columns(scores, text_thresholds[some_texts.start])
+            along_rows = _count_along_rows(scores, images[some_images.start]) if images else None
+            along_columns = _count_along_columns(scores, texts[some_texts.start]) if texts else None
             with adding:
-                image_counts[some_images.start] += along_rows
-                text_counts[some_texts.start] += along_columns
+                if along_rows is not None:
+                    image_counts[some_images.start] += along_rows
+                if along_columns is not None:
+                    text_counts[some_texts.start] += along_columns
 
         self._for_each_tile(pair, count)
         if keep:
-            for tile in self.tiles(images, pair[0]):
-                images.add(tile, image_counts[tile.start].cpu())
-            for tile in self.tiles(texts, pair[1]):
-                texts.add(tile, text_counts[tile.start].T.cpu())
+            for side, block, counts in ((self.images, pair[0], image_counts), (self.texts, pair[1], text_counts)):
+                for tile in self.tiles(side, block):
+                    if side.queried:
+                        found = counts[tile.start].cpu()
+                        side.add(tile, found.T if side.is_text else found)
 
     def vectors(self, side: Side, block: slice) -> Tensor:
         """Vectors of a block on the device, padded to the grain of its tiles; the last ones of each side are kept."""
@@ -249,6 +278,13 @@ class Counting:
         row += some_images.start
         images.scores[images.offsets[row] + column - images.first[row]] = values
         texts.scores[texts.offsets[column] + row - texts.first[column]] = values
+
+    def _thresholds(self, side: Side, block: slice) -> dict[int, Tensor]:
+        """Thresholds of a block's tiles by their first item, along the side's own axis; none if it isn't queried."""
+        if not side.queried:
+            return {}
+        found = {tile.start: side.thresholds(tile, self._padded(side, tile)) for tile in self.tiles(side, block)}
+        return {start: (t.T.contiguous() if side.is_text else t).to(self.device) for start, t in found.items()}
 
     def _padded(self, side: Side, tile: slice) -> int:
         grain = self.layout.grain[side.is_text]

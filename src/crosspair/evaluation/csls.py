@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult
 from crosspair.evaluation.protocols import Protocol, arrange, evaluation_of
-from crosspair.evaluation.ranking import PositiveRanks, rank_positives
+from crosspair.evaluation.ranking import Direction, PositiveRanks, rank_positives
 
 NEIGHBOURS = 10  # as published
 _BLOCK = 256  # items whose cosines with all queries are held at once
@@ -30,14 +30,14 @@ def evaluate_csls(
     return evaluation_of(protocol, tasks, ranks, metric_definition=metric_definition).result
 
 
-def _ranks(data: Embeddings, device: str) -> tuple[PositiveRanks, PositiveRanks]:
+def _ranks(data: Embeddings, device: str) -> dict[Direction, PositiveRanks]:
     """Ranks of each direction by vectors of its own, as the other side is then the gallery."""
     labels = (data.image_labels, data.text_labels)
     images, texts = csls_vectors(data.images, data.texts)
     image_to_text, _ = rank_positives(images, texts, *labels, "euclidean", device=device)
     texts, images = csls_vectors(data.texts, data.images)
     _, text_to_image = rank_positives(images, texts, *labels, "euclidean", device=device)
-    return image_to_text, text_to_image
+    return {"image_to_text": image_to_text, "text_to_image": text_to_image}
 
 
 def csls_vectors(

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from crosspair.errors import UserError
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult
+from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult, result_of_ranks
 from crosspair.evaluation.protocols import PLAIN, Evaluation, Protocol, Task, find_protocol
-from crosspair.evaluation.ranking import Metric, PositiveRanks, score_blocks
+from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, score_blocks
 from crosspair.registry import register_protocol
 
 _CAPTIONS_EACH = 5
@@ -71,12 +71,16 @@ class EccvCaption(Protocol):
         *,
         device: str = "cpu",
         progress: bool = False,
+        directions: Sequence[Direction] = DIRECTIONS,
+        distractors: bool = False,
     ) -> Evaluation:
         """Raises UserError without the package, and unless COCO's ids of the captions and images are there.
 
-        device and progress make no difference: the scores are computed on the CPU in seconds.
+        device and progress make no difference: the scores are computed on the CPU in seconds. Nor does distractors: the
+        lists say what is asked for.
         """
         directory = data_directory()
+        nobody = np.array([], dtype=np.int64)
         caption_ids = np.load(directory / "coco_test_ids.npy", allow_pickle=False).astype(np.int64)
         image_of_caption = _read(directory / "original_caption_to_image.json")
         image_ids = np.array([image_of_caption[caption][0] for caption in caption_ids[::_CAPTIONS_EACH].tolist()])
@@ -87,16 +91,16 @@ class EccvCaption(Protocol):
             for lists in ("eccv", "cxc")
         )
         coco = {
-            name: find_protocol(name).evaluate(ordered, metric, metric_definition).result
+            name: find_protocol(name).evaluate(ordered, metric, metric_definition, directions=directions).result
             for name in ("coco-1k-5fold", "coco-5k")
         }
         return Evaluation(
             self,
-            _result(ordered, main, metric, metric_definition, self),
+            _result(ordered, main, directions, metric, metric_definition, self),
             (),
-            main["image_to_text"].queries,
-            main["text_to_image"].queries // _CAPTIONS_EACH,
-            {**coco, "cxc": _result(ordered, cxc, metric, metric_definition)},
+            main["image_to_text"].queries if "image_to_text" in directions else nobody,
+            main["text_to_image"].queries // _CAPTIONS_EACH if "text_to_image" in directions else nobody,
+            {**coco, "cxc": _result(ordered, cxc, directions, metric, metric_definition)},
         )
 
 
@@ -170,30 +174,32 @@ def _rows_of(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.
 def _result(
     embeddings: Embeddings,
     judged: dict[str, Judgements],
+    directions: Sequence[Direction],
     metric: Metric,
     definition: MetricDefinition,
     protocol: Protocol = PLAIN,
 ) -> RetrievalResult:
     images, texts = embeddings.images, embeddings.texts
-    of_images, of_texts = judged["image_to_text"], judged["text_to_image"]
-    image_to_text = _ranks(
-        score_blocks(images[of_images.queries], texts, metric, of_texts=False), of_images, len(texts)
-    )
-    text_to_image = _ranks(score_blocks(images, texts[of_texts.queries], metric, of_texts=True), of_texts, len(images))
-    return RetrievalResult(
-        DirectionResult(image_to_text, metric_definition=definition, extra=protocol.image_to_text),
-        DirectionResult(text_to_image, metric_definition=definition, extra=protocol.text_to_image),
-        metric,
-    )
+    ranks: dict[Direction, PositiveRanks] = {}
+    if "image_to_text" in directions:
+        asked = judged["image_to_text"]
+        blocks = score_blocks(images[asked.queries], texts, metric, of_texts=False)
+        ranks["image_to_text"] = _ranks(blocks, asked, len(texts))
+    if "text_to_image" in directions:
+        asked = judged["text_to_image"]
+        blocks = score_blocks(images, texts[asked.queries], metric, of_texts=True)
+        ranks["text_to_image"] = _ranks(blocks, asked, len(images))
+    return result_of_ranks(ranks, metric, metric_definition=definition, extra=protocol.metrics)
 
 
 def _ranks(blocks: Iterable[tuple[slice, NDArray[Any]]], judged: Judgements, gallery_size: int) -> PositiveRanks:
     """Ranks of the listed items; those that are not in the gallery rank behind it all."""
-    ranks = []
+    ranks, optimistic = [], []
     for some, block in blocks:
         for scores, relevant in zip(block, judged.relevant[some], strict=True):
             there = relevant[relevant != _ABSENT]
             counts = (scores >= scores[there][:, None]).sum(1)
             ranks.append(np.sort(np.append(counts, np.full(len(relevant) - len(there), gallery_size + 1))))
+            optimistic.append(1 + (scores > scores[there].max()).sum() if len(there) else gallery_size + 1)
     offsets = np.concatenate([[0], np.cumsum([len(each) for each in ranks])])
-    return PositiveRanks(np.concatenate(ranks), offsets, gallery_size)
+    return PositiveRanks(np.concatenate(ranks), offsets, gallery_size, judged.queries, np.array(optimistic))

@@ -57,13 +57,26 @@ def check_labels(labels: Tensor | NDArray[Any], rows: int, name: str) -> NDArray
 
 
 def check_matches(
-    query_labels: NDArray[np.int64], gallery_labels: NDArray[np.int64], queries: str, gallery: str
+    query_labels: NDArray[np.int64],
+    gallery_labels: NDArray[np.int64],
+    queries: str,
+    gallery: str,
+    *,
+    distractors: bool = False,
 ) -> None:
-    """Raise EvaluationInputError unless every query has a positive: its recall and precision would mean nothing."""
+    """Raise EvaluationInputError unless every query has a positive: its recall and precision would mean nothing.
+
+    distractors: whether one query with a positive is enough.
+    """
     alone = np.flatnonzero(~np.isin(query_labels, gallery_labels))
-    if len(alone):
+    if len(alone) == len(query_labels) and distractors:
+        raise EvaluationInputError(
+            f"no row of {queries} matches a row of {gallery}; expected equal labels in both, look at the labels"
+        )
+    if len(alone) and not distractors:
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         raise EvaluationInputError(
             f"row {alone[0]} of {queries} with label {query_labels[alone[0]]}{more} matches no row of {gallery}; "
-            "expected at least one of equal label, leave such rows out"
+            "expected at least one of equal label, leave such rows out, or keep them in the gallery with "
+            "distractors=True (--distractors)"
         )

@@ -1,6 +1,7 @@
 """Retrieval metrics of image-text matching, in both directions: each is a mean (or median) of values kept per query."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosspair.evaluation.inputs import EvaluationInputError
-from crosspair.evaluation.ranking import Metric, PositiveRanks, rank_positives
+from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, count_ranks, prepare_counting
 
 MetricDefinition = Literal["exact", "original"]
 
@@ -158,28 +159,43 @@ class DirectionResult:
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Metrics of both directions: texts retrieved for an image, and images retrieved for a text."""
+    """Metrics of both directions: texts retrieved for an image, and images retrieved for a text.
 
-    image_to_text: DirectionResult
-    text_to_image: DirectionResult
+    One of them is None when only the other was evaluated.
+    """
+
+    image_to_text: DirectionResult | None
+    text_to_image: DirectionResult | None
     metric: Metric = "cosine"
 
     @property
-    def rsum(self) -> float:
-        """Sum of all recalls of both directions, in per cent."""
-        return sum(direction.recall(k) for direction in (self.image_to_text, self.text_to_image) for k in direction.ks)
+    def directions(self) -> dict[str, DirectionResult]:
+        """Those that were evaluated, by name."""
+        both: tuple[tuple[str, DirectionResult | None], ...] = (
+            ("image_to_text", self.image_to_text),
+            ("text_to_image", self.text_to_image),
+        )
+        return {name: direction for name, direction in both if direction is not None}
+
+    @property
+    def metric_definition(self) -> MetricDefinition:
+        return next(iter(self.directions.values())).metric_definition
+
+    @property
+    def rsum(self) -> float | None:
+        """Sum of all recalls of both directions, in per cent; None when only one was evaluated."""
+        if len(self.directions) < len(DIRECTIONS):
+            return None
+        return sum(direction.recall(k) for direction in self.directions.values() for k in direction.ks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Both directions by name and their `rsum`, ready for JSON."""
-        return {
-            "image_to_text": self.image_to_text.to_dict(),
-            "text_to_image": self.text_to_image.to_dict(),
-            "rsum": self.rsum,
-        }
+        """The directions by name and the `rsum` of both, ready for JSON."""
+        found: dict[str, Any] = {name: direction.to_dict() for name, direction in self.directions.items()}
+        return found if self.rsum is None else {**found, "rsum": self.rsum}
 
     def to_table(self) -> str:
         """The metrics as lines of text, a direction each, with what was ranked below."""
-        directions = {"image to text": self.image_to_text.to_dict(), "text to image": self.text_to_image.to_dict()}
+        directions = {name.replace("_", " "): each.to_dict() for name, each in self.directions.items()}
         names = list(dict.fromkeys(name for values in directions.values() for name in values))
         widths = [max(len(name), 6) for name in names]
         lines = [" " * 13 + "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))]
@@ -187,9 +203,19 @@ class RetrievalResult:
             cells = [_cell(name, values[name]) if name in values else "" for name in names]
             row = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
             lines.append(f"{direction:13}{row}".rstrip())
-        images, texts = self.text_to_image.ranks.gallery_size, self.image_to_text.ranks.gallery_size
-        lines.append(f"rsum {self.rsum:.1f}; {images:,} images, {texts:,} texts, {self.metric}; ties against the model")
+        rsum = "" if self.rsum is None else f"rsum {self.rsum:.1f}; "
+        lines.append(f"{rsum}{self._sizes()}, {self.metric}; ties against the model")
         return "\n".join(lines)
+
+    def _sizes(self) -> str:
+        """How many images and texts there were, as far as the evaluated directions tell."""
+        units = {"image_to_text": ("images", "texts"), "text_to_image": ("texts", "images")}
+        sizes: dict[str, int] = {}
+        for name, direction in self.directions.items():
+            queries, gallery = units[name]
+            sizes.setdefault(queries, len(direction.ranks.queries))
+            sizes[gallery] = direction.ranks.gallery_size
+        return ", ".join(f"{sizes[unit]:,} {unit}" for unit in ("images", "texts"))
 
 
 def evaluate_retrieval(
@@ -204,6 +230,8 @@ def evaluate_retrieval(
     *,
     device: str = "cpu",
     progress: bool = False,
+    directions: Sequence[Direction] = DIRECTIONS,
+    distractors: bool = False,
 ) -> RetrievalResult:
     """Evaluate retrieval of texts by images and of images by texts, each item of the other side being ranked.
 
@@ -215,6 +243,8 @@ def evaluate_retrieval(
     metric_definition: "original" adds `mAP_original`, the short average precision of the released CMPL code.
     extra: further metrics by name, such as ("mINP", "nDCG", "AP@50").
     device: "cpu" or "cuda". progress: say what a long job will cost before it starts, and show a bar.
+    directions: those that are evaluated, such as ("text_to_image",); the result has None for the other.
+    distractors: True keeps rows that match nothing in the gallery, without asking for them; otherwise they are refused.
     Raises EvaluationInputError (a UserError and a ValueError) for NaN, mismatched shapes, labels that aren't integers,
     and a query without a positive, naming the row.
     """
@@ -224,15 +254,33 @@ def evaluate_retrieval(
         raise EvaluationInputError(f"metric_definition is {metric_definition!r}; expected 'exact' or 'original'")
     for name in extra:
         check_metric(name)
-    image_to_text, text_to_image = rank_positives(
-        image_embeddings, text_embeddings, image_labels, text_labels, metric, device=device, progress=progress
-    )
-    ks = tuple(int(k) for k in ks)
-    return RetrievalResult(
-        DirectionResult(image_to_text, ks, metric_definition, extra),
-        DirectionResult(text_to_image, ks, metric_definition, extra),
+    counting = prepare_counting(
+        image_embeddings,
+        text_embeddings,
+        image_labels,
+        text_labels,
         metric,
+        device=device,
+        directions=directions,
+        distractors=distractors,
     )
+    ranks, further = count_ranks(counting, progress=progress), dict.fromkeys(DIRECTIONS, extra)
+    return result_of_ranks(ranks, metric, tuple(int(k) for k in ks), metric_definition, further)
+
+
+def result_of_ranks(
+    ranks: Mapping[Direction, PositiveRanks],
+    metric: Metric = "cosine",
+    ks: tuple[int, ...] = (1, 5, 10),
+    metric_definition: MetricDefinition = "exact",
+    extra: Mapping[Direction, tuple[str, ...]] | None = None,
+) -> RetrievalResult:
+    """The metrics of the ranks of one or both directions. extra: further metrics of each."""
+    found = {
+        direction: DirectionResult(each, ks, metric_definition, (extra or {}).get(direction, ()))
+        for direction, each in ranks.items()
+    }
+    return RetrievalResult(found.get("image_to_text"), found.get("text_to_image"), metric)
 
 
 def _cell(name: str, value: float) -> str:

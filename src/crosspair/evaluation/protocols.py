@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from crosspair.errors import UserError
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.metrics import DirectionResult, MetricDefinition, RetrievalResult, check_metric
-from crosspair.evaluation.ranking import Metric, PositiveRanks, rank_positives
+from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult, check_metric, result_of_ranks
+from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, count_ranks, prepare_counting
 from crosspair.registry import PROTOCOLS, register_protocol
 
 RECALLS = ("R@1", "R@5", "R@10")
@@ -71,12 +71,12 @@ class Protocol:
     @property
     def main(self) -> tuple[tuple[str, str], ...]:
         """The reported metrics, as (direction, name)."""
-        directions = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
-        return tuple((direction, name) for direction, names in directions.items() for name in names)
+        return tuple((direction, name) for direction, names in self.metrics.items() for name in names)
 
-    def reported(self, direction: str) -> tuple[str, ...]:
-        """The reported metrics of "image_to_text" or "text_to_image"."""
-        return self.image_to_text if direction == "image_to_text" else self.text_to_image
+    @property
+    def metrics(self) -> dict[Direction, tuple[str, ...]]:
+        """The reported metrics of each direction."""
+        return {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
 
     @property
     def ranks_whole_split(self) -> bool:
@@ -108,24 +108,28 @@ class Protocol:
         *,
         device: str = "cpu",
         progress: bool = False,
+        directions: Sequence[Direction] = DIRECTIONS,
+        distractors: bool = False,
     ) -> "Evaluation":
         """Evaluate embeddings. Raises UserError when they don't fit or can't be evaluated.
 
-        device, progress: as `rank_positives` takes them.
+        metric, device, progress, directions, distractors: as `evaluate_retrieval` takes them.
         """
         tasks = arrange(self, embeddings)
-        ranks = [
-            rank_positives(
-                task.embeddings.images,
-                task.embeddings.texts,
-                task.embeddings.image_labels,
-                task.embeddings.text_labels,
+        ranks = []
+        for task in tasks:
+            data = task.embeddings
+            counting = prepare_counting(
+                data.images,
+                data.texts,
+                data.image_labels,
+                data.text_labels,
                 metric,
                 device=device,
-                progress=progress,
+                directions=directions,
+                distractors=distractors,
             )
-            for task in tasks
-        ]
+            ranks.append(count_ranks(counting, progress=progress))
         return evaluation_of(self, tasks, ranks, metric, metric_definition)
 
 
@@ -192,8 +196,8 @@ class Evaluation:
     """The result of a protocol: metrics over all queries, of each fold where there are several, and the clusters.
 
     The folds are of equal size, so the mean over all queries is the mean of the folds; `median_rank` is the median over
-    all queries. image_clusters, text_clusters: of the queries of `result`, in its order. beside: the same embeddings
-    by other judgements or another ranking, by name.
+    all queries. image_clusters, text_clusters: of the queries of `result`, in its order; empty for a direction that was
+    not evaluated. beside: the same embeddings by other judgements or another ranking, by name.
     """
 
     protocol: Protocol
@@ -202,6 +206,13 @@ class Evaluation:
     image_clusters: NDArray[np.int64]
     text_clusters: NDArray[np.int64]
     beside: Mapping[str, RetrievalResult] = field(default_factory=dict)
+
+    @property
+    def main(self) -> tuple[tuple[str, str], ...]:
+        """The metrics that the protocol reports of what was evaluated, its recalls where it reports none."""
+        directions = self.result.directions
+        reported = tuple((direction, name) for direction, name in self.protocol.main if direction in directions)
+        return reported or tuple((direction, name) for direction in directions for name in RECALLS)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: the protocol's name, the metrics as RetrievalResult gives them, those of folds and beside."""
@@ -215,51 +226,57 @@ class Evaluation:
         reference = f" ({protocol.reference})" if protocol.reference else ""
         lines = [self.result.to_table(), f"protocol {protocol.name}: {protocol.summary}{reference}"]
         if self.folds:
-            names = "  ".join(f"{name:>6}" for _, name in protocol.main)
-            lines.append(f"{'by fold':8}  {names}  (image to text, then text to image)")
+            names = "  ".join(f"{name:>6}" for _, name in self.main)
+            order = ", then ".join(dict.fromkeys(direction.replace("_", " ") for direction, _ in self.main))
+            lines.append(f"{'by fold':8}  {names}  ({order})")
         for number, fold in enumerate(self.folds, 1):
-            cells = (f"{getattr(fold, direction).value(name):6.1f}" for direction, name in protocol.main)
+            cells = (f"{fold.directions[direction].value(name):6.1f}" for direction, name in self.main)
             lines.append(f"{number:8}  {'  '.join(cells)}")
         for name, beside in self.beside.items():
-            directions = (beside.image_to_text, beside.text_to_image)
-            values = ("/".join(f"{each.recall(k):.1f}" for k in each.ks) for each in directions)
-            lines.append(f"{name:13}  R@1/5/10 {'  '.join(values)}  (image to text, text to image)")
+            values = ("/".join(f"{each.recall(k):.1f}" for k in each.ks) for each in beside.directions.values())
+            order = ", ".join(direction.replace("_", " ") for direction in beside.directions)
+            lines.append(f"{name:13}  R@1/5/10 {'  '.join(values)}  ({order})")
         return "\n".join(lines)
 
 
 def evaluation_of(
     protocol: Protocol,
     tasks: Sequence[Task],
-    ranks: Sequence[tuple[PositiveRanks, PositiveRanks]],
+    ranks: Sequence[Mapping[Direction, PositiveRanks]],
     metric: Metric = "cosine",
     metric_definition: MetricDefinition = "exact",
 ) -> Evaluation:
     """The evaluation that the ranks of a protocol's tasks give."""
     results = [
-        RetrievalResult(
-            DirectionResult(image_to_text, metric_definition=metric_definition, extra=protocol.image_to_text),
-            DirectionResult(text_to_image, metric_definition=metric_definition, extra=protocol.text_to_image),
-            metric,
-        )
-        for image_to_text, text_to_image in ranks
+        result_of_ranks(each, metric, metric_definition=metric_definition, extra=protocol.metrics) for each in ranks
     ]
-    pooled = RetrievalResult(
-        _pooled([result.image_to_text for result in results]),
-        _pooled([result.text_to_image for result in results]),
-        metric,
-    )
+    clusters = {
+        "image_to_text": [task.image_clusters for task in tasks],
+        "text_to_image": [task.text_clusters for task in tasks],
+    }
+    pooled = {
+        direction: _pooled([each[direction] for each in ranks], [len(rows) for rows in clusters[direction]])
+        for direction in ranks[0]
+    }
+    queried = {direction: np.concatenate(clusters[direction])[each.queries] for direction, each in pooled.items()}
+    nobody = np.array([], dtype=np.int64)
     return Evaluation(
         protocol,
-        pooled,
+        result_of_ranks(pooled, metric, metric_definition=metric_definition, extra=protocol.metrics),
         tuple(results) if len(results) > 1 else (),
-        np.concatenate([task.image_clusters for task in tasks]),
-        np.concatenate([task.text_clusters for task in tasks]),
+        queried.get("image_to_text", nobody),
+        queried.get("text_to_image", nobody),
     )
 
 
-def _pooled(folds: Sequence[DirectionResult]) -> DirectionResult:
-    """The queries of all folds, each ranked within its own."""
-    one, ranks = folds[0], [fold.ranks for fold in folds]
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate([each.positives for each in ranks]))])
-    pooled = PositiveRanks(np.concatenate([each.ranks for each in ranks]), offsets, ranks[0].gallery_size)
-    return DirectionResult(pooled, one.ks, one.metric_definition, one.extra)
+def _pooled(folds: Sequence[PositiveRanks], rows: Sequence[int]) -> PositiveRanks:
+    """The queries of all folds, each ranked within its own. rows: how many rows each fold has on the queries' side."""
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([fold.positives for fold in folds]))])
+    before = np.cumsum([0, *rows[:-1]])
+    return PositiveRanks(
+        np.concatenate([fold.ranks for fold in folds]),
+        offsets,
+        folds[0].gallery_size,
+        np.concatenate([start + fold.queries for start, fold in zip(before, folds, strict=True)]),
+        np.concatenate([fold.optimistic for fold in folds]),
+    )

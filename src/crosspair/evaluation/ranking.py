@@ -5,7 +5,7 @@ own score is read from the very numbers that are counted, as another way to comp
 last bit and makes or breaks ties. `counting` says how.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -15,10 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crosspair.evaluation.counting import Counting, Metric, Side, score_type, vectors_of
+from crosspair.evaluation.counting import DIRECTIONS, Counting, Direction, Metric, Side, score_type, vectors_of
 from crosspair.evaluation.inputs import EvaluationInputError, check_embeddings, check_labels, check_matches
 
-__all__ = ["Metric", "PositiveRanks", "prepare_counting", "rank_positives", "ranks_of", "score_blocks"]
+__all__ = [
+    "DIRECTIONS",
+    "Direction",
+    "Metric",
+    "PositiveRanks",
+    "count_ranks",
+    "prepare_counting",
+    "rank_positives",
+    "ranks_of",
+    "score_blocks",
+]
 
 _GRAIN = 24  # see counting.Layout
 
@@ -34,11 +44,16 @@ class PositiveRanks:
     ranks [pairs]: ascending within a query; those of query i are ranks[offsets[i] : offsets[i + 1]].
     offsets [queries + 1]: every query has at least one positive.
     gallery_size: number of items ranked.
+    queries [queries]: rows of the query side, ascending; all of them unless some have no positive.
+    optimistic [queries]: rank at which each query meets a positive if every tie goes for the model: one more than the
+    items that score above its best positive.
     """
 
     ranks: NDArray[np.int64]
     offsets: NDArray[np.int64]
     gallery_size: int
+    queries: NDArray[np.int64]
+    optimistic: NDArray[np.int64]
 
     @property
     def positives(self) -> NDArray[np.int64]:
@@ -105,6 +120,12 @@ def rank_positives(
     matching pairs, not with n * m. Raises EvaluationInputError for what can't be ranked, naming the row.
     """
     counting = prepare_counting(image_embeddings, text_embeddings, image_labels, text_labels, metric, tile, device)
+    ranks = count_ranks(counting, progress=progress)
+    return ranks["image_to_text"], ranks["text_to_image"]
+
+
+def count_ranks(counting: Counting, *, progress: bool = False) -> dict[Direction, PositiveRanks]:
+    """Count everything; the ranks by direction. progress: as `rank_positives` takes it."""
     pairs = counting.pairs()
     if progress:
         from crosspair.evaluation.cost import announced
@@ -126,8 +147,16 @@ def prepare_counting(
     metric: Metric = "cosine",
     tile: tuple[int, int] | None = None,
     device: str = "cpu",
+    *,
+    directions: Sequence[Direction] = DIRECTIONS,
+    distractors: bool = False,
 ) -> Counting:
-    """Check what `rank_positives` takes; nothing is computed yet."""
+    """Check what `rank_positives` takes; nothing is computed yet.
+
+    directions: those that ranks are counted in. distractors: whether rows without a match are gallery items that are
+    no queries; otherwise they are refused.
+    """
+    _check_directions(directions)
     images = check_embeddings(image_embeddings, "image_embeddings")
     texts = check_embeddings(text_embeddings, "text_embeddings")
     if images.shape[1] != texts.shape[1]:
@@ -136,18 +165,18 @@ def prepare_counting(
         )
     image_ids = check_labels(image_labels, len(images), "image_labels")
     text_ids = check_labels(text_labels, len(texts), "text_labels")
-    check_matches(image_ids, text_ids, "image_embeddings", "text_embeddings")
-    check_matches(text_ids, image_ids, "text_embeddings", "image_embeddings")
+    check_matches(image_ids, text_ids, "image_embeddings", "text_embeddings", distractors=distractors)
+    check_matches(text_ids, image_ids, "text_embeddings", "image_embeddings", distractors=distractors)
     if metric not in get_args(Metric):
         raise EvaluationInputError(f"metric is {metric!r}; expected 'cosine' or 'euclidean'")
     _check_device(device)
-    return Counting(images, texts, image_ids, text_ids, metric, device=device, tile=tile)
+    return Counting(images, texts, image_ids, text_ids, metric, device=device, tile=tile, directions=directions)
 
 
-def ranks_of(counting: Counting) -> tuple[PositiveRanks, PositiveRanks]:
-    """The counted ranks image to text and text to image, in the order that the items were given in."""
-    images, texts = counting.images, counting.texts
-    return _in_given_order(images, len(texts)), _in_given_order(texts, len(images))
+def ranks_of(counting: Counting) -> dict[Direction, PositiveRanks]:
+    """The counted ranks by direction, in the order that the items were given in."""
+    sides = zip(DIRECTIONS, (counting.images, counting.texts), (counting.texts, counting.images), strict=True)
+    return {direction: _in_given_order(side, len(other)) for direction, side, other in sides if side.queried}
 
 
 def score_blocks(
@@ -174,11 +203,22 @@ def score_blocks(
 
 
 def _in_given_order(side: Side, gallery_size: int) -> PositiveRanks:
-    query = np.repeat(side.order, side.positives.numpy())
-    ranks = side.ranks.numpy()[np.lexsort((side.ranks.numpy(), query))]
-    offsets = np.zeros(len(side) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(query, minlength=len(side)), out=offsets[1:])
-    return PositiveRanks(ranks, offsets, gallery_size)
+    row = np.repeat(side.order, side.positives.numpy())
+    ranks = side.ranks.numpy()[np.lexsort((side.ranks.numpy(), row))]
+    positives = np.bincount(row, minlength=len(side))
+    queries = np.flatnonzero(positives)
+    offsets = np.zeros(len(queries) + 1, dtype=np.int64)
+    np.cumsum(positives[queries], out=offsets[1:])
+    optimistic = np.empty(len(side), dtype=np.int64)
+    optimistic[side.order] = side.above.numpy() + 1
+    return PositiveRanks(ranks, offsets, gallery_size, queries, optimistic[queries])
+
+
+def _check_directions(directions: Sequence[Direction]) -> None:
+    if isinstance(directions, str) or not directions or not set(directions) <= set(DIRECTIONS):
+        raise EvaluationInputError(
+            f"directions are {directions!r}; expected a tuple of 'image_to_text' and 'text_to_image', or of one of them"
+        )
 
 
 def _check_device(device: str) -> None:

@@ -1,8 +1,10 @@
 """Results on disk: RESULT.json for people and scripts, RESULT.ranks.npz with every query's for later comparisons.
 
-The latter holds, for `image_to_text` and `text_to_image` each,
+The latter holds, for `image_to_text` and `text_to_image` each, or the one that was evaluated,
     DIRECTION_ranks [pairs]        ranks of all positives, ascending within a query
     DIRECTION_positives [queries]  how many of them belong to each query
+    DIRECTION_queries [queries]    the row of each query on its side
+    DIRECTION_optimistic [queries] rank of each query's first positive with every tie for the model
     DIRECTION_clusters [queries]   the image (person, class) that a query is drawn with in a resampling
     DIRECTION_gallery_size []      how many items were ranked
 from which every metric follows without encoding anything again.
@@ -23,12 +25,12 @@ from numpy.typing import NDArray
 from crosspair.errors import UserError
 from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
 from crosspair.evaluation.protocols import Evaluation, Protocol, find_protocol
-from crosspair.evaluation.ranking import Metric, PositiveRanks
+from crosspair.evaluation.ranking import Direction, Metric, PositiveRanks
 from crosspair.evaluation.uncertainty import Intervals
 from crosspair.storage import manifest as manifests
 from crosspair.storage.files import write_bytes, write_text
 
-FORMAT = 1
+FORMAT = 2
 _ADVICE = "evaluate again with crosspair evaluate ... --output RESULT.json"
 
 
@@ -81,6 +83,8 @@ def read_result(path: Path) -> StoredResult:
     with manifests.damage_named(path, _ADVICE, problem):
         decisive = {field: facts[field] for field in _DECISIVE if field in facts}
         known = manifests.parse(_Decisive, decisive)
+    if facts["format"] < FORMAT:
+        raise UserError(f"{path} has format {facts['format']}, without the row of every query; {_ADVICE}")
     protocol = find_protocol(known.protocol)
     checksum, metric = known.ranks_checksum, known.metric
     ranks = ranks_path(path)
@@ -93,6 +97,8 @@ def read_result(path: Path) -> StoredResult:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             image_to_text, image_clusters = _direction(arrays, "image_to_text", protocol)
             text_to_image, text_clusters = _direction(arrays, "text_to_image", protocol)
+            if image_to_text is None and text_to_image is None:
+                raise ValueError("it has no ranks")
     except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{ranks} is damaged ({error!r:.80}); {_ADVICE}") from error
     result = RetrievalResult(image_to_text, text_to_image, metric)
@@ -114,25 +120,30 @@ def labels_checksum(image_labels: NDArray[np.int64], text_labels: NDArray[np.int
 
 
 def _direction_arrays(evaluation: Evaluation) -> dict[str, NDArray[Any]]:
-    result, arrays = evaluation.result, {}
-    for name, direction, clusters in (
-        ("image_to_text", result.image_to_text, evaluation.image_clusters),
-        ("text_to_image", result.text_to_image, evaluation.text_clusters),
-    ):
+    arrays = {}
+    clusters = {"image_to_text": evaluation.image_clusters, "text_to_image": evaluation.text_clusters}
+    for name, direction in evaluation.result.directions.items():
         ranks = direction.ranks
         small = np.uint16 if ranks.gallery_size < 2**16 else np.uint32 if ranks.gallery_size < 2**32 else np.int64
         arrays[f"{name}_ranks"] = ranks.ranks.astype(small)
         arrays[f"{name}_positives"] = ranks.positives.astype(small)
-        arrays[f"{name}_clusters"] = clusters
+        arrays[f"{name}_queries"] = ranks.queries
+        arrays[f"{name}_optimistic"] = ranks.optimistic.astype(small)
+        arrays[f"{name}_clusters"] = clusters[name]
         arrays[f"{name}_gallery_size"] = np.array(ranks.gallery_size)
     return arrays
 
 
-def _direction(arrays: Any, name: str, protocol: Protocol) -> tuple[DirectionResult, NDArray[np.int64]]:
-    positives = arrays[f"{name}_positives"].astype(np.int64)
-    ranks, clusters = arrays[f"{name}_ranks"].astype(np.int64), arrays[f"{name}_clusters"].astype(np.int64)
+def _direction(arrays: Any, name: Direction, protocol: Protocol) -> tuple[DirectionResult | None, NDArray[np.int64]]:
+    if f"{name}_ranks" not in arrays:
+        return None, np.array([], dtype=np.int64)
+    ranks, positives, queries, optimistic, clusters = (
+        arrays[f"{name}_{what}"].astype(np.int64)
+        for what in ("ranks", "positives", "queries", "optimistic", "clusters")
+    )
     offsets = np.concatenate([[0], np.cumsum(positives)])
-    if len(ranks) != offsets[-1] or len(clusters) != len(positives) or (positives < 1).any():
+    lengths = {len(positives), len(queries), len(optimistic), len(clusters)}
+    if len(ranks) != offsets[-1] or len(lengths) > 1 or (positives < 1).any():
         raise ValueError(f"the arrays of {name} don't fit each other")
-    stored = PositiveRanks(ranks, offsets, int(arrays[f"{name}_gallery_size"]))
-    return DirectionResult(stored, extra=protocol.reported(name)), clusters
+    stored = PositiveRanks(ranks, offsets, int(arrays[f"{name}_gallery_size"]), queries, optimistic)
+    return DirectionResult(stored, extra=protocol.metrics[name]), clusters

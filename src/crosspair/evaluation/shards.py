@@ -1,7 +1,8 @@
 """Sharded ranking: each part counts some of the scores by itself, on any machine, and their sums are the ranks.
 
-A part is an .npz file with `header` (JSON: what was counted of what) and the counts so far, `image_to_text` and
-`text_to_image` [pairs of a query and its positive, queries by label]. It is written every few minutes, so that a part
+A part is an .npz file with `header` (JSON: what was counted of what) and the counts so far, by label: `image_to_text`
+and `text_to_image` [pairs of a query and its positive], what reaches the positive, and `above_image_to_text` and
+`above_text_to_image` [queries], what scores above the best one. It is written every few minutes, so that a part
 that was stopped goes on where it was. Counts are whole numbers: merged, they are those of one run.
 """
 
@@ -25,7 +26,7 @@ from crosspair.evaluation.cost import announced
 from crosspair.evaluation.counting import Counting
 from crosspair.storage.files import whole_file
 
-FORMAT = 1
+FORMAT = 2
 _SAVE_SECONDS = 300.0
 
 
@@ -33,6 +34,7 @@ _SAVE_SECONDS = 300.0
 class Part:
     """The counts of a shard. shard: number, of how many. done, blocks: pairs of blocks counted, and to be counted.
 
+    counts: by name, those of `Counting.counts`.
     facts: what all parts of a ranking share, such as the checksum of the positives' scores: another model, another
     order or a processor that rounds otherwise gives another one.
     """
@@ -41,8 +43,7 @@ class Part:
     done: int
     blocks: int
     facts: dict[str, Any]
-    image_to_text: NDArray[np.int64]
-    text_to_image: NDArray[np.int64]
+    counts: dict[str, NDArray[np.int64]]
 
     @property
     def complete(self) -> bool:
@@ -69,11 +70,10 @@ def count_shard(counting: Counting, shard: tuple[int, int], path: Path, facts: d
     steps = announced(counting, pairs, before.done if before else 0)
     counting.read_positives()
     facts = {**facts, "scores_checksum": _checksum(counting.images.scores)}
-    part = Part(shard, 0, len(pairs), facts, counting.images.ranks.numpy(), counting.texts.ranks.numpy())
+    part = Part(shard, 0, len(pairs), facts, {name: counts.numpy() for name, counts in counting.counts.items()})
     if before is not None:
         _check_same(before, part, path, "this shard")
-        counting.images.ranks += torch.from_numpy(before.image_to_text)
-        counting.texts.ranks += torch.from_numpy(before.text_to_image)
+        _add(counting, before)
         part = replace(part, done=before.done)
     saved = time.monotonic()
     for pair in steps:
@@ -104,8 +104,7 @@ def merge_parts(counting: Counting, paths: Sequence[Path], facts: dict[str, Any]
         found = ", ".join(f"{part.shard[0]}/{part.shard[1]}" for part in parts)
         raise UserError(f"found the parts {found}; expected each of 1/{of} to {of}/{of} once")
     for part in parts:
-        counting.images.ranks += torch.from_numpy(part.image_to_text)
-        counting.texts.ranks += torch.from_numpy(part.text_to_image)
+        _add(counting, part)
     return first.facts
 
 
@@ -117,16 +116,21 @@ def read_part(path: Path) -> Part:
             if header["format"] != FORMAT:
                 raise UserError(f"{path} has format {header['format']}, this crosspair reads format {FORMAT}")
             number, of = header["shard"]
-            counts = arrays["image_to_text"].astype(np.int64), arrays["text_to_image"].astype(np.int64)
-            return Part((number, of), header["done"], header["blocks"], header["facts"], *counts)
+            counts = {name: arrays[name].astype(np.int64) for name in arrays.files if name != "header"}
+            return Part((number, of), header["done"], header["blocks"], header["facts"], counts)
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no part that crosspair evaluate --shard wrote ({error!r:.80})") from error
 
 
+def _add(counting: Counting, part: Part) -> None:
+    for name, counts in counting.counts.items():
+        counts += torch.from_numpy(part.counts[name])
+
+
 def _check_same(one: Part, other: Part, path: Path, than: str) -> None:
-    if one.facts != other.facts or len(one.image_to_text) != len(other.image_to_text):
+    if one.facts != other.facts or _sizes(one) != _sizes(other):
         names = [name for name in other.facts if one.facts.get(name) != other.facts[name]]
         what = ", ".join(names) or "sizes"
         raise UserError(
@@ -140,10 +144,14 @@ def _write(path: Path, part: Part) -> None:
     with whole_file(path) as file:
         np.savez(
             file,
+            allow_pickle=False,
             header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
-            image_to_text=part.image_to_text,
-            text_to_image=part.text_to_image,
+            **part.counts,
         )
+
+
+def _sizes(part: Part) -> dict[str, int]:
+    return {name: len(counts) for name, counts in part.counts.items()}
 
 
 def _checksum(scores: torch.Tensor) -> str:

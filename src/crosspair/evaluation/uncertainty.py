@@ -41,19 +41,20 @@ class Intervals:
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, by direction and metric."""
         facts = {"level": LEVEL, "clusters": self.clusters, "resamples": self.resamples, "seed": self.seed}
-        directions: dict[str, Any] = {"image_to_text": {}, "text_to_image": {}}
+        directions: dict[str, Any] = {}
         for (direction, name), bounds in self.bounds.items():
             if direction:
-                directions[direction][name] = list(bounds)
-        return {**facts, **directions, "rsum": list(self.bounds[RSUM])}
+                directions.setdefault(direction, {})[name] = list(bounds)
+        rsum = {"rsum": list(self.bounds[RSUM])} if RSUM in self.bounds else {}
+        return {**facts, **directions, **rsum}
 
     def to_table(self, evaluation: Evaluation) -> str:
         """Lines of text: what the protocol reports, with its interval."""
         drawn = f"{self.clusters:,} clusters of queries drawn {self.resamples:,} times"
         lines = [f"{LEVEL} % intervals ({drawn})"]
-        for direction in dict.fromkeys(direction for direction, _ in evaluation.protocol.main):
-            names = [name for where, name in evaluation.protocol.main if where == direction]
-            values = [(name, getattr(evaluation.result, direction).value(name)) for name in names]
+        for direction in dict.fromkeys(direction for direction, _ in evaluation.main):
+            names = [name for where, name in evaluation.main if where == direction]
+            values = [(name, evaluation.result.directions[direction].value(name)) for name in names]
             cells = (f"{name} {value:.1f} {_bracket(self.bounds[direction, name])}" for name, value in values)
             lines.append(f"{direction.replace('_', ' '):13}  " + "  ".join(cells))
         return "\n".join(lines)
@@ -92,7 +93,8 @@ def bootstrap(evaluation: Evaluation, resamples: int | None = None, seed: int = 
         **sums.resample(draws),
         **{name: _medians(evaluation, name, draws) for name in names if name not in means},
     }
-    bounds = {name: _bounds(samples[name]) for name in [*names, RSUM]}
+    reported = names if evaluation.result.rsum is None else [*names, RSUM]
+    bounds = {name: _bounds(samples[name]) for name in reported}
     return Intervals(bounds, len(sums.counts), resamples, seed)
 
 
@@ -179,13 +181,11 @@ def group_intervals(
 
 
 def _all_names(evaluation: Evaluation) -> list[Name]:
-    result = evaluation.result
-    directions = {"image_to_text": result.image_to_text, "text_to_image": result.text_to_image}
-    return [(direction, name) for direction, each in directions.items() for name in each.names]
+    return [(direction, name) for direction, each in evaluation.result.directions.items() for name in each.names]
 
 
 def _values(evaluation: Evaluation, direction: str, name: str) -> NDArray[Any]:
-    values: NDArray[Any] = getattr(evaluation.result, direction).values(name)
+    values: NDArray[Any] = evaluation.result.directions[direction].values(name)
     return values if name.endswith("rank") else values * 100.0
 
 
@@ -194,7 +194,8 @@ def _clusters(evaluation: Evaluation) -> dict[str, NDArray[np.intp]]:
     both = np.concatenate([evaluation.image_clusters, evaluation.text_clusters])
     number = np.unique(both, return_inverse=True)[1]
     split = len(evaluation.image_clusters)
-    return {"image_to_text": number[:split], "text_to_image": number[split:]}
+    both_directions = {"image_to_text": number[:split], "text_to_image": number[split:]}
+    return {name: both_directions[name] for name in evaluation.result.directions}
 
 
 def _medians(evaluation: Evaluation, name: Name, draws: Callable[[], Iterator[Floats]]) -> Floats:

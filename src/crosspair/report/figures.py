@@ -32,13 +32,14 @@ def facts_list(facts: dict[str, str]) -> str:
 def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
     """The metrics of both directions, with intervals and the protocol's name."""
     result, protocol = evaluation.result, evaluation.protocol
+    to_text, to_image = result.directions["image_to_text"], result.directions["text_to_image"]
     rows = "".join(
         f'<tr><th scope="row">{escape(name.replace("_", " "))}</th>'
-        f"{_cell(name, result.image_to_text, intervals.bounds.get(('image_to_text', name)))}"
-        f"{_cell(name, result.text_to_image, intervals.bounds.get(('text_to_image', name)))}</tr>"
-        for name in dict.fromkeys((*result.image_to_text.names, *result.text_to_image.names))
+        f"{_cell(name, to_text, intervals.bounds.get(('image_to_text', name)))}"
+        f"{_cell(name, to_image, intervals.bounds.get(('text_to_image', name)))}</tr>"
+        for name in dict.fromkeys((*to_text.names, *to_image.names))
     )
-    images, texts = result.text_to_image.ranks.gallery_size, result.image_to_text.ranks.gallery_size
+    images, texts = to_image.ranks.gallery_size, to_text.ranks.gallery_size
     folds = f" in each of {len(evaluation.folds)} folds" if evaluation.folds else ""
     reference = f" ({protocol.reference})" if protocol.reference else ""
     note = (
@@ -57,15 +58,15 @@ def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
 def recall_curve(result: RetrievalResult) -> str:
     """Recall@K over all K."""
     series = []
-    for name, direction in (("image to text", result.image_to_text), ("text to image", result.text_to_image)):
+    for name, direction in result.directions.items():
         size = direction.ranks.gallery_size
         ks = np.unique(np.geomspace(1, size, _CURVE_POINTS).round().astype(int)) if size > 1 else np.array([1])
-        series.append(Series(name, ks.tolist(), [direction.recall(int(k)) for k in ks]))
+        series.append(Series(name.replace("_", " "), ks.tolist(), [direction.recall(int(k)) for k in ks]))
     images, sentences = (
         "half of {} within {:,.0f}, nine of ten within {:,.0f}".format(
             what, *np.percentile(direction.ranks.first, (50, 90), method="higher")
         )
-        for what, direction in (("the pictures", result.image_to_text), ("the sentences", result.text_to_image))
+        for what, direction in zip(("the pictures", "the sentences"), result.directions.values(), strict=True)
     )
     note = f"How far one has to look for a relevant item: {images}; {sentences}."
     x_label = "K: items looked at (logarithmic)"

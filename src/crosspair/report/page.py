@@ -113,7 +113,9 @@ class _Page:
         self.own_captions = _captions_of_images(embeddings, captions)
         self.shown = ShownImages(thumbnail, self.names, self.own_captions)
         self.sheet: Sheet | None = None
-        self.to_images, self.to_texts = self.result.text_to_image.ranks.first, self.result.image_to_text.ranks.first
+        self.to_texts, self.to_images = (
+            self.result.directions[name].ranks.first for name in ("image_to_text", "text_to_image")
+        )
         self.text_neighbours = self._nearest(of_texts=True, rows=_sample(len(self.texts), QUERIES))
         self.image_neighbours = self._nearest(of_texts=False, rows=_sample(len(self.images), QUERIES))
 
@@ -135,8 +137,8 @@ class _Page:
         matching, other = figures.sample_similarities(self.images, self.texts, *ids, self.result.metric)
         charts = [
             figures.similarities(matching, other, self.result),
-            figures.recall_by_length(self.result.text_to_image, self.captions),
-            figures.recall_by_positives(self.result.image_to_text),
+            figures.recall_by_length(self.result.directions["text_to_image"], self.captions),
+            figures.recall_by_positives(self.result.directions["image_to_text"]),
         ]
         explanation = (
             "The less the two histograms overlap, the better the model tells matching pairs from others "

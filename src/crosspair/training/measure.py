@@ -41,9 +41,7 @@ class Measured:
     def with_csls(self, device: str = "cpu") -> "Measured":
         """The same with the metrics by CSLS beside the others."""
         evaluation = self.evaluation
-        found = evaluate_csls(
-            evaluation.protocol, self.embeddings, evaluation.result.image_to_text.metric_definition, device=device
-        )
+        found = evaluate_csls(evaluation.protocol, self.embeddings, evaluation.result.metric_definition, device=device)
         return replace(self, evaluation=replace(evaluation, beside={**evaluation.beside, "CSLS": found}))
 
     def store(self, paths: list[Path]) -> Intervals:
