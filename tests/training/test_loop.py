@@ -103,7 +103,7 @@ class TestARun:
         best = go()
         run = tmp_path / "run"
         assert {path.name for path in run.iterdir()} == {
-            *("recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model")
+            *("recipe.yaml", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "model")
         }
         assert finished(run)
         assert any((run / "tensorboard").iterdir())

@@ -31,6 +31,7 @@ from crosspair.training.machine import keep_memory, settled
 from crosspair.training.plugins import with_plugins
 from crosspair.training.recipe import Recipe
 from crosspair.training.recipe_files import check_recipe, load_recipe, save_recipe
+from crosspair.training.record import record_start
 from crosspair.training.run import check_same_run, describe_source, model_card
 from crosspair.training.step import check_finite
 from crosspair.training.trainer import Stage, Trainer, build_stage, build_trainer, epoch_plan
@@ -72,7 +73,7 @@ def train(
         options = {"callbacks": callbacks, "show": progress, "with_weights": checkpoint is None}
         trainer = build_trainer(recipe, data, run, processes, **options)  # type: ignore[arg-type]
         # Only now is it known that the run can start: a failed start leaves nothing behind.
-        processes.once(lambda: write_text(run / "recipe.yaml", save_recipe(recipe)))
+        processes.once(lambda: _write_start(run, recipe))
         result = _run(trainer, describe_source(data), checkpoint)
         processes.leave()
         return result
@@ -93,6 +94,11 @@ def _check_directory(recipe: Recipe, data: TrainingData, run: Path, resume: bool
         for path in run.glob(".recipe.yaml.*"):  # all that a start leaves when it is killed before it knows that it can
             path.unlink()
         refuse_occupied(run, "a training run")
+
+
+def _write_start(run: Path, recipe: Recipe) -> None:
+    write_text(run / "recipe.yaml", save_recipe(recipe))
+    record_start(run)
 
 
 def _run(trainer: Trainer, source: dict[str, Any], checkpoint: Checkpoint | None) -> RunResult:
