@@ -12,7 +12,7 @@ from tests.fixtures.paths import ORACLE
 
 Writer = Callable[[Path, dict[str, np.ndarray]], None]
 
-CHECKPOINT = ORACLE / "legacy" / "checkpoint"
+CHECKPOINT = ORACLE / "legacy" / "index"  # the whole index, and the beginning of its data
 VARIABLES = {
     "global_step": np.array(39, dtype=np.int64),
     "net/biases": np.linspace(-1, 1, 5, dtype=np.float32),

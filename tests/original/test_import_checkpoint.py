@@ -10,10 +10,11 @@ from crosspair.encode.model import DualEncoder
 from crosspair.encode.pretrained import create_image_encoder, load_weights
 from crosspair.errors import UserError
 from crosspair.models.slim.mobilenet import slim_mobilenet_v1
-from crosspair.models.slim.resnet import SlimResNet, Unit
+from crosspair.models.slim.resnet import SlimResNet, Unit, slim_resnet_v1_50
 from crosspair.models.slim.variables import tf_sources
 from crosspair.original.import_checkpoint import import_checkpoint, read_word_counts
-from tests.fixtures.paths import TFRECORDS
+from tests.fixtures.original import AVERAGE, EMBEDDING
+from tests.fixtures.paths import ORACLE, TFRECORDS
 
 Arrays = dict[str, np.ndarray]
 Writer = Callable[[Path, Arrays], None]
@@ -67,17 +68,20 @@ def test_a_saved_and_loaded_model_gives_the_same_embeddings(
     assert torch.equal(again.encode_text(captions(expected)), model.encode_text(captions(expected)))
 
 
-def test_without_averages_the_plain_variables_are_taken(trained: Arrays, tmp_path: Path, write_v2: Writer) -> None:
-    write_v2(tmp_path / "model.ckpt-39", trained)
-    path = tmp_path / "model.ckpt-39"
-    averaged, plain = import_checkpoint(path, WORD_COUNTS), import_checkpoint(path, WORD_COUNTS, ema=False)
-    before, after = averaged.image_projection.linear.weight, plain.image_projection.linear.weight
-    torch.testing.assert_close(after, before + 1)
-    assert torch.equal(averaged.text_encoder.embedding.weight, plain.text_encoder.embedding.weight)
+def test_without_averages_the_plain_variables_are_taken(oracle: Callable[[str], Arrays]) -> None:
+    expected = oracle("checkpoint/embeddings")
+    plain = import_checkpoint(ORACLE / "legacy" / "checkpoint" / "model.ckpt-39", WORD_COUNTS, ema=False)
+    original = expected["raw_one_at_a_time_image_embeddings"]
+    np.testing.assert_allclose(plain.encode_image(images(expected)), unit(original), rtol=0, atol=1e-4)
+
+
+def test_the_rows_behind_the_words_are_left_out(model: DualEncoder, trained: Arrays) -> None:
+    assert trained[EMBEDDING].shape == (12_000, 16)
+    assert model.text_encoder.embedding.weight.shape == (2 + 27, 16)  # padding, the unknown word, the words
 
 
 def test_the_unknown_word_keeps_its_own_vector(model: DualEncoder, trained: Arrays) -> None:
-    original = trained["BiLSTM/token_embedding_weights"]
+    original = trained[EMBEDDING]
     embedding = model.text_encoder.embedding.weight.detach().numpy()
     start, unknown, word = model.tokenize("zebra dog")
     np.testing.assert_array_equal(embedding[unknown], original[27])
@@ -89,18 +93,52 @@ def test_words_are_split_as_by_the_originals_converters(model: DualEncoder) -> N
     assert model.tokenize("A dog's t-shirt,  DOG.") == model.tokenize("a dogs tshirt dog")
 
 
-def test_a_vocabulary_of_another_size_is_refused(trained: Arrays, tmp_path: Path, write_v2: Writer) -> None:
+def write_word_counts(path: Path, words: list[str]) -> Path:
+    counts = "\n".join(f"{word} 3" for word in words)
+    path.write_text(f"Total words: {len(words)} \nWords in vocabulary: {len(words)} \n{counts}")
+    return path
+
+
+def test_a_vocabulary_that_the_embedding_has_too_few_rows_for_is_refused(
+    trained: Arrays, tmp_path: Path, write_v2: Writer
+) -> None:
+    trained[EMBEDDING] = trained[EMBEDDING][:28]
     write_v2(tmp_path / "model.ckpt-39", trained)
-    other = tmp_path / "word_counts.txt"
-    other.write_text("Total words: 2 \nWords in vocabulary: 2 \na 126\ndog 4")
-    with pytest.raises(UserError, match=r"has 2 words and the checkpoint's word embedding \[28, 16\]; expected 3 rows"):
+    import_checkpoint(tmp_path / "model.ckpt-39", WORD_COUNTS)  # 27 words and the unknown one
+    other = write_word_counts(tmp_path / "word_counts.txt", [f"word{number}" for number in range(28)])
+    with pytest.raises(UserError, match=r"has 28 words and .* the shape \[28, 16\]; expected at least 29 rows, give"):
         import_checkpoint(tmp_path / "model.ckpt-39", other)
 
 
+def test_a_vocabulary_without_words_that_were_trained_is_refused(
+    trained: Arrays, tmp_path: Path, write_v2: Writer
+) -> None:
+    write_v2(tmp_path / "model.ckpt-39", trained)
+    words = [line.split()[0] for line in WORD_COUNTS.read_text().splitlines()[2:]]
+    import_checkpoint(tmp_path / "model.ckpt-39", write_word_counts(tmp_path / "words.txt", words[:26]))
+    with pytest.raises(UserError, match="has 25 words, and the checkpoint was trained with word number 26; give the"):
+        import_checkpoint(tmp_path / "model.ckpt-39", write_word_counts(tmp_path / "words.txt", words[:25]))
+
+
+def test_a_checkpoint_without_adams_means_is_read(
+    trained: Arrays, tmp_path: Path, write_v2: Writer, model: DualEncoder
+) -> None:
+    plain = {name: value for name, value in trained.items() if "/Adam" not in name}
+    write_v2(tmp_path / "model.ckpt-39", plain)
+    again = import_checkpoint(tmp_path / "model.ckpt-39", WORD_COUNTS)
+    assert torch.equal(again.encode_text(["a dog"]), model.encode_text(["a dog"]))
+
+
 def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("a\nb\nc\n")
-    with pytest.raises(UserError, match=r"expected the word_counts\.txt"):
-        read_word_counts(tmp_path / "words.txt")
+    path = tmp_path / "words.txt"
+    header = "Total words: 9 \nWords in vocabulary: 2 \n"
+    contents = ["a\nb\nc\n", header, f"{header}a 4", f"{header}a 4\nb 3\nc 3", f"{header}[(u'a', 4), (u'b', 3)]"]
+    for content in contents:
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"expected the word_counts\.txt"):
+            read_word_counts(path)
+    path.write_text(f"{header}a 4\nb 3\n")
+    assert read_word_counts(path).words == ["a", "b"]
     with pytest.raises(UserError, match=r"expected the word_counts\.txt"):
         read_word_counts(tmp_path / "missing.txt")
 
@@ -131,6 +169,25 @@ def imagenet_variables(scope: str, tower: nn.Module) -> Arrays:
     extra = {f"{scope}/logits/weights": np.zeros((1, 1, 8, 1000)), f"{scope}/mean_rgb": np.zeros(3)}
     every = {name: value.astype(np.float32) for name, value in {**variables, **extra}.items()}
     return {**every, "global_step": np.array(7)}
+
+
+@pytest.mark.slow
+def test_a_resnet_checkpoint_is_imported_with_any_number_of_spare_rows(
+    trained: Arrays, model: DualEncoder, tmp_path: Path, write_v2: Writer
+) -> None:
+    tower = imagenet_variables("resnet_v1_50", slim_resnet_v1_50())
+    others = {name: value for name, value in trained.items() if not name.startswith("MobilenetV1")}
+    kernel = "joint_embedding/image_joint_embedding/weights"
+    for name in (kernel, kernel + AVERAGE):
+        others[name] = np.zeros((1, 1, 2048, 32), np.float32)
+    others[f"{EMBEDDING}/Adam_1"] = np.concatenate([others[f"{EMBEDDING}/Adam_1"], np.zeros((500, 16), np.float32)])
+    others[EMBEDDING] = np.concatenate([others[EMBEDDING], np.ones((500, 16), np.float32)])
+    write_v2(tmp_path / "resnet.ckpt", {**tower, **others})
+    imported = import_checkpoint(tmp_path / "resnet.ckpt", WORD_COUNTS)
+    assert imported.config.image.name == "slim_resnet_v1_50"
+    expected = model.text_encoder.state_dict()
+    for name, value in imported.text_encoder.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """From the original's files to a DATA directory and a model, through the command line."""
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from crosspair.cli import main
 from crosspair.data.dataset import open_data
 from crosspair.data.tokens import tokenize
 from crosspair.encode.model import DualEncoder
-from tests.fixtures.paths import TFRECORDS
+from tests.fixtures.paths import REPOSITORY, TFRECORDS
 
 Arrays = dict[str, np.ndarray]
 
@@ -59,6 +61,28 @@ def test_preparing_tfrecords_gives_what_preparing_their_source_gives(
             # Records keep words only, in a shuffled order: case, punctuation and the captions' order are gone.
             assert all(caption == " ".join(tokenize(caption)) for caption in captions)
             assert Counter(map(words, captions)) == Counter(map(words, originals))
+
+
+def documented_commands() -> list[tuple[list[str], str]]:
+    """(arguments, output) of the commands that docs/fidelity.md moves from the original with, in their order."""
+    section = (REPOSITORY / "docs" / "fidelity.md").read_text().partition("\n## Moving from the original\n")[2]
+    blocks = re.findall(r"^```\n(.*?)^```", section.replace("\\\n", " "), re.MULTILINE | re.DOTALL)
+    commands = [re.split("^[$] crosspair ", block, flags=re.MULTILINE) for block in blocks]
+    lines = [command.partition("\n") for block in commands for command in block[1:]]
+    return [(shlex.split(line), output) for line, _, output in lines]
+
+
+def test_the_documented_commands_run_in_a_checkout_and_print_what_is_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").symlink_to(REPOSITORY / "tests")
+    commands = documented_commands()
+    assert [arguments[0] for arguments, _ in commands] == ["prepare", "import", "evaluate", "train"]
+    for arguments, documented in commands:
+        assert main(arguments) == 0
+        pattern = re.escape(documented.strip()).replace(re.escape("..."), ".*")
+        assert re.fullmatch(pattern, capsys.readouterr().out.strip(), re.DOTALL), arguments
 
 
 def test_tfrecords_need_no_folder_of_pictures_and_other_formats_say_that_they_do(

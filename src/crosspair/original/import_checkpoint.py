@@ -4,6 +4,7 @@ The image tower, both projections and all batch-norm statistics come from their 
 which the original kept none, from the plain variables: what the original's own test script restores.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from crosspair.models.slim.layers import norm_momentum
 from crosspair.models.slim.variables import Variables, image_scope, load_tf_variables, model_variables
 
 _EMBEDDING = "BiLSTM/token_embedding_weights"
+_EMBEDDING_MOMENT = f"{_EMBEDDING}/Adam_1"  # Adam's mean of squared gradients: 0 in the rows that no caption used
+_HEADER = re.compile("Total words: [0-9]+ *\nWords in vocabulary: ([0-9]{1,9}) *")
+_WORD_COUNT = re.compile("(.*) ([0-9]+) *", re.DOTALL)
 _MOBILENET_WIDTHS = {32: "", 24: "_075", 16: "_050", 8: "_025"}  # channels of the first layer
 
 
@@ -27,14 +31,16 @@ def import_checkpoint(checkpoint: Path, word_counts: Path, *, ema: bool = True) 
 
     checkpoint: prefix of a TensorFlow checkpoint, such as `model.ckpt-39`. word_counts: the `word_counts.txt` beside
     the TFRecords it was trained on. ema: take what has a moving average from there; False takes all as trained.
-    Raises UserError for damaged files, for a checkpoint of another program, and for a vocabulary of another size.
+    Raises UserError for damaged files, for a checkpoint of another program, and for a vocabulary that can't be its own.
     """
-    variables = model_variables(read_checkpoint(checkpoint), ema=ema)
+    stored = read_checkpoint(checkpoint)
+    variables = model_variables(stored, ema=ema)
     scope = image_scope(variables, checkpoint)
     if _EMBEDDING not in variables:
         raise UserError(f"{checkpoint} has no {_EMBEDDING}; expected a checkpoint of the original's training")
     vocabulary = read_word_counts(word_counts)
-    variables[_EMBEDDING] = _embedding_rows(variables[_EMBEDDING], vocabulary, word_counts)
+    _refuse_other_vocabulary(variables[_EMBEDDING], stored.get(_EMBEDDING_MOMENT), vocabulary, word_counts)
+    variables[_EMBEDDING] = _embedding_rows(variables[_EMBEDDING], vocabulary)
     model = DualEncoder(_config(variables, scope), vocabulary)
     load_tf_variables(model.image_encoder, variables, scope)
     load_tf_variables(model.text_encoder, variables, "BiLSTM")
@@ -44,12 +50,19 @@ def import_checkpoint(checkpoint: Path, word_counts: Path, *, ema: bool = True) 
 
 
 def read_word_counts(path: Path) -> Vocabulary:
-    """The vocabulary of a `word_counts.txt`: two lines of header, then `word count` by falling count."""
+    """The vocabulary of a `word_counts.txt`: two lines of header, then `word count` by falling count.
+
+    Raises UserError for another file, and for one that has not as many words as its header says.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        words = [line.rsplit(maxsplit=1)[0] for line in lines[2:] if line.strip()]
-        if not lines[:1] or not lines[0].startswith("Total words") or not words:
-            raise ValueError("it does not begin with 'Total words'")
+        lines = path.read_text(encoding="utf-8").split("\n")  # a word may hold other ends of lines
+        header = _HEADER.fullmatch("\n".join(lines[:2]))
+        if not header:
+            raise ValueError("it does not begin with 'Total words' and 'Words in vocabulary'")
+        entries = [_WORD_COUNT.fullmatch(line) for line in lines[2:] if line]
+        words = [entry[1] for entry in entries if entry]
+        if len(words) < len(entries) or len(words) != int(header[1]):
+            raise ValueError(f"it has {len(words):,} lines of a word and its count, and its header says {header[1]}")
         # The special tokens are words to the original; here they are in lower case, as all words.
         return Vocabulary([word.lower() if word in ("<START>", "<END>") else word for word in words])
     except (OSError, ValueError) as error:
@@ -58,16 +71,36 @@ def read_word_counts(path: Path) -> Vocabulary:
         ) from error
 
 
-def _embedding_rows(embedding: np.ndarray, vocabulary: Vocabulary, word_counts: Path) -> np.ndarray:
-    """The embedding table in our order: padding, unknown word (the original's last row), words."""
-    words = len(vocabulary.words)
-    if embedding.ndim != 2 or len(embedding) != words + 1:
+def _refuse_other_vocabulary(
+    embedding: np.ndarray, moment: np.ndarray | None, vocabulary: Vocabulary, word_counts: Path
+) -> None:
+    """Raises UserError for a vocabulary that the embedding has no rows for, or that lacks words it was trained on.
+
+    moment: Adam's second moment of the embedding, where the checkpoint has it.
+    """
+    words, shape = len(vocabulary.words), list(embedding.shape)
+    if embedding.ndim != 2 or len(embedding) <= words:
         raise UserError(
-            f"{word_counts} has {words} words and the checkpoint's word embedding {list(embedding.shape)}; expected "
-            f"{words + 1} rows, give the word_counts.txt that the checkpoint was trained with"
+            f"{word_counts} has {words:,} words and the checkpoint's word embedding the shape {shape}; expected at "
+            f"least {words + 1:,} rows, give the word_counts.txt that the checkpoint was trained with"
         )
+    if moment is not None and moment.shape == embedding.shape and np.any(moment[words + 1 :]):
+        last = int(np.flatnonzero(moment.any(axis=1))[-1])
+        raise UserError(
+            f"{word_counts} has {words:,} words, and the checkpoint was trained with word number {last:,}; give the "
+            "word_counts.txt that the checkpoint was trained with"
+        )
+
+
+def _embedding_rows(embedding: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """The embedding table in our order: padding, unknown word, words.
+
+    The original's has the words first and then the unknown word. The rows behind them, up to its flag --vocab_size
+    (12,000 in its scripts), were never used and are left out.
+    """
+    words = len(vocabulary.words)
     padding = np.zeros_like(embedding[:1])
-    return np.concatenate([padding, embedding[words:], embedding[:words]])
+    return np.concatenate([padding, embedding[words : words + 1], embedding[:words]])
 
 
 def _config(variables: Variables, scope: str) -> ModelConfig:
