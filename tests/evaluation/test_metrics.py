@@ -59,7 +59,7 @@ def test_the_original_precision_of_a_lone_positive_counts_at_rank_one_alone(orac
     gallery = np.arange(1.0, 11.0)[:, None]
     result = evaluate_retrieval(np.zeros((10, 1)), gallery, np.arange(10), np.arange(10), metric="euclidean")
     np.testing.assert_array_equal(
-        result.image_to_text.original_average_precision, oracle["direct_single_relevant__orig_AP_per_query"]
+        result.image_to_text.values("mAP_original"), oracle["direct_single_relevant__orig_AP_per_query"]
     )
 
 
@@ -68,8 +68,8 @@ def test_average_precision_of_several_positives(oracle):
     result = evaluate_retrieval(
         np.array([[0.0], [100.0]]), np.arange(10.0)[:, None], np.array([1, 0]), relevant, metric="euclidean"
     ).image_to_text
-    assert result.average_precision[0] == pytest.approx(float(oracle["direct_multi__true_AP"]), abs=1e-12)
-    assert result.original_average_precision[0] == pytest.approx(float(oracle["direct_multi__orig_AP"]), abs=1e-12)
+    assert result.values("mAP")[0] == pytest.approx(float(oracle["direct_multi__true_AP"]), abs=1e-12)
+    assert result.values("mAP_original")[0] == pytest.approx(float(oracle["direct_multi__orig_AP"]), abs=1e-12)
 
 
 def test_the_dictionary_is_that_of_the_contract():

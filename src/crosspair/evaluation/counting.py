@@ -73,7 +73,7 @@ class Side:
         is_text: bool,
         queried: bool = True,
     ) -> None:
-        self.embeddings, self.is_text, self.queried = embeddings, is_text, queried
+        self.embeddings, self.labels, self.is_text, self.queried = embeddings, labels, is_text, queried
         self.order = np.argsort(labels, kind="stable")
         labels, other = labels[self.order], np.sort(other)
         first = np.searchsorted(other, labels, side="left")

@@ -56,6 +56,12 @@ def check_labels(labels: Tensor | NDArray[Any], rows: int, name: str) -> NDArray
     return array.astype(np.int64)
 
 
+def count_distractors(image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]) -> tuple[int, int]:
+    """How many images match no text, and how many texts match no image."""
+    images, texts = ~np.isin(image_labels, text_labels), ~np.isin(text_labels, image_labels)
+    return int(images.sum()), int(texts.sum())
+
+
 def check_matches(
     query_labels: NDArray[np.int64],
     gallery_labels: NDArray[np.int64],

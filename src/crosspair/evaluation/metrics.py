@@ -1,6 +1,5 @@
-"""Retrieval metrics of image-text matching, in both directions: each is a mean (or median) of values kept per query."""
+"""Retrieval metrics of image-text matching, in both directions: each is a mean (or median) of its values per query."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,29 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crosspair.evaluation.inputs import EvaluationInputError
+from crosspair.evaluation.identical import warn_of_identical_rows
+from crosspair.evaluation.inputs import EvaluationInputError, count_distractors
+from crosspair.evaluation.per_query import RANKS, check_metric, values_of
 from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, count_ranks, prepare_counting
 
 MetricDefinition = Literal["exact", "original"]
-
-_RANKS = ("median_rank", "mean_rank")
-# The shares, query by query, behind the metrics without a cut-off.
-_SHARES = {
-    "mAP": "average_precision",
-    "mAP_original": "original_average_precision",
-    "mINP": "inverse_negative_penalty",
-    "nDCG": "ndcg",
-    "mAP@R": "average_precision_at_r",
-    "R-Precision": "r_precision",
-}
-_AT_K = re.compile(r"(R|AP)@[1-9][0-9]*")
-
-
-def check_metric(name: str) -> None:
-    """Raise EvaluationInputError unless there is a metric of that name."""
-    if name not in _RANKS and name not in _SHARES and not _AT_K.fullmatch(name):
-        known = ", ".join((*_SHARES, *_RANKS))
-        raise EvaluationInputError(f"there is no metric {name!r}; expected {known}, or R@K and AP@K with a K from 1")
 
 
 @dataclass(frozen=True)
@@ -61,18 +43,12 @@ class DirectionResult:
 
         Raises EvaluationInputError for a name that is no metric.
         """
-        check_metric(name)
-        if name in _RANKS:
-            return self.ranks.first
-        if name in _SHARES:
-            return np.asarray(getattr(self, _SHARES[name]))
-        kind, k = name.split("@")
-        return self.found(int(k)) if kind == "R" else self.precision(int(k))
+        return values_of(name, self.ranks)
 
     def value(self, name: str) -> float:
         """The metric of that name: the mean of its values in per cent, the mean or the median of the ranks."""
         values = self.values(name)
-        if name in _RANKS:
+        if name in RANKS:
             return float(np.median(values) if name == "median_rank" else values.mean())
         return float(values.mean() * 100)
 
@@ -80,74 +56,21 @@ class DirectionResult:
         """Percentage of queries with a positive among the first k items (all of them if k exceeds the gallery)."""
         return self.value(f"R@{k}")
 
-    def found(self, k: int) -> NDArray[np.bool_]:
-        """Whether each query has a positive among the first k items [queries]."""
-        return self.ranks.first <= k
+    @property
+    def tied(self) -> NDArray[np.bool_]:
+        """Whether the rank of each query's first positive depends on how a tie is broken [queries]."""
+        return np.asarray(self.ranks.first != self.ranks.optimistic)
 
-    def precision(self, k: int) -> NDArray[np.float64]:
-        """Share of positives among the first k items of each query [queries], 0 to 1: "AP@k" is its mean.
+    def ties(self) -> dict[str, Any]:
+        """How much depends on ties, {} where nothing does.
 
-        That is what Reed et al. (CVPR 2016) average over classes and call AP@50. Of a gallery with fewer than k items,
-        all count. Negatives of a tie go first.
+        `queries`: how many are `tied`; `share`: the same in per cent; `R@K` for each of ks: [with every tie against the
+        model, as it is reported, with every tie for it], in per cent.
         """
-        among = np.add.reduceat((self.ranks.places <= k).astype(np.int64), self.ranks.offsets[:-1])
-        return np.asarray(among / min(k, self.ranks.gallery_size))
-
-    @property
-    def average_precision(self) -> NDArray[np.float64]:
-        """Average precision of each query [queries], 0 to 1: the mean over its positives of precision at their rank.
-
-        Tied items are taken together, as in scikit-learn: the precision at a rank counts every positive of that score.
-        """
-        return _mean_per_query(self.ranks.hits / self.ranks.ranks, self.ranks)
-
-    @property
-    def original_average_precision(self) -> NDArray[np.float64]:
-        """Average precision of each query [queries] as the released CMPL code computes it: one hit short.
-
-        There the precision at rank r with h hits so far is (h - 1) / r instead of h / r, except at rank 1. It ranks by
-        a sort that leaves ties in any order; here the negatives of a tie go first and its positives follow one by one.
-        """
-        place = self.ranks.places
-        return _mean_per_query((self.ranks.numbers - (place > 1)) / place, self.ranks)
-
-    @property
-    def inverse_negative_penalty(self) -> NDArray[np.float64]:
-        """Number of positives by the rank of the last of them, for each query [queries], 0 to 1: mINP is its mean.
-
-        Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook" (TPAMI 2021), section 4.
-        """
-        return np.asarray(self.ranks.positives / self.ranks.last)
-
-    @property
-    def ndcg(self) -> NDArray[np.float64]:
-        """Normalised discounted cumulative gain of each query [queries], 0 to 1, over the whole gallery.
-
-        A positive at place r gains 1 / log2(1 + r); the sum is divided by that of a perfect ranking (Jarvelin and
-        Kekalainen, TOIS 2002). Negatives of a tie go first.
-        """
-        gain, ideal = (1 / np.log2(1 + places) for places in (self.ranks.places, self.ranks.numbers))
-        starts = self.ranks.offsets[:-1]
-        return np.asarray(np.add.reduceat(gain, starts) / np.add.reduceat(ideal, starts))
-
-    @property
-    def average_precision_at_r(self) -> NDArray[np.float64]:
-        """Average precision of each query [queries], 0 to 1, over its first R places, R being its number of positives.
-
-        The precision at each of these places that holds a positive, summed and divided by R (Musgrave et al., "A
-        Metric Learning Reality Check", ECCV 2020, section 3.2). Negatives of a tie go first.
-        """
-        places, numbers = self.ranks.places, self.ranks.numbers
-        return _mean_per_query(np.where(self._among_first_r, numbers / places, 0.0), self.ranks)
-
-    @property
-    def r_precision(self) -> NDArray[np.float64]:
-        """Share of positives among the first R places of each query [queries], R being its number of positives."""
-        return _mean_per_query(self._among_first_r.astype(np.float64), self.ranks)
-
-    @property
-    def _among_first_r(self) -> NDArray[np.bool_]:
-        return np.asarray(self.ranks.places <= np.repeat(self.ranks.positives, self.ranks.positives))
+        if not self.tied.any():
+            return {}
+        recalls = {f"R@{k}": [self.recall(k), float((self.ranks.optimistic <= k).mean() * 100)] for k in self.ks}
+        return {"queries": int(self.tied.sum()), "share": float(self.tied.mean() * 100), **recalls}
 
     def to_dict(self) -> dict[str, float]:
         """The metrics by name: recall and mean average precision in per cent, ranks of the first positive from 1.
@@ -161,12 +84,14 @@ class DirectionResult:
 class RetrievalResult:
     """Metrics of both directions: texts retrieved for an image, and images retrieved for a text.
 
-    One of them is None when only the other was evaluated.
+    One of them is None when only the other was evaluated. distractors: how many images and how many texts match
+    nothing, and are no queries.
     """
 
     image_to_text: DirectionResult | None
     text_to_image: DirectionResult | None
     metric: Metric = "cosine"
+    distractors: tuple[int, int] = (0, 0)
 
     @property
     def directions(self) -> dict[str, DirectionResult]:
@@ -189,9 +114,15 @@ class RetrievalResult:
         return sum(direction.recall(k) for direction in self.directions.values() for k in direction.ks)
 
     def to_dict(self) -> dict[str, Any]:
-        """The directions by name and the `rsum` of both, ready for JSON."""
+        """The directions by name and the `rsum` of both, ready for JSON.
+
+        Where the ranks of some queries depend on ties, also `ties`: `DirectionResult.ties` of these directions; and
+        where some rows match nothing, `distractors`: how many `images` and `texts`.
+        """
         found: dict[str, Any] = {name: direction.to_dict() for name, direction in self.directions.items()}
-        return found if self.rsum is None else {**found, "rsum": self.rsum}
+        ties = {name: direction.ties() for name, direction in self.directions.items() if direction.tied.any()}
+        beside = {"rsum": self.rsum, "ties": ties or None, "distractors": self._alone() or None}
+        return {**found, **{name: value for name, value in beside.items() if value is not None}}
 
     def to_table(self) -> str:
         """The metrics as lines of text, a direction each, with what was ranked below."""
@@ -205,7 +136,15 @@ class RetrievalResult:
             lines.append(f"{direction:13}{row}".rstrip())
         rsum = "" if self.rsum is None else f"rsum {self.rsum:.1f}; "
         lines.append(f"{rsum}{self._sizes()}, {self.metric}; ties against the model")
+        lines += [
+            f"{count:,} {what} that match nothing: in the gallery, but no queries"
+            for what, count in self._alone().items()
+        ]
+        lines += [_ties_line(name, direction) for name, direction in self.directions.items() if direction.tied.any()]
         return "\n".join(lines)
+
+    def _alone(self) -> dict[str, int]:
+        return {what: count for what, count in zip(("images", "texts"), self.distractors, strict=True) if count}
 
     def _sizes(self) -> str:
         """How many images and texts there were, as far as the evaluated directions tell."""
@@ -264,8 +203,11 @@ def evaluate_retrieval(
         directions=directions,
         distractors=distractors,
     )
+    for side, name in ((counting.images, "image_embeddings"), (counting.texts, "text_embeddings")):
+        warn_of_identical_rows(side.embeddings, side.labels, name)
     ranks, further = count_ranks(counting, progress=progress), dict.fromkeys(DIRECTIONS, extra)
-    return result_of_ranks(ranks, metric, tuple(int(k) for k in ks), metric_definition, further)
+    alone = count_distractors(counting.images.labels, counting.texts.labels)
+    return result_of_ranks(ranks, metric, tuple(int(k) for k in ks), metric_definition, further, alone)
 
 
 def result_of_ranks(
@@ -274,18 +216,27 @@ def result_of_ranks(
     ks: tuple[int, ...] = (1, 5, 10),
     metric_definition: MetricDefinition = "exact",
     extra: Mapping[Direction, tuple[str, ...]] | None = None,
+    distractors: tuple[int, int] = (0, 0),
 ) -> RetrievalResult:
     """The metrics of the ranks of one or both directions. extra: further metrics of each."""
     found = {
         direction: DirectionResult(each, ks, metric_definition, (extra or {}).get(direction, ()))
         for direction, each in ranks.items()
     }
-    return RetrievalResult(found.get("image_to_text"), found.get("text_to_image"), metric)
+    return RetrievalResult(found.get("image_to_text"), found.get("text_to_image"), metric, distractors)
 
 
 def _cell(name: str, value: float) -> str:
     return f"{value:.0f}" if name == "median_rank" and value.is_integer() else f"{value:.1f}"
 
 
-def _mean_per_query(values: NDArray[np.float64], ranks: PositiveRanks) -> NDArray[np.float64]:
-    return np.add.reduceat(values, ranks.offsets[:-1]) / ranks.positives
+def _ties_line(name: str, direction: DirectionResult) -> str:
+    """How much of a direction depends on ties, and how far its recalls do."""
+    ties = direction.ties()
+    ranges = ((f"R@{k}", *(f"{value:.1f}" for value in ties[f"R@{k}"])) for k in direction.ks)
+    differing = ", ".join(f"{recall} {low} to {high}" for recall, low, high in ranges if low != high)
+    queries = "1 query" if ties["queries"] == 1 else f"{ties['queries']:,} queries"
+    share = f"{ties['share']:.1f}" if ties["share"] >= 0.05 else "less than 0.1"
+    return f"ties, {name.replace('_', ' ')}: the rank of {queries} ({share} %) depends on them, " + (
+        f"{differing} with all against the model and all for it" if differing else "none of these recalls does"
+    )

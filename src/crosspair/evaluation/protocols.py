@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from crosspair.errors import UserError
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult, check_metric, result_of_ranks
+from crosspair.evaluation.identical import warn_of_identical_rows
+from crosspair.evaluation.inputs import count_distractors
+from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult, result_of_ranks
+from crosspair.evaluation.per_query import check_metric
 from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, count_ranks, prepare_counting
 from crosspair.registry import PROTOCOLS, register_protocol
 
@@ -116,6 +119,9 @@ class Protocol:
         metric, device, progress, directions, distractors: as `evaluate_retrieval` takes them.
         """
         tasks = arrange(self, embeddings)
+        warn_of_identical_rows(embeddings.images, embeddings.image_labels, "image_embeddings")
+        if self.text_unit == Protocol.text_unit:
+            warn_of_identical_rows(embeddings.texts, embeddings.text_labels, "text_embeddings")
         ranks = []
         for task in tasks:
             data = task.embeddings
@@ -260,9 +266,17 @@ def evaluation_of(
     }
     queried = {direction: np.concatenate(clusters[direction])[each.queries] for direction, each in pooled.items()}
     nobody = np.array([], dtype=np.int64)
+    alone = [count_distractors(task.embeddings.image_labels, task.embeddings.text_labels) for task in tasks]
+    images, texts = np.sum(alone, axis=0).tolist()
     return Evaluation(
         protocol,
-        result_of_ranks(pooled, metric, metric_definition=metric_definition, extra=protocol.metrics),
+        result_of_ranks(
+            pooled,
+            metric,
+            metric_definition=metric_definition,
+            extra=protocol.metrics,
+            distractors=(images, texts),
+        ),
         tuple(results) if len(results) > 1 else (),
         queried.get("image_to_text", nobody),
         queried.get("text_to_image", nobody),

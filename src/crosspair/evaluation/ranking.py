@@ -215,7 +215,7 @@ def _in_given_order(side: Side, gallery_size: int) -> PositiveRanks:
 
 
 def _check_directions(directions: Sequence[Direction]) -> None:
-    if isinstance(directions, str) or not directions or not set(directions) <= set(DIRECTIONS):
+    if not isinstance(directions, list | tuple) or not directions or not set(directions) <= set(DIRECTIONS):
         raise EvaluationInputError(
             f"directions are {directions!r}; expected a tuple of 'image_to_text' and 'text_to_image', or of one of them"
         )

@@ -46,6 +46,8 @@ def _write_task(
     for some, scores in score_blocks(data.images, data.texts, metric, of_texts=of_texts):
         for row, row_scores in zip(range(some.start, some.stop), scores, strict=True):
             relevant = gallery_labels == labels[row]
+            if not relevant.any():  # it is in the gallery alone
+                continue
             rankings.write(_ranking(queries[row], items, row_scores, relevant, depth).encode())
             judgements.write(
                 "".join(f"{queries[row]} 0 {items[item]} 1\n" for item in np.flatnonzero(relevant)).encode()
