@@ -136,10 +136,8 @@ class RetrievalResult:
             lines.append(f"{direction:13}{row}".rstrip())
         rsum = "" if self.rsum is None else f"rsum {self.rsum:.1f}; "
         lines.append(f"{rsum}{self._sizes()}, {self.metric}; ties against the model")
-        lines += [
-            f"{count:,} {what} that match nothing: in the gallery, but no queries"
-            for what, count in self._alone().items()
-        ]
+        alone = ", ".join(f"{count:,} {what if count > 1 else what[:-1]}" for what, count in self._alone().items())
+        lines += [f"in the gallery alone, as nothing matches them: {alone}"] if alone else []
         lines += [_ties_line(name, direction) for name, direction in self.directions.items() if direction.tied.any()]
         return "\n".join(lines)
 
