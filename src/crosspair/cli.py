@@ -159,7 +159,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn splits (default 0)")
     parser.epilog = (
         "A format's own options can follow: --image-column NAME and --caption-column NAME of table and huggingface, "
-        "--merge-restval of coco (adds its split restval to train)."
+        "--merge-restval of coco and tfrecord (adds COCO's split restval to train)."
     )
 
 

@@ -113,12 +113,19 @@ def test_a_source_that_lacks_val_alone_has_it_drawn_from_train_by_label_and_keep
     assert result[:-3] == drawn(labels, seed, Shares(0.8, 0.2, 0))
 
 
+def test_cocos_restval_stays_as_it_is_while_val_is_drawn():
+    own = records([1, 2, 3, 4], "train") + records([5, 6], "restval") + records([7], "test")
+    found = [record.split for record in with_splits(lambda: iter(own), Shares(0.75, 0.25, 0), 0)]
+    assert sorted(found[:4]) == ["train", "train", "train", "val"]
+    assert found[4:] == ["restval", "restval", "test"]
+
+
 def test_val_is_not_drawn_where_the_source_has_it_or_has_no_train():
     with pytest.raises(
-        UserError, match=r"\(val is one\); leave --split-shares out, or if it has train and test alone, draw val"
+        UserError, match=r"\(val is one\); leave --split-shares out, or if it lacks val alone, draw val"
     ):
         with_splits(lambda: iter(records([1, 2], "train") + records([3], "val")), Shares(0.9, 0.1, 0), 0)
-    with pytest.raises(UserError, match="has the split test alone"):
+    with pytest.raises(UserError, match="has no split train"):
         with_splits(lambda: iter(records([1, 2], "test")), Shares(0.9, 0.1, 0), 0)
 
 

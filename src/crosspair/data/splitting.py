@@ -1,6 +1,7 @@
 """Random splits, drawn by label: no label is in two of them, and equal seeds give equal splits.
 
-For a source that has none, or for one that lacks val alone: it is then drawn from train, and test stays as it is.
+For a source that has none, or for one that lacks val alone: it is then drawn from train, and test (and COCO's restval)
+stay as they are.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from crosspair.errors import UserError
 Integers = NDArray[np.integer[Any]]
 
 SPLITS = ("train", "val", "test")
+_KEPT = ("test", "restval")  # a source's own that stay as they are while val is drawn from its train
 _FIX = "give three parts of 1 for train, val and test, as in --split-shares 0.8,0.1,0.1"
 
 
@@ -47,7 +49,7 @@ class Shares:
 def with_splits(read: Callable[[], Iterable[Record]], shares: Shares | None, seed: int) -> Iterator[Record]:
     """The records of a source, each in a split: its own, or one drawn by `seed` when the source has none (split "").
 
-    Shares without test also draw val from the train of a source that has train and test.
+    Shares without test also draw val from the train of a source that has no val.
     read: starts reading the source from its beginning; with `shares` it is called twice unless it returns records that
     can be gone through again, which have a length.
     Raises UserError when the source has splits that `shares` can't complete, or has none and they are not given.
@@ -67,25 +69,28 @@ def _labels_to_draw(records: Iterable[Record], shares: Shares) -> tuple[Integers
     labels, count = array("q"), 0
     for record in records:
         check_record(record)
-        if record.split and (shares.test or record.split not in ("train", "test")):
+        if record.split and (shares.test or record.split not in ("train", *_KEPT)):
             raise UserError(
-                f"the source has splits of its own ({record.split} is one); leave --split-shares out, or if it has "
-                "train and test alone, draw val from train with --split-shares 0.9,0.1,0"
+                f"the source has splits of its own ({record.split} is one); leave --split-shares out, or if it lacks "
+                "val alone, draw val from train with --split-shares 0.9,0.1,0"
             )
         count += 1
-        if record.split != "test":
+        if record.split not in _KEPT:
             labels.append(record.label)
     if count and not labels:
         raise UserError(
-            "the source has the split test alone, and no pictures to draw others from; leave --split-shares out"
+            "the source has no split train, and so no pictures to draw others from; leave --split-shares out"
         )
     return np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64), count
 
 
 def _drawn(records: Iterable[Record], labels: Integers, chosen: Integers) -> Iterator[Record]:
     for record in records:
-        own = record.split == "test"
-        yield record if own else replace(record, split=SPLITS[chosen[np.searchsorted(labels, record.label)]])
+        yield (
+            record
+            if record.split in _KEPT
+            else replace(record, split=SPLITS[chosen[np.searchsorted(labels, record.label)]])
+        )
 
 
 class _Counted(Iterator[Record]):

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from crosspair.data.readers.tfrecord import read_tfrecords
 from crosspair.data.records import Record
 from crosspair.errors import UserError
+from tests.fixtures.original import sequence_example
 from tests.fixtures.paths import TFRECORDS
 
 
@@ -40,6 +42,46 @@ def test_pictures_come_by_split_and_label_and_the_order_does_not_depend_on_the_s
     records = list(read_tfrecords(TFRECORDS / "flickr"))
     assert [record.split for record in records] == ["train"] * 8 + ["val"] * 2 + ["test"] * 2
     assert [record.label for record in records] == list(range(12))
+
+
+@pytest.fixture
+def coco(tmp_path: Path, write_tfrecords: Callable[..., None]) -> Path:
+    """Shards by the flags of the original's script for COCO: 32 of train, and one of restval under the name val."""
+    home = "/home/me/Dataset/COCO/image"
+    entries = [
+        *((f"train2014/COCO_train2014_{number:012d}.jpg", number, "train") for number in range(10)),
+        *((f"val2014/COCO_val2014_{number:012d}.jpg", number, "restval") for number in range(10, 14)),
+        *((f"val2014/COCO_val2014_{number:012d}.jpg", number, "test") for number in range(14, 17)),
+    ]
+    for kind, split, shards in (("train", "train", 32), ("val", "restval", 1), ("test", "test", 1)):
+        records = [
+            sequence_example(b"picture %d" % label, f"{home}/{name}", label, split, ["caption", str(caption)])
+            for caption in range(5)
+            for name, label, own in entries
+            if own == split
+        ]
+        write_tfrecords(tmp_path / "coco", kind, records, shards)
+    return tmp_path / "coco"
+
+
+def test_cocos_shards_of_val_hold_karpathys_restval(coco: Path) -> None:
+    records = list(read_tfrecords(coco))
+    assert [record.split for record in records] == ["train"] * 10 + ["restval"] * 4 + ["test"] * 3
+    assert [record.label for record in records] == list(range(17))
+    assert records[0].image_id == "train2014/COCO_train2014_000000000000.jpg"
+    assert records[-1].image_id == "val2014/COCO_val2014_000000000016.jpg"
+    assert all(len(record.captions) == 5 for record in records)
+
+
+def test_restval_is_added_to_train_on_demand(coco: Path) -> None:
+    records = list(read_tfrecords(coco, merge_restval=True))
+    assert [record.split for record in records] == ["train"] * 14 + ["test"] * 3
+
+
+def test_a_record_of_another_split_than_its_shard_is_refused(coco: Path) -> None:
+    (coco / "test-00000-of-00001").write_bytes((coco / "val-00000-of-00001").read_bytes())
+    with pytest.raises(UserError, match=r"test-00000-of-00001: .*\(its split is 'restval', not test\)"):
+        list(read_tfrecords(coco))
 
 
 def test_the_number_of_captions_of_a_picture_is_free() -> None:

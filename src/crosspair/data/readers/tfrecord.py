@@ -1,7 +1,11 @@
 """TFRecord shards that the original's converters wrote, one record a caption.
 
+train-00000-of-00032 .. train-00031-of-00032  val-00000-of-00001  test-00000-of-00001
+
 Each record is a SequenceExample with the image's JPEG bytes, label, file name and split, and one caption's words; an
 image with five captions stands in five records, in a shuffled order. Here it comes once, with all its captions.
+
+The converter for COCO wrote Karpathy's restval to the shards named val, and no val; the records say what they are of.
 """
 
 import re
@@ -19,8 +23,10 @@ from crosspair.errors import UserError
 from crosspair.formats.tfrecord import SequenceExample, read_record
 from crosspair.registry import register_reader
 
-_SPLITS = ("train", "val", "test")
-_SHARD = re.compile(r"(train|val|test)-(\d{5})-of-(\d{5})")
+# What a record's split may be, by what its shard is called.
+_SPLITS_OF_SHARD = {"train": ("train",), "val": ("val", "restval"), "test": ("test",)}
+_SPLITS = tuple(split for splits in _SPLITS_OF_SHARD.values() for split in splits)
+_SHARD = re.compile(rf"({'|'.join(_SPLITS_OF_SHARD)})-(\d{{5}})-of-(\d{{5}})")
 # CUHK-PEDES by the folders of its images: its persons are numbered from 1, and the converter stored them as they are.
 _CUHK_PEDES = re.compile(r"(.*/)?(CUHK01|CUHK03|Market|cam_a|cam_b|test_query|train_query)/[^/]+")
 _CUHK_PEDES_FIRST_ID = 1
@@ -38,11 +44,13 @@ class _Caption:
 
 
 @register_reader("tfrecord")
-def read_tfrecords(annotations: Path) -> Iterator[Record]:
-    """The TFRecord shards that the original's converters wrote, with the images inside.
+def read_tfrecords(annotations: Path, *, merge_restval: bool = False) -> Iterator[Record]:
+    """The TFRecord shards that the original's converters wrote; --merge-restval adds COCO's split restval to train.
 
-    Gives the images by split, label and name, their captions in the order of the shards' records.
-    annotations: the directory with `train-00000-of-00256` and so on.
+    Gives the images by split, label and name, their captions in the order of the shards' records; the images are in
+    the shards.
+    annotations: the directory with `train-00000-of-00032` and so on.
+    A Record's split is the stored one: of COCO's shards val it is restval, as the converter took Karpathy's restval.
     A Record's image_id is the stored path without the directory that all paths share; <START> and <END> are left out.
     Its label is the stored one, for CUHK-PEDES the person's number less one as the data set's own reader gives it.
     All shards are checked before the first record; where each caption is, is kept on disk.
@@ -61,12 +69,18 @@ def read_tfrecords(annotations: Path) -> Iterator[Record]:
     shared = _shared_directory(_names(places))
     first_label = _CUHK_PEDES_FIRST_ID if all(map(_CUHK_PEDES.fullmatch, _names(places))) else 0
     rows = places.execute("SELECT * FROM captions ORDER BY split, label, name, rowid")
-    for (split, label, name), group in groupby(rows, key=itemgetter(0, 1, 2)):
+    for (split, label, packed), group in groupby(rows, key=itemgetter(0, 1, 2)):
         captions = [_caption_at(shards[shard], position) for *_, shard, position in group]
         tokens = tuple(caption.words for caption in captions)
         texts = tuple(" ".join(words) for words in tokens)
         image = bytes(captions[0].image)
-        yield Record(unpack(name)[len(shared) :], image, label - first_label, texts, _SPLITS[split], tokens)
+        name = unpack(packed)[len(shared) :]
+        yield Record(name, image, label - first_label, texts, _split_name(split, merge_restval), tokens)
+
+
+def _split_name(place: int, merge_restval: bool) -> str:
+    split = _SPLITS[place]
+    return "train" if merge_restval and split == "restval" else split
 
 
 def _names(places: sqlite3.Connection) -> Iterator[str]:
@@ -103,7 +117,15 @@ def _captions(shard: Path) -> Iterator[tuple[int, _Caption]]:
         while (position := file.tell()) < end:
             with _damage(shard, position):
                 caption = _parse(read_record(file, position))
+                _check_split(caption.split, shard.name)
             yield position, caption
+
+
+def _check_split(split: str, shard: str) -> None:
+    """Raises ValueError when a record's split is none of those that its shard may hold."""
+    expected = _SPLITS_OF_SHARD[shard.partition("-")[0]]
+    if split not in expected:
+        raise ValueError(f"its split is {split[:40]!r}, not {' or '.join(expected)}")
 
 
 def _caption_at(shard: Path, position: int) -> _Caption:
@@ -117,9 +139,9 @@ def _shards(directory: Path) -> list[Path]:
         raise UserError(f"{directory} is not a directory; expected the one that holds train-00000-of-... and so on")
     found = [match for path in sorted(directory.iterdir()) if (match := _SHARD.fullmatch(path.name))]
     if not found:
-        raise UserError(f"no shards in {directory}; expected files named like train-00000-of-00256")
+        raise UserError(f"no shards in {directory}; expected files named like train-00000-of-00032")
     shards = []
-    for split in _SPLITS:
+    for split in _SPLITS_OF_SHARD:
         counts = {int(match[3]) for match in found if match[1] == split}
         if len(counts) > 1:
             raise UserError(f"{directory} holds {split} shards of {sorted(counts)} in all; expected those of one run")
@@ -138,8 +160,6 @@ def _shards(directory: Path) -> list[Path]:
 def _parse(record: memoryview) -> _Caption:
     example = SequenceExample.parse(record)
     name, split = example.text("image/filename"), example.text("image/split")
-    if split not in _SPLITS:
-        raise ValueError(f"its split is {split[:40]!r}")
     labels = example.integers("image/label")
     if len(labels) != 1:
         raise ValueError(f"it has {len(labels)} labels where one is expected")
