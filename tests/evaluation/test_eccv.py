@@ -12,7 +12,7 @@ from crosspair.evaluation.eccv import data_directory
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.protocols import arrange, find_protocol
 from crosspair.evaluation.results import read_result, write_result
-from crosspair.evaluation.uncertainty import bootstrap
+from crosspair.evaluation.uncertainty import intervals_of
 
 PROTOCOL = find_protocol("eccv-caption")
 
@@ -82,11 +82,11 @@ def test_all_numbers_are_those_of_the_package(data, found):
 
 
 def test_the_queries_are_those_with_lists_and_their_pictures_are_the_clusters(found):
-    assert len(found.image_clusters) == len(found.result.image_to_text.ranks.positives) == 1261
-    assert len(found.text_clusters) == len(found.result.text_to_image.ranks.positives) == 1332
+    assert len(found.query_labels["image_to_text"]) == len(found.result.image_to_text.ranks.positives) == 1261
+    assert len(found.query_labels["text_to_image"]) == len(found.result.text_to_image.ranks.positives) == 1332
     assert found.result.image_to_text.ranks.gallery_size == 25_000
     assert found.result.text_to_image.ranks.gallery_size == 5000
-    assert found.text_clusters.max() < 5000
+    assert found.query_labels["text_to_image"].max() < 5000
 
 
 def test_two_listed_captions_are_in_no_gallery_and_are_never_found(found):
@@ -99,7 +99,7 @@ def test_it_is_printed_with_its_reference_and_stored(found, tmp_path):
     assert "Chun et al., ECCV 2022" in table
     for name in ("mAP@R", "R-Precision", "coco-1k-5fold", "coco-5k", "cxc"):
         assert name in table
-    write_result(tmp_path / "result.json", found, bootstrap(found, 50), {})
+    write_result(tmp_path / "result.json", found, intervals_of(found), {})
     read = read_result(tmp_path / "result.json")
     assert read.evaluation.result.to_dict() == found.result.to_dict()
     assert set(read.facts["beside"]) == {"coco-1k-5fold", "coco-5k", "cxc"}

@@ -13,7 +13,7 @@ from crosspair import UserError, evaluate_retrieval
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.protocols import PLAIN, Protocol, choose_protocol, find_protocol, plugin_facts
 from crosspair.evaluation.published import FixedSplit
-from crosspair.evaluation.uncertainty import bootstrap
+from crosspair.evaluation.uncertainty import intervals_of
 from crosspair.registry import PROTOCOLS, load_plugin
 from tests.fixtures.plugins import page_plugin
 
@@ -75,8 +75,8 @@ def test_plain_is_evaluate_retrieval():
     found = PLAIN.evaluate(data)
     expected = evaluate_retrieval(data.images, data.texts, data.image_labels, data.text_labels)
     assert found.to_dict() == {"protocol": "plain", **expected.to_dict()}
-    assert found.image_clusters.tolist() == list(range(30))
-    assert found.text_clusters.tolist() == data.text_images.tolist()
+    assert found.query_labels["image_to_text"].tolist() == list(range(30))
+    assert found.query_labels["text_to_image"].tolist() == data.text_images.tolist()
 
 
 def test_the_five_folds_are_consecutive_blocks_and_are_averaged():
@@ -94,7 +94,7 @@ def test_the_five_folds_are_consecutive_blocks_and_are_averaged():
     assert found.result.rsum == pytest.approx(np.mean([fold.rsum for fold in found.folds]))
     written = json.loads(json.dumps(found.to_dict()))
     assert [fold["rsum"] for fold in written["folds"]] == [fold.rsum for fold in found.folds]
-    assert found.text_clusters.tolist() == data.text_images.tolist()
+    assert found.query_labels["text_to_image"].tolist() == data.text_labels.tolist()
 
 
 def test_coco_has_five_folds_of_a_thousand_pictures():
@@ -128,7 +128,7 @@ def test_every_picture_of_a_person_is_right(name):
     assert values["R@1"] == pytest.approx(matches[:, 0].mean() * 100)
     assert values["mINP"] == pytest.approx(np.mean(matches.sum(1) / last) * 100)
     assert [metric for _, metric in found.protocol.main] == ["R@1", "R@5", "R@10", "mAP", "mINP"]
-    assert found.text_clusters.tolist() == data.text_images.tolist()
+    assert found.query_labels["text_to_image"].tolist() == data.text_labels.tolist()
 
 
 @pytest.mark.parametrize("name", ["cub", "flowers"])
@@ -144,20 +144,13 @@ def test_a_class_is_the_mean_of_its_sentences(name):
     assert found.to_dict()["text_to_image"]["AP@50"] == pytest.approx(np.mean(among) * 100)
     assert 50 < found.result.text_to_image.value("AP@50") < 100
     assert "AP@50" not in found.to_dict()["image_to_text"]
-    assert ("image_to_text", "AP@50") not in bootstrap(found, 50).bounds
+    assert ("image_to_text", "AP@50") not in intervals_of(found).bounds
     header, image_to_text, text_to_image = found.to_table().splitlines()[:3]
     assert header.endswith("AP@50")
     assert text_to_image.endswith(f"{np.mean(among) * 100:.1f}")
     assert len(image_to_text) < len(text_to_image) - len("  ")
-    assert found.text_clusters.tolist() == [0, 3, 7]
-    assert found.image_clusters.tolist() == labels.tolist()
-
-
-def test_where_the_pictures_of_texts_are_unknown_the_labels_are_the_clusters():
-    data = correlated([0, 0, 1, 2], 2)
-    found = PLAIN.evaluate(Embeddings.checked(data.images, data.texts, data.image_labels, data.text_labels))
-    assert found.image_clusters.tolist() == [0, 0, 1, 2]
-    assert found.text_clusters.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert found.query_labels["text_to_image"].tolist() == [3, 0, 7]
+    assert found.query_labels["image_to_text"].tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +183,8 @@ class Halves(Protocol):
 
     def arrange(self, task):
         rows = np.arange(len(task.embeddings.images))
-        return [task.part(half, np.flatnonzero(np.isin(task.text_clusters, half))) for half in np.array_split(rows, 2)]
+        labels = task.embeddings.text_labels
+        return [task.part(half, np.flatnonzero(np.isin(labels, half))) for half in np.array_split(rows, 2)]
 '''
 
 
@@ -210,8 +204,8 @@ def test_a_users_function_says_what_is_ranked(own):
     found = find_protocol("first-caption").evaluate(data)
     expected = evaluate_retrieval(data.images, data.texts[::3], data.image_labels, data.text_labels[::3])
     assert found.result.to_dict() == expected.to_dict()
-    assert found.text_clusters.tolist() == list(range(6))
-    assert "protocol first-caption: Every image with its first caption alone.\n" in found.to_table() + "\n"
+    assert found.query_labels["text_to_image"].tolist() == list(range(6))
+    assert "protocol first-caption: All images, and the first caption of each label alone.\n" in found.to_table() + "\n"
     assert plugin_facts(found.protocol) == {"protocol_plugin": {"name": own.name, "checksum": own.checksum}}
     assert plugin_facts(PLAIN) == {}
 
@@ -235,7 +229,7 @@ def test_the_report_names_a_users_protocol_and_ranks_all_for_its_charts(own, tmp
     options = {"captions": ["words"] * 12, "thumbnail": lambda row: image.getvalue(), "history": []}
     write_report(tmp_path / "report.html", title="x", facts={}, embeddings=data, evaluation=found, **options)
     page = (tmp_path / "report.html").read_text()
-    assert "first-caption: Every image with its first caption alone." in page
+    assert "first-caption: All images, and the first caption of each label alone." in page
     assert "of the first relevant item among 6 texts and 6 pictures" in page
 
 
@@ -289,7 +283,7 @@ def test_the_command_evaluates_and_compares_by_a_users_protocol(tmp_path):
     for file, result in zip(files, results, strict=True):
         done = crosspair("evaluate", "--embeddings", file, *own, "--output", result)
         assert done.returncode == 0, done.stderr
-    assert "protocol first-caption: Every image with its first caption alone." in done.stdout
+    assert "protocol first-caption: All images, and the first caption of each label alone." in done.stdout
     assert json.loads(results[0].read_text())["protocol_plugin"]["name"] == "my_protocol.py"
     compared = crosspair("compare", *results, "--plugin", plugin)
     assert "protocol first-caption" in compared.stdout, compared.stderr

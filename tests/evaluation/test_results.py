@@ -10,7 +10,7 @@ from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.protocols import PLAIN, find_protocol
 from crosspair.evaluation.published import FixedSplit
 from crosspair.evaluation.results import labels_checksum, ranks_path, read_result, write_result
-from crosspair.evaluation.uncertainty import bootstrap
+from crosspair.evaluation.uncertainty import intervals_of
 
 
 def evaluated(protocol=PLAIN):
@@ -25,19 +25,19 @@ def evaluated(protocol=PLAIN):
 def stored(tmp_path):
     found = evaluated()
     path = tmp_path / "new" / "result.json"
-    write_result(path, found, bootstrap(found, 50), {"model": "runs/one", "split": "test"})
+    write_result(path, found, intervals_of(found), {"model": "runs/one", "split": "test"})
     return path
 
 
 @pytest.mark.parametrize("name", ["plain", "icfg-pedes", "cub"])
 def test_a_stored_result_has_the_values_of_every_query(tmp_path, name):
     found = evaluated(find_protocol(name))
-    intervals = bootstrap(found, 50)
+    intervals = intervals_of(found)
     write_result(tmp_path / "result.json", found, intervals, {"model": "runs/one"})
     read = read_result(tmp_path / "result.json")
     assert read.evaluation.to_dict() == found.to_dict()
     assert read.evaluation.protocol == find_protocol(name)
-    assert bootstrap(read.evaluation, 50) == intervals
+    assert intervals_of(read.evaluation) == intervals
     assert read.facts["model"] == "runs/one"
     assert read.facts["intervals"]["image_to_text"] == intervals.to_dict()["image_to_text"]
     assert read.facts["text_to_image"] == found.to_dict()["text_to_image"]
@@ -46,7 +46,7 @@ def test_a_stored_result_has_the_values_of_every_query(tmp_path, name):
 def test_folds_are_pooled_and_stand_in_the_json(tmp_path):
     small = FixedSplit("plain", "", "", num_images=10, captions=1, folds=2)
     found = small.evaluate(Embeddings.checked(np.eye(10), np.eye(10), np.arange(10), np.arange(10)))
-    write_result(tmp_path / "result.json", found, bootstrap(found, 50), {})
+    write_result(tmp_path / "result.json", found, intervals_of(found), {})
     assert len(read_result(tmp_path / "result.json").facts["folds"]) == 2
 
 
@@ -80,7 +80,7 @@ def test_a_result_without_its_ranks_or_with_others_is_refused(stored):
     ("change", "sentence"),
     [
         ({"format": 3}, "has format 3, this crosspair reads formats up to 2"),
-        ({"format": 1}, "has format 1, without the row of every query; evaluate again"),
+        ({"format": 1}, "has format 1, without what intervals need now; evaluate again"),
         ({"protocol": "unknown"}, "there is no protocol 'unknown'"),
         ({"ranks_checksum": "0" * 64}, "is not the one"),
         ({"ranks_checksum": None}, "field 'ranks_checksum' is null; expected a text"),

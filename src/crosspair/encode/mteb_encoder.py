@@ -2,7 +2,7 @@
 
     mteb.evaluate(crosspair.mteb_model("RUN/model"), mteb.get_tasks(tasks=["Flickr30kT2IRetrieval"]))
 
-The protocol is `mteb.models.EncoderProtocol` of mteb 2: inputs come as batches with a list of texts, of images, or both.
+The protocol is `mteb.models.EncoderProtocol` of mteb 2: inputs come as batches with a list of texts, images, or both.
 """
 
 from collections.abc import Iterable, Mapping

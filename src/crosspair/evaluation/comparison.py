@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from crosspair.errors import UserError
+from crosspair.evaluation.clusters import RSUM, Clusters, Name
+from crosspair.evaluation.protocols import Evaluation
 from crosspair.evaluation.results import StoredResult
 from crosspair.evaluation.uncertainty import (
-    RSUM,
-    ClusterSums,
     Difference,
-    Name,
     differences,
-    enough_resamples,
+    enough_permutations,
     group_intervals,
 )
 
@@ -43,34 +42,42 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows of groups, the first being what the others are compared with, over the same metrics."""
+    """Rows of groups, the first being what the others are compared with, over the same metrics.
+
+    clusters: how many labels the queries come from. unit: what a label stands for, "pictures" or "labels". fewest: how
+    many labels those of the direction with fewer come from.
+    """
 
     rows: tuple[Row, ...]
     names: tuple[Name, ...]
     protocol: str
     split: str
     clusters: int
-    resamples: int
+    unit: str
+    fewest: int
+    permutations: int
 
 
-def compare(results: Sequence[StoredResult], resamples: int | None = None, seed: int = 0) -> Comparison:
+def compare(results: Sequence[StoredResult], permutations: int | None = None, seed: int = 0) -> Comparison:
     """Compare results in their order, the seeds of one recipe as a group.
+
+    permutations: of the test, None for `enough_permutations`.
 
     Raises UserError unless there are two or more, each once, of the same queries and protocol.
     """
     _check_comparable(results)
     groups = _groups(results)
-    reported = tuple(name for name in results[0].evaluation.protocol.main if name[1] != "median_rank")
-    names = (*reported, RSUM) if sum(name.startswith("R@") for _, name in reported) > 3 else reported
     first = [result.evaluation for result in groups[0][1]]
-    clusters = len(ClusterSums.of(first[:1], reported).counts)
-    resamples = resamples or enough_resamples(clusters)
+    reported = tuple(name for name in first[0].main if name[1] != "median_rank")
+    names = (*reported, RSUM) if sum(name.startswith("R@") for _, name in reported) > 3 else reported
+    clusters = Clusters.of(first[0])
+    permutations = permutations or enough_permutations(clusters.count)
     rows: list[Row] = []
     for name, members in groups:
         runs = [result.evaluation for result in members]
-        each = [ClusterSums.of([run], reported).values() for run in runs]
-        intervals = group_intervals(runs, reported, resamples, seed)
-        compared = differences(runs, first, reported, resamples, seed) if rows else {}
+        each = [_values(run, reported) for run in runs]
+        intervals = group_intervals(runs, reported)
+        compared = differences(runs, first, reported, permutations, seed) if rows else {}
         rows.append(
             Row(
                 name,
@@ -81,7 +88,21 @@ def compare(results: Sequence[StoredResult], resamples: int | None = None, seed:
             )
         )
     facts = results[0].facts
-    return Comparison(tuple(rows), names, facts["protocol"], str(facts.get("split", "")), clusters, resamples)
+    return Comparison(
+        tuple(rows),
+        names,
+        facts["protocol"],
+        str(facts.get("split", "")),
+        clusters.count,
+        first[0].cluster_unit,
+        clusters.fewest,
+        permutations,
+    )
+
+
+def _values(run: Evaluation, names: Sequence[Name]) -> dict[Name, float]:
+    values = {(direction, name): run.result.directions[direction].value(name) for direction, name in names}
+    return {**values, RSUM: sum(value for (_, name), value in values.items() if name.startswith("R@"))}
 
 
 def _check_comparable(results: Sequence[StoredResult]) -> None:
@@ -100,16 +121,35 @@ def _check_comparable(results: Sequence[StoredResult]) -> None:
                 f"{name_of(result)} and {name_of(first)} were evaluated by different versions of the protocol "
                 f"{first.facts.get('protocol')}; evaluate both with the plugin as it is now"
             )
-        checksums = [each.facts["checksum"] for each in (first, result) if each.facts.get("checksum")]
-        if len(set(checksums)) > 1 or result.facts.get("labels_checksum") != first.facts.get("labels_checksum"):
-            raise UserError(
-                f"{name_of(result)} was evaluated on other pictures or captions than {name_of(first)}; "
-                "evaluate both on the same split of the same DATA"
-            )
+        _check_same_queries(first, result)
     paths = [result.path.resolve() for result in results]
     if len(set(paths)) < len(paths):
         again = next(result for place, result in enumerate(results) if paths[place] in paths[:place])
         raise UserError(f"{name_of(again)} is given twice; name each run once")
+
+
+def _check_same_queries(first: StoredResult, result: StoredResult) -> None:
+    """Raise UserError unless both are of the same queries in the same order, however their labels are numbered."""
+    checksums = [each.facts["checksum"] for each in (first, result) if each.facts.get("checksum")]
+    if len(set(checksums)) > 1 or result.facts.get("labels_checksum") != first.facts.get("labels_checksum"):
+        raise UserError(
+            f"{name_of(result)} was evaluated on other pictures or captions than {name_of(first)}; "
+            "evaluate both on the same split of the same DATA"
+        )
+    both = [each.evaluation.result.directions for each in (first, result)]
+    if both[0].keys() != both[1].keys():
+        found = [" and ".join(each).replace("_", " ") for each in both]
+        raise UserError(f"{name_of(result)} was evaluated {found[1]}, {name_of(first)} {found[0]}; evaluate both alike")
+    same_galleries = all(
+        one.ranks.gallery_size == other.ranks.gallery_size
+        and np.array_equal(one.ranks.positives, other.ranks.positives)
+        for one, other in zip(*(each.values() for each in both), strict=True)
+    )
+    if not same_galleries or not Clusters.of(first.evaluation).same_as(Clusters.of(result.evaluation)):
+        raise UserError(
+            f"{name_of(result)} was asked other queries than {name_of(first)}, or the same in another order; "
+            "evaluate both on the same pictures and captions in the same order"
+        )
 
 
 def _groups(results: Sequence[StoredResult]) -> list[tuple[str, list[StoredResult]]]:

@@ -80,7 +80,6 @@ class EccvCaption(Protocol):
         lists say what is asked for.
         """
         directory = data_directory()
-        nobody = np.array([], dtype=np.int64)
         caption_ids = np.load(directory / "coco_test_ids.npy", allow_pickle=False).astype(np.int64)
         image_of_caption = _read(directory / "original_caption_to_image.json")
         image_ids = np.array([image_of_caption[caption][0] for caption in caption_ids[::_CAPTIONS_EACH].tolist()])
@@ -94,12 +93,13 @@ class EccvCaption(Protocol):
             name: find_protocol(name).evaluate(ordered, metric, metric_definition, directions=directions).result
             for name in ("coco-1k-5fold", "coco-5k")
         }
+        of_images, of_texts = main["image_to_text"].queries, main["text_to_image"].queries
+        labels = {"image_to_text": of_images, "text_to_image": of_texts // _CAPTIONS_EACH}
         return Evaluation(
             self,
             _result(ordered, main, directions, metric, metric_definition, self),
             (),
-            main["image_to_text"].queries if "image_to_text" in directions else nobody,
-            main["text_to_image"].queries // _CAPTIONS_EACH if "text_to_image" in directions else nobody,
+            {name: each for name, each in labels.items() if name in directions},
             {**coco, "cxc": _result(ordered, cxc, directions, metric, metric_definition)},
         )
 

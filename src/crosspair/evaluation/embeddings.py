@@ -99,14 +99,16 @@ class Embeddings:
         )
 
     def averaged_texts(self) -> "Embeddings":
-        """One text for each label: the mean of its texts' embeddings as they are, by ascending label."""
-        order = np.argsort(self.text_labels, kind="stable")
-        labels, counts = np.unique(self.text_labels, return_counts=True)
+        """One text for each label: the mean of its texts' embeddings as they are, in the order of their first ones."""
+        labels, first, number = np.unique(self.text_labels, return_index=True, return_inverse=True)
+        place = np.argsort(np.argsort(first))  # of each label, which no numbering changes
+        number, labels = place[number], labels[np.argsort(first)]
+        order, counts = np.argsort(number, kind="stable"), np.bincount(number)
         means = np.zeros((len(labels), self.texts.shape[1]))
         for start in range(0, len(order), _CHUNK):
             rows = order[start : start + _CHUNK]
-            some, starts = np.unique(self.text_labels[rows], return_index=True)
-            means[np.searchsorted(labels, some)] += np.add.reduceat(self.texts[rows], starts, axis=0, dtype=np.float64)
+            some, starts = np.unique(number[rows], return_index=True)
+            means[some] += np.add.reduceat(self.texts[rows], starts, axis=0, dtype=np.float64)
         means /= counts[:, None]
         return Embeddings(
             self.images,

@@ -27,25 +27,13 @@ RECALLS = ("R@1", "R@5", "R@10")
 
 @dataclass(frozen=True)
 class Task:
-    """Images and texts that are ranked by themselves, and for each the cluster that it is drawn with in a resampling.
-
-    image_clusters [n], text_clusters [m]: the image that a query belongs to, or its label where that is unknown.
-    """
+    """Images and texts that are ranked by themselves. Equal labels match."""
 
     embeddings: Embeddings
-    image_clusters: NDArray[np.int64]
-    text_clusters: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, embeddings: Embeddings) -> "Task":
-        """All images and texts of a split."""
-        if embeddings.text_images is None:
-            return cls(embeddings, embeddings.image_labels, embeddings.text_labels)
-        return cls(embeddings, np.arange(len(embeddings.images)), embeddings.text_images)
 
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Task":
         """The images and texts of these rows, in the given order."""
-        return Task(self.embeddings.part(images, texts), self.image_clusters[images], self.text_clusters[texts])
+        return Task(self.embeddings.part(images, texts))
 
 
 @dataclass(frozen=True)
@@ -58,7 +46,6 @@ class Protocol:
     """
 
     text_unit: ClassVar[str] = "texts"  # what stands on the texts' side
-    cluster_unit: ClassVar[str] = "images"  # what is drawn in a resampling
 
     name: str
     summary: str = ""
@@ -194,23 +181,22 @@ def plugin_facts(protocol: Protocol) -> dict[str, Any]:
 
 def arrange(protocol: Protocol, embeddings: Embeddings) -> Sequence[Task]:
     """The retrieval tasks of a protocol. Raises UserError when the images and texts don't fit it."""
-    return protocol.arrange(Task.of(embeddings))
+    return protocol.arrange(Task(embeddings))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of a protocol: metrics over all queries, of each fold where there are several, and the clusters.
+    """The result of a protocol: metrics over all queries, of each fold where there are several, and the labels.
 
     The folds are of equal size, so the mean over all queries is the mean of the folds; `median_rank` is the median over
-    all queries. image_clusters, text_clusters: of the queries of `result`, in its order; empty for a direction that was
-    not evaluated. beside: the same embeddings by other judgements or another ranking, by name.
+    all queries. query_labels: of the queries of each direction of `result`, in its order; queries of one label are
+    found or missed together. beside: the same embeddings by other judgements or another ranking, by name.
     """
 
     protocol: Protocol
     result: RetrievalResult
     folds: tuple[RetrievalResult, ...]
-    image_clusters: NDArray[np.int64]
-    text_clusters: NDArray[np.int64]
+    query_labels: Mapping[str, NDArray[np.int64]]
     beside: Mapping[str, RetrievalResult] = field(default_factory=dict)
 
     @property
@@ -219,6 +205,16 @@ class Evaluation:
         directions = self.result.directions
         reported = tuple((direction, name) for direction, name in self.protocol.main if direction in directions)
         return reported or tuple((direction, name) for direction in directions for name in RECALLS)
+
+    @property
+    def cluster_unit(self) -> str:
+        """What a label of the queries stands for: "pictures" where each has a label of its own, otherwise "labels"."""
+        of_images = self.query_labels.get("image_to_text")
+        if of_images is None:
+            alone = bool((self.result.directions["text_to_image"].ranks.positives == 1).all())
+        else:
+            alone = len(np.unique(of_images)) == len(of_images)
+        return "pictures" if alone else "labels"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: the protocol's name, the metrics as RetrievalResult gives them, those of folds and beside."""
@@ -256,16 +252,15 @@ def evaluation_of(
     results = [
         result_of_ranks(each, metric, metric_definition=metric_definition, extra=protocol.metrics) for each in ranks
     ]
-    clusters = {
-        "image_to_text": [task.image_clusters for task in tasks],
-        "text_to_image": [task.text_clusters for task in tasks],
+    of_tasks = {
+        "image_to_text": [task.embeddings.image_labels for task in tasks],
+        "text_to_image": [task.embeddings.text_labels for task in tasks],
     }
+    labels = {direction: np.concatenate(each) for direction, each in of_tasks.items()}
     pooled = {
-        direction: _pooled([each[direction] for each in ranks], [len(rows) for rows in clusters[direction]])
+        direction: _pooled([each[direction] for each in ranks], [len(rows) for rows in of_tasks[direction]])
         for direction in ranks[0]
     }
-    queried = {direction: np.concatenate(clusters[direction])[each.queries] for direction, each in pooled.items()}
-    nobody = np.array([], dtype=np.int64)
     alone = [count_distractors(task.embeddings.image_labels, task.embeddings.text_labels) for task in tasks]
     images, texts = np.sum(alone, axis=0).tolist()
     return Evaluation(
@@ -278,8 +273,7 @@ def evaluation_of(
             distractors=(images, texts),
         ),
         tuple(results) if len(results) > 1 else (),
-        queried.get("image_to_text", nobody),
-        queried.get("text_to_image", nobody),
+        {direction: labels[direction][each.queries] for direction, each in pooled.items()},
     )
 
 

@@ -66,11 +66,10 @@ class LabelMeans(Protocol):
     """A label stands for a species; the mean of the embeddings of all its texts is the only text of that label."""
 
     text_unit: ClassVar[str] = "label means"
-    cluster_unit: ClassVar[str] = "labels"
 
     def arrange(self, task: Task) -> Sequence[Task]:
         means = task.embeddings.averaged_texts()
-        return [Task(means, means.image_labels, means.text_labels)]
+        return [Task(means)]
 
 
 def _number_within_label(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ The latter holds, for `image_to_text` and `text_to_image` each, or the one that 
     DIRECTION_positives [queries]  how many of them belong to each query
     DIRECTION_queries [queries]    the row of each query on its side
     DIRECTION_optimistic [queries] rank of each query's first positive with every tie for the model
-    DIRECTION_clusters [queries]   the image (person, class) that a query is drawn with in a resampling
+    DIRECTION_labels [queries]     the label of each query; those of one label are found or missed together
     DIRECTION_gallery_size []      how many items were ranked
 from which every metric follows without encoding anything again.
 """
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from crosspair.errors import UserError
 from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
 from crosspair.evaluation.protocols import Evaluation, Protocol, find_protocol
-from crosspair.evaluation.ranking import Direction, Metric, PositiveRanks
+from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks
 from crosspair.evaluation.uncertainty import Intervals
 from crosspair.storage import manifest as manifests
 from crosspair.storage.files import write_bytes, write_text
@@ -44,6 +44,10 @@ class _Decisive:
 
 
 _DECISIVE = tuple(_Decisive.__annotations__)
+
+
+class OutdatedResultError(UserError):
+    """A result of an older format, to be evaluated again."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,17 @@ def write_result(path: Path, evaluation: Evaluation, intervals: Intervals, facts
 
 
 def read_result(path: Path) -> StoredResult:
-    """Raises UserError for a file that is no result, is damaged, of a newer format, or has lost its .npz."""
+    """Raises UserError for a file that is no result, is damaged, of a newer format, or has lost its .npz.
+
+    For one of an older format that is an OutdatedResultError.
+    """
     problem = "is no result of crosspair evaluate"
     facts = manifests.read_object(path, FORMAT, _ADVICE, problem)
     with manifests.damage_named(path, _ADVICE, problem):
         decisive = {field: facts[field] for field in _DECISIVE if field in facts}
         known = manifests.parse(_Decisive, decisive)
     if facts["format"] < FORMAT:
-        raise UserError(f"{path} has format {facts['format']}, without the row of every query; {_ADVICE}")
+        raise OutdatedResultError(f"{path} has format {facts['format']}, without what intervals need now; {_ADVICE}")
     protocol = find_protocol(known.protocol)
     checksum, metric = known.ranks_checksum, known.metric
     ranks = ranks_path(path)
@@ -95,14 +102,15 @@ def read_result(path: Path) -> StoredResult:
         raise UserError(f"{ranks} is not the one that {path.name} was written with; copy both, or {_ADVICE}")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            image_to_text, image_clusters = _direction(arrays, "image_to_text", protocol)
-            text_to_image, text_clusters = _direction(arrays, "text_to_image", protocol)
-            if image_to_text is None and text_to_image is None:
+            found = {name: _direction(arrays, name, protocol) for name in DIRECTIONS if f"{name}_ranks" in arrays}
+            if not found:
                 raise ValueError("it has no ranks")
     except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{ranks} is damaged ({error!r:.80}); {_ADVICE}") from error
-    result = RetrievalResult(image_to_text, text_to_image, metric)
-    return StoredResult(path, facts, Evaluation(protocol, result, (), image_clusters, text_clusters))
+    results = {name: result for name, (result, _) in found.items()}
+    labels: dict[str, NDArray[np.int64]] = {name: each for name, (_, each) in found.items()}
+    result = RetrievalResult(results.get("image_to_text"), results.get("text_to_image"), metric)
+    return StoredResult(path, facts, Evaluation(protocol, result, (), labels))
 
 
 def ranks_path(path: Path) -> Path:
@@ -121,7 +129,6 @@ def labels_checksum(image_labels: NDArray[np.int64], text_labels: NDArray[np.int
 
 def _direction_arrays(evaluation: Evaluation) -> dict[str, NDArray[Any]]:
     arrays = {}
-    clusters = {"image_to_text": evaluation.image_clusters, "text_to_image": evaluation.text_clusters}
     for name, direction in evaluation.result.directions.items():
         ranks = direction.ranks
         small = np.uint16 if ranks.gallery_size < 2**16 else np.uint32 if ranks.gallery_size < 2**32 else np.int64
@@ -129,21 +136,19 @@ def _direction_arrays(evaluation: Evaluation) -> dict[str, NDArray[Any]]:
         arrays[f"{name}_positives"] = ranks.positives.astype(small)
         arrays[f"{name}_queries"] = ranks.queries
         arrays[f"{name}_optimistic"] = ranks.optimistic.astype(small)
-        arrays[f"{name}_clusters"] = clusters[name]
+        arrays[f"{name}_labels"] = evaluation.query_labels[name]
         arrays[f"{name}_gallery_size"] = np.array(ranks.gallery_size)
     return arrays
 
 
-def _direction(arrays: Any, name: Direction, protocol: Protocol) -> tuple[DirectionResult | None, NDArray[np.int64]]:
-    if f"{name}_ranks" not in arrays:
-        return None, np.array([], dtype=np.int64)
-    ranks, positives, queries, optimistic, clusters = (
-        arrays[f"{name}_{what}"].astype(np.int64)
-        for what in ("ranks", "positives", "queries", "optimistic", "clusters")
+def _direction(arrays: Any, name: Direction, protocol: Protocol) -> tuple[DirectionResult, NDArray[np.int64]]:
+    """The result of a direction, and the labels of its queries."""
+    ranks, positives, queries, optimistic, labels = (
+        arrays[f"{name}_{what}"].astype(np.int64) for what in ("ranks", "positives", "queries", "optimistic", "labels")
     )
     offsets = np.concatenate([[0], np.cumsum(positives)])
-    lengths = {len(positives), len(queries), len(optimistic), len(clusters)}
+    lengths = {len(positives), len(queries), len(optimistic), len(labels)}
     if len(ranks) != offsets[-1] or len(lengths) > 1 or (positives < 1).any():
         raise ValueError(f"the arrays of {name} don't fit each other")
     stored = PositiveRanks(ranks, offsets, int(arrays[f"{name}_gallery_size"]), queries, optimistic)
-    return DirectionResult(stored, extra=protocol.metrics[name]), clusters
+    return DirectionResult(stored, extra=protocol.metrics[name]), labels

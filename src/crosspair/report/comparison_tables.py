@@ -5,8 +5,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from crosspair.evaluation.clusters import Name
 from crosspair.evaluation.comparison import Comparison, Row, long_rows
-from crosspair.evaluation.uncertainty import LEVEL, Difference, Name
+from crosspair.evaluation.uncertainty import LEVEL, Difference, few_clusters
 from crosspair.storage.files import write_text
 
 _DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image", "": ""}
@@ -99,13 +100,15 @@ def _difference(difference: Difference) -> str:
 def _notes(comparison: Comparison) -> list[str]:
     """Notes on what the tables show, and on the seeds of their groups."""
     where = f"{comparison.split}, " if comparison.split else ""
+    unit = comparison.unit
     about = (
-        f"{where}protocol {comparison.protocol}. [ ]: {LEVEL} % interval, {comparison.resamples:,} bootstrap resamples "
-        f"of {comparison.clusters:,} clusters of queries; ±: standard deviation over seeds;\n"
-        "p: paired permutation test over the same clusters, two-sided, not corrected for the number of comparisons."
+        f"{where}protocol {comparison.protocol}. [ ]: {LEVEL} % interval over {comparison.clusters:,} {unit}, each "
+        "with all of its queries; ±: standard deviation over seeds;\n"
+        f"p: paired permutation test over the same {unit} ({comparison.permutations:,} tosses), two-sided, not "
+        "corrected for the number of comparisons."
     )
     groups = describe_groups(comparison.rows)
-    return [about, groups] if groups else [about]
+    return [about, *([groups] if groups else []), *few_clusters(comparison.fewest, unit)]
 
 
 def _escape(text: str) -> str:

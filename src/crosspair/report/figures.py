@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crosspair.evaluation.clusters import RSUM
 from crosspair.evaluation.metrics import DirectionResult, RetrievalResult
 from crosspair.evaluation.protocols import Evaluation
 from crosspair.evaluation.ranking import Metric
-from crosspair.evaluation.uncertainty import LEVEL, RSUM, Intervals
+from crosspair.evaluation.uncertainty import LEVEL, Intervals
 from crosspair.registry import LOSSES
 from crosspair.report.charts import Estimate, Series, count_chart, group_chart, histogram, line_chart
 from crosspair.report.hubness import Hubness
@@ -45,7 +46,7 @@ def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
     note = (
         f"Protocol {protocol.name}{reference}. All in per cent but the ranks, which are of the first relevant item "
         f"among {texts:,} {protocol.text_unit} and {images:,} pictures{folds}. In brackets {LEVEL} % intervals: how "
-        f"far a number could move with another draw of the {intervals.clusters:,} {protocol.cluster_unit}."
+        f"far a number could move with another draw of the {intervals.clusters:,} {intervals.unit}."
     )
     return (
         '<div class="card"><table><caption>Retrieval</caption><thead><tr><th scope="col"><span class="hidden">'

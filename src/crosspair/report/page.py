@@ -22,7 +22,7 @@ from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.inputs import EvaluationInputError
 from crosspair.evaluation.metrics import RetrievalResult
 from crosspair.evaluation.protocols import PLAIN, Evaluation
-from crosspair.evaluation.uncertainty import bootstrap
+from crosspair.evaluation.uncertainty import intervals_of
 from crosspair.report import examples, figures
 from crosspair.report.hubness import Neighbours, count_retrieved, hub_images, hub_texts, nearest
 from crosspair.report.inline_images import Sheet, ShownImages, Thumbnail
@@ -123,7 +123,7 @@ class _Page:
         return "\n".join([self.shown.styles(), self.sheet.styles() if self.sheet else ""])
 
     def results(self) -> _Section:
-        intervals = bootstrap(self.evaluation)
+        intervals = intervals_of(self.evaluation)
         table = figures.results_table(self.evaluation, intervals)
         explanation = (
             "Each sentence looks for its picture among all pictures, each picture for its sentences among all of them. "

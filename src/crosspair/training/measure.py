@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ from crosspair.evaluation.eccv import coco_image_ids
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import MetricDefinition
 from crosspair.evaluation.protocols import Evaluation, Protocol, arrange, choose_protocol, find_protocol, plugin_facts
-from crosspair.evaluation.results import StoredResult, labels_checksum, read_result, write_result
+from crosspair.evaluation.results import (
+    OutdatedResultError,
+    StoredResult,
+    labels_checksum,
+    read_result,
+    write_result,
+)
 from crosspair.evaluation.trec import write_trec
-from crosspair.evaluation.uncertainty import Intervals, bootstrap
+from crosspair.evaluation.uncertainty import Intervals, intervals_of
 from crosspair.storage.directories import kind_of
 from crosspair.training.callbacks import RunResult
 from crosspair.training.recipe_files import read_run_recipe, save_recipe
@@ -46,7 +53,7 @@ class Measured:
 
     def store(self, paths: list[Path]) -> Intervals:
         """Write the result to each of the paths; the intervals of its metrics."""
-        intervals = bootstrap(self.evaluation)
+        intervals = intervals_of(self.evaluation)
         for path in paths:
             write_result(path, self.evaluation, intervals, self.facts)
         return intervals
@@ -75,7 +82,7 @@ def compare(
     runs: results of `train`, RUN directories, models' directories, RESULT.json files; the seeds of one recipe are one
     row of the comparison. What is not evaluated yet is encoded on `device` and ranked by `protocol` (None: by that of
     its data) on a split of `data`, a DATA directory (None: the one that a RUN was validated on). Values are percentages
-    0..100 and ranks from 1; intervals and differences are bootstrapped over queries.
+    0..100 and ranks from 1; intervals and differences are over the draw of queries.
     Raises UserError unless there are two or more, of the same queries and protocol.
     """
     given = None if data is None else Path(data)
@@ -98,9 +105,10 @@ def result_of(
         return read_result(Path(name))
     own = own_path(name, split_name, protocol_name)
     if own is not None and own.is_file():
-        stored = read_result(own)
-        if _is_current(stored, name, data, split_name):
-            return stored
+        with suppress(OutdatedResultError):
+            stored = read_result(own)
+            if _is_current(stored, name, data, split_name):
+                return stored
     measured = measure_model(
         name, data or data_directory(Path(name)), split_name, protocol_name=protocol_name, device=device
     )
