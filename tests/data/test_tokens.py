@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from crosspair.data.tokens import PADDING, UNKNOWN, Vocabulary, pad, tokenize
 from crosspair.errors import UserError
-from tests.fixtures.paths import TFRECORDS
+from tests.fixtures.paths import REPOSITORY, TFRECORDS
 
 
 def test_words_are_lower_case_without_punctuation():
@@ -86,8 +86,34 @@ class TestTheOriginalsWords:
         ours = [(entry["file_path"], *tokenize(text, "original")) for entry in source for text in entry["captions"]]
         assert theirs == Counter(ours)
 
+    @pytest.mark.parametrize(
+        ("caption", "words"),
+        [  # as people write them in CUHK-PEDES' and Flickr's way
+            ("The man's wearing a t-shirt, knee-length shorts.", "the mans wearing a tshirt kneelength shorts"),
+            ("She has on a black/white V-neck (and jeans) .", "she has on a blackwhite vneck and jeans"),
+            ("A BLACK-AND-WHITE dog jumps; it isn't wet!", "a blackandwhite dog jumps it isnt wet"),
+            ("shoes.He carries 2 bags", "shoeshe carries 2 bags"),
+        ],
+    )
+    def test_of_real_sentences(self, caption: str, words: str):
+        assert tokenize(caption, "original") == words.split()
+
+    def test_of_karpathys_annotations_are_those_of_the_tokenizer_words(self):
+        path = REPOSITORY.parent / "shared" / "data" / "flickr8k" / "dataset_flickr8k.json"
+        if not path.is_file():
+            pytest.skip("Flickr8k's annotations (../shared/data/flickr8k) are not here")
+        images = json.loads(path.read_text(encoding="utf-8"))["images"]
+        sentences = [sentence for image in images for sentence in image["sentences"]]
+        alike = {
+            name: sum(tokenize(sentence["raw"], name) == sentence["tokens"] for sentence in sentences) / len(sentences)
+            for name in ("words", "stored", "original")
+        }
+        assert alike["words"] == alike["stored"] > 0.999
+        assert alike["original"] < 0.98
+
     def test_are_encoded_as_they_are_where_they_are_given(self):
         vocabulary = Vocabulary(["t-shirt", "tshirt", "t", "shirt"])
         assert vocabulary.encode(["t-shirt"], tokenizer="stored") == [2]
-        assert vocabulary.encode("t-shirt", tokenizer="stored") == [3]
+        assert vocabulary.encode("t-shirt", tokenizer="original") == [3]
+        assert vocabulary.encode("t-shirt", tokenizer="stored") == [4, 5]
         assert vocabulary.encode("t-shirt") == [4, 5]

@@ -99,6 +99,17 @@ def write_word_counts(path: Path, words: list[str]) -> Path:
     return path
 
 
+def test_a_vocabulary_with_karpathys_words_reads_them_where_they_are_stored(
+    trained: Arrays, tmp_path: Path, write_v2: Writer
+) -> None:
+    write_v2(tmp_path / "model.ckpt-39", trained)
+    words = ["a", "<START>", "<END>", "dog", "'s", "lead", "tail", *(f"word{number}" for number in range(20))]
+    model = import_checkpoint(tmp_path / "model.ckpt-39", write_word_counts(tmp_path / "word_counts.txt", words))
+    assert model.config.text.tokenizer == "stored"
+    assert model.tokenize("A dog's lead.") == model.tokenize(["a", "dog", "'s", "lead"])
+    assert 1 not in model.tokenize("A dog's lead.")  # no unknown word
+
+
 def test_a_vocabulary_that_the_embedding_has_too_few_rows_for_is_refused(
     trained: Arrays, tmp_path: Path, write_v2: Writer
 ) -> None:

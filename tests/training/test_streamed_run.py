@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from crosspair.cli import main
+from crosspair.encode.model import DualEncoder
 from crosspair.training.recipe import StreamConfig
 from crosspair.training.recipe_files import save_recipe
 
@@ -73,6 +74,13 @@ def test_a_killed_run_on_a_stream_ends_as_the_undisturbed_one(command, tmp_path,
     assert (rows[0]["images"], rows[0]["skipped"]) == (12, 0)
     assert rows[0]["stream"].endswith("train-{0..2}.tar")
     assert sum(row["kind"] == "train" for row in rows) == 12  # two stages of two epochs with three batches
+
+
+def test_a_run_on_a_stream_reads_captions_as_the_original_does(command, tmp_path):
+    assert main([*command("run"), "--stage2.epochs", "0", "--model.text.tokenizer", "original"]) == 0
+    model = DualEncoder.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.text.tokenizer == "original"
+    assert model.tokenize("a r-e'd") == model.tokenize("A RED")
 
 
 def test_another_stream_is_no_continuation(command, tmp_path, capsys):

@@ -34,9 +34,10 @@ def tokenize(caption: str, tokenizer: Tokenizer = "words") -> list[str]:
 
     words: an apostrophe starts a word of its own ("dog's": dog 's), other punctuation ends one ("t-shirt": t shirt). On
     captions already split in the Penn Treebank way this gives the words of Karpathy's annotations.
-    original, stored: ASCII punctuation is deleted ("man's": mans, "t-shirt": tshirt), as by the original's converters.
+    original: ASCII punctuation is deleted ("man's": mans, "t-shirt": tshirt), as by the original's converter for
+    CUHK-PEDES. stored: of a caption that came without its words, as `words`.
     """
-    if tokenizer != "words":
+    if tokenizer == "original":
         return _BETWEEN_SPACES.findall(caption.lower().translate(_PUNCTUATION))
     return _WORD.findall(caption.lower().replace("\u2019", "'"))
 
@@ -49,7 +50,7 @@ def says_side(caption: str) -> bool:
 def word_rules(tokenizer: Tokenizer, special_tokens: SpecialTokens, max_words: int) -> dict[str, Any]:
     """The steps from a caption to words, in their order, for programs that do without this one."""
     before, behind = _SPECIAL_TOKENS[special_tokens]
-    of_words = tokenizer == "words"
+    of_words = tokenizer != "original"
     return {
         "lower_case": True,
         "replace": {"\u2019": "'"} if of_words else dict.fromkeys(string.punctuation, ""),

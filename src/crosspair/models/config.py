@@ -59,7 +59,8 @@ class TextEncoderConfig:
     """Let padding take part in the BiLSTM's maximum, as the original does."""
     tokenizer: Literal["words", "original", "stored"] = "words"
     """What the BiLSTM's words are. words: "man's t-shirt" is man 's t shirt; original: mans tshirt, as the original's
-    converters have it; stored: the words that came with the annotations (DATA's tokens), original for new sentences."""
+    converter for CUHK-PEDES has it; stored: the words that came with the annotations (DATA's tokens), as its converters
+    for Flickr30k and COCO have it, and those of `words` for new sentences."""
     special_tokens: Literal["none", "start", "both"] = "none"
     """Put <start> before a caption (what the original reads), or <start> before and <end> behind it; BiLSTM only."""
 

@@ -5,11 +5,12 @@ which the original kept none, from the plain variables: what the original's own 
 """
 
 import re
+import string
 from pathlib import Path
 
 import numpy as np
 
-from crosspair.data.tokens import Vocabulary
+from crosspair.data.tokens import Tokenizer, Vocabulary
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.formats.tensorflow_checkpoint import read_checkpoint
@@ -41,7 +42,7 @@ def import_checkpoint(checkpoint: Path, word_counts: Path, *, ema: bool = True) 
     vocabulary = read_word_counts(word_counts)
     _refuse_other_vocabulary(variables[_EMBEDDING], stored.get(_EMBEDDING_MOMENT), vocabulary, word_counts)
     variables[_EMBEDDING] = _embedding_rows(variables[_EMBEDDING], vocabulary)
-    model = DualEncoder(_config(variables, scope), vocabulary)
+    model = DualEncoder(_config(variables, scope, _tokenizer(vocabulary)), vocabulary)
     load_tf_variables(model.image_encoder, variables, scope)
     load_tf_variables(model.text_encoder, variables, "BiLSTM")
     load_tf_variables(model.image_projection, variables, "joint_embedding/image_joint_embedding")
@@ -103,7 +104,16 @@ def _embedding_rows(embedding: np.ndarray, vocabulary: Vocabulary) -> np.ndarray
     return np.concatenate([padding, embedding[words : words + 1], embedding[:words]])
 
 
-def _config(variables: Variables, scope: str) -> ModelConfig:
+def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    """How the converter split captions: that for CUHK-PEDES deleted punctuation, the others took Karpathy's words.
+
+    His have punctuation in some, such as 's and n't of Flickr30k.
+    """
+    words = (word for word in vocabulary.words if word not in ("<start>", "<end>"))
+    return "stored" if any(set(word) & set(string.punctuation) for word in words) else "original"
+
+
+def _config(variables: Variables, scope: str, tokenizer: Tokenizer) -> ModelConfig:
     try:
         if scope == "MobilenetV1":
             width = variables[f"{scope}/Conv2d_0/weights"].shape[3]
@@ -121,6 +131,6 @@ def _config(variables: Variables, scope: str) -> ModelConfig:
         ) from error
     return ModelConfig(
         image=ImageEncoderConfig(name=name, weights="none", resample="tensorflow1"),
-        text=TextEncoderConfig(word_dim=word_dim, hidden_dim=hidden_dim, tokenizer="original", special_tokens="start"),
+        text=TextEncoderConfig(word_dim=word_dim, hidden_dim=hidden_dim, tokenizer=tokenizer, special_tokens="start"),
         projection=ProjectionConfig(dim=dim, norm_eps=constants[0], norm_momentum=norm_momentum(constants[1])),
     )

@@ -66,6 +66,18 @@ def test_labels_and_ids_are_taken_over(tmp_path, encode, pixels):
     assert [record.label for record in read(tmp_path / "classes")] == [1, 0]
 
 
+def test_the_captions_words_are_taken_over(tmp_path, encode, pixels):
+    words = [[["caption", str(number)], ["another"]] for number in range(2)]
+    rows(encode, pixels, tokens=words).save_to_disk(tmp_path / "saved")
+    assert [record.tokens for record in read(tmp_path / "saved")] == [
+        (("caption", str(number)), ("another",)) for number in range(2)
+    ]
+    splits = {"train": rows(encode, pixels, tokens=words), "test": rows(encode, pixels)}
+    DatasetDict(splits).save_to_disk(tmp_path / "half")
+    with pytest.raises(UserError, match="'tokens' is a column of train only; give it to every split, or to none"):
+        read(tmp_path / "half")
+
+
 def test_names_that_are_in_several_splits_are_one_label(tmp_path, encode, pixels):
     splits = {"train": rows(encode, pixels, label=["dog", "cat"]), "test": rows(encode, pixels, label=["dog", "emu"])}
     DatasetDict(splits).save_to_disk(tmp_path / "saved")

@@ -83,8 +83,11 @@ def test_the_folder_of_the_release_is_enough(tmp_path, name, file, entry):
         ({"id": True}, "has a truth value as 'id'"),
         ({"captions": "A man."}, "has a string as 'captions', not a list"),
         ({"captions": [1, 2]}, "has 'captions' that are not strings"),
-        ({"processed_tokens": [["a"]]}, "has 2 captions, but tokens of 1"),
-        ({"processed_tokens": [["a"], "b"]}, "a caption of entry 0 .* has a string as 'processed_tokens'"),
+        ({"processed_tokens": [["a"]]}, "has 2 captions, but 'processed_tokens' of 1"),
+        (
+            {"processed_tokens": [["a"], "b"]},
+            "entry 0 .* has a string in 'processed_tokens', not a list of words for each",
+        ),
         ({"file_path": "../secret.png"}, "leads out of the folder"),
         ({"file_path": 3}, "entry 0 has a whole number as 'file_path'"),
     ],

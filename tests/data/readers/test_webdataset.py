@@ -47,8 +47,16 @@ def test_captions_and_labels_come_from_json(tmp_path, fields):
 
 
 def test_a_caption_that_comes_as_text_and_in_json_counts_once(tmp_path):
-    (record,) = read(shard(tmp_path / "s.tar", {"a.jpg": b"1", "a.txt": "A dog", "a.json": '{"caption": "A dog"}'}))
-    assert record.captions == ("A dog",)
+    files = {"a.jpg": b"1", "a.txt": "A dog", "a.json": '{"caption": "A dog"}'}
+    for order in (["a.jpg", "a.txt", "a.json"], ["a.jpg", "a.json", "a.txt"]):  # webdataset sorts by name
+        (record,) = read(shard(tmp_path / "s.tar", {name: files[name] for name in order}))
+        assert record.captions == ("A dog",)
+
+
+def test_the_captions_words_come_from_json(tmp_path):
+    files = {"a.jpg": b"1", "a.json": '{"tokens": [["a", "dog"], ["it", "\'s", "wet"]]}', "a.txt": "A dog\nIt's wet"}
+    (record,) = read(shard(tmp_path / "s.tar", files))
+    assert record.tokens == (("a", "dog"), ("it", "'s", "wet"))
 
 
 def test_a_class_file_is_the_label(tmp_path):
@@ -92,6 +100,13 @@ def test_braces_expand_as_in_a_shell():
         ({"a.json": '{"caption": 3}'}, "'a.json' has a whole number as 'caption'"),
         ({"a.json": '{"label": null}'}, "has the label 'None', not a whole number"),
         ({"a.cls": "1", "b.txt": "x"}, r"only some samples have a label \('b' differs\)"),
+        ({"a.json": '{"caption": "x", "tokens": ["x"]}'}, "'a.json' has a string in 'tokens', not a list of words"),
+        ({"a.json": '{"caption": "x", "tokens": [[1]]}'}, "'a.json' has words in 'tokens' that are not strings"),
+        ({"a.json": '{"caption": "x", "tokens": []}'}, "'a.json' has 1 captions, but 'tokens' of 0"),
+        (
+            {"a.json": '{"caption": "x", "tokens": [["x"]]}', "b.txt": "x"},
+            r"only some samples have tokens \('b' differs",
+        ),
         ({"a.cls": "dog"}, "has the label 'dog', not a whole number"),
     ],
 )

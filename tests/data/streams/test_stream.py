@@ -1,6 +1,7 @@
 """Streams: every sample once an epoch, over all processes; the same batches after a stop; whatever the network does."""
 
 import io
+import json
 import tarfile
 import threading
 from collections import Counter
@@ -18,6 +19,7 @@ from crosspair.data.batching import Reading
 from crosspair.data.streams import http
 from crosspair.data.streams.batches import StreamSource, plan_stream
 from crosspair.data.streams.stream import ShardFacts, StreamSplit, open_stream
+from crosspair.data.tokens import Vocabulary
 from crosspair.data.transforms import ImageInput
 from crosspair.errors import UserError
 
@@ -160,6 +162,41 @@ def test_a_picture_is_not_mirrored_with_a_caption_that_says_left_or_right(tmp_pa
 
     assert flipped() == {(False, 0), (True, 0), (False, 1)}
     assert flipped(hflip_sides=True) == {(False, 0), (True, 0), (False, 1), (True, 1)}
+
+
+def words_shard(path: Path, image: bytes, tokens: list[list[list[str]] | None]) -> StreamSplit:
+    """A stream of samples with the caption "a T-shirt" and, where there are any, its words."""
+    files: dict[str, bytes] = {}
+    for number, words in enumerate(tokens):
+        fields = {"caption": "a T-shirt"} | ({} if words is None else {"tokens": words})
+        files |= {f"{number}.png": image, f"{number}.json": json.dumps(fields).encode()}
+    path.write_bytes(tar(files))
+    return open_train(str(path))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [("words", ["a", "t", "shirt"]), ("original", ["a", "tshirt"]), ("stored", ["a", "t-shirt"])],
+)
+def test_captions_are_counted_and_read_by_the_tokenizer(tmp_path, encode, tokenizer, words):
+    image = encode(np.zeros((2, 2, 3), dtype=np.uint8), "PNG")
+    split = words_shard(tmp_path / "shard.tar", image, [[["a", "t-shirt"]]] * 2)
+    assert split.word_counts(tokenizer) == Counter(dict.fromkeys(words, 2))
+    vocabulary = Vocabulary(words)
+
+    def tokenize(text: str | list[str]) -> list[int]:
+        return vocabulary.encode(text, tokenizer=tokenizer)
+
+    [batch] = StreamSource(split, Reading(tokenize, ImageInput(2, 2), tokenizer=tokenizer)).batches(plans(split), 1)
+    assert batch.tokens.tolist() == [list(range(2, 2 + len(words)))] * 2
+
+
+def test_words_that_are_not_in_every_sample_can_not_be_read(tmp_path, encode):
+    image = encode(np.zeros((2, 2, 3), dtype=np.uint8), "PNG")
+    split = words_shard(tmp_path / "shard.tar", image, [[["a", "t-shirt"]], None])
+    with pytest.raises(UserError, match=r"model.text.tokenizer is stored, and .*shard.tar has samples without tokens;"):
+        split.word_counts("stored")
+    assert split.word_counts("original") == {"a": 2, "tshirt": 2}
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -13,6 +13,7 @@ from crosspair.data.readers.schema import (
     number_labels,
     path_inside,
     split_name,
+    tokens_of,
 )
 from crosspair.data.records import Record
 from crosspair.errors import UserError
@@ -35,9 +36,9 @@ def read_huggingface(
     """A Hugging Face data set: saved to disk, a .parquet file, or its name on the hub.
 
     Gives a record per row, in the order of the splits and their rows, read as they are needed. Besides images and
-    captions a row may have `label` (numbers or names) and `image_id`. A data set whose only split is `train` counts as
-    one without splits. images: the folder of the images, for a column that holds their paths; default: the one that
-    the data set lies in. Raises UserError.
+    captions a row may have `label` (numbers or names), `image_id` and `tokens` (the words of each caption). A data set
+    whose only split is `train` counts as one without splits. images: the folder of the images, for a column that holds
+    their paths; default: the one that the data set lies in. Raises UserError.
     """
     import pyarrow as pa
 
@@ -48,6 +49,11 @@ def read_huggingface(
         for rows in splits.values():
             rows.data.validate(full=True)  # reading a table with damaged offsets can end the process
         label = _labels(splits)
+        with_tokens = [name for name, rows in splits.items() if "tokens" in rows.column_names]
+        if with_tokens and len(with_tokens) < len(splits):
+            raise SchemaError(
+                f"'tokens' is a column of {', '.join(with_tokens)} only; give it to every split, or to none"
+            )
         for name, rows in splits.items():
             split = "" if only_train else split_name(name)
             yield from _records(
@@ -98,7 +104,8 @@ def _records(
         image_id = str(row.get("image_id", f"{name}/{number}"))
         captions = captions_of(row[caption_column], where, caption_column)
         image = image_of(row[image_column], images, where, image_column)
-        yield Record(image_id, image, label(row, where), tuple(captions), split)
+        tokens = tokens_of(row["tokens"], where, len(captions)) if "tokens" in row else None
+        yield Record(image_id, image, label(row, where), tuple(captions), split, tokens)
 
 
 def _labels(splits: "dict[str, Dataset]") -> Callable[[dict[str, Any], str], int]:

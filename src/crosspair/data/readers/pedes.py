@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from crosspair.data.reader import Counts, published
-from crosspair.data.readers.schema import Entry, SchemaError, keys_of, kind_of, load_json, require_folder, split_name
+from crosspair.data.readers.schema import (
+    Entry,
+    SchemaError,
+    keys_of,
+    kind_of,
+    load_json,
+    require_folder,
+    split_name,
+    tokens_of,
+)
 from crosspair.data.records import Record
 from crosspair.errors import UserError
 from crosspair.registry import register_reader
@@ -107,8 +116,4 @@ def _record(entry: Entry, images: Path, image: str, first_id: int) -> Record:
 def _tokens(entry: Entry, captions: int) -> tuple[tuple[str, ...], ...] | None:
     if "processed_tokens" not in entry.fields:
         return None
-    lists = entry.get("processed_tokens", list)
-    if len(lists) != captions:
-        raise SchemaError(f"{entry.name} has {captions} captions, but tokens of {len(lists)}")
-    fields = ({"processed_tokens": words} for words in lists)
-    return tuple(Entry(one, f"a caption of {entry.name}").strings("processed_tokens") for one in fields)
+    return tokens_of(entry.fields["processed_tokens"], entry.name, captions, "processed_tokens")

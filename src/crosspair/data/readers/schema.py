@@ -142,6 +142,19 @@ def captions_of(value: object, where: str, column: str) -> list[str]:
     return [one or "" for one in values]
 
 
+def tokens_of(value: object, where: str, captions: int, key: str = "tokens") -> tuple[tuple[str, ...], ...]:
+    """The field `key`: a list of the words of each caption."""
+    lists: list[Any] = value if isinstance(value, list) else [value]
+    for words in lists:
+        if not isinstance(words, list) or not isinstance(value, list):
+            raise SchemaError(f"{where} has {kind_of(words)} in '{key}', not a list of words for each caption")
+        if not all(isinstance(word, str) for word in words):
+            raise SchemaError(f"{where} has words in '{key}' that are not strings")
+    if len(lists) != captions:
+        raise SchemaError(f"{where} has {captions} captions, but '{key}' of {len(lists)}")
+    return tuple(map(tuple, lists))
+
+
 def number_labels(labels: Iterable[str]) -> dict[str, int]:
     """Labels as numbers: whole numbers stay, names count up in alphabetical order."""
     names = sorted(set(labels))

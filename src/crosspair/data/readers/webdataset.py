@@ -2,6 +2,8 @@
 
 train-000000.tar: 000017.jpg  000017.txt               a caption a line
                   000018.png  000018.json  000018.cls  {"caption": "A dog.", "label": 3}, "captions": [...]; a label
+
+.json may have "tokens", the words of each caption as a list of lists, where the captions came split into words.
 """
 
 import json
@@ -9,15 +11,16 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
-from crosspair.data.readers.schema import CAPTION_COLUMNS, SchemaError, captions_of, split_name
+from crosspair.data.readers.schema import CAPTION_COLUMNS, SchemaError, captions_of, split_name, tokens_of
 from crosspair.data.records import Record
+from crosspair.data.tokens import Tokenizer
 from crosspair.errors import UserError
 from crosspair.registry import register_reader
 
@@ -40,6 +43,7 @@ def read_webdataset(annotations: Path) -> Iterator[Record]:
     shards = _shards(annotations)
     number = 0
     labelled: bool | None = None
+    tokenized: bool | None = None
     for shard in shards:
         split = split_name(re.split("[^A-Za-z]", shard.stem, maxsplit=1)[0])
         with _named_errors(str(shard)), shard.open("rb") as file:
@@ -47,9 +51,13 @@ def read_webdataset(annotations: Path) -> Iterator[Record]:
                 labelled = sample.label is not None if labelled is None else labelled
                 if labelled != (sample.label is not None):
                     raise SchemaError(f"only some samples have a label ({sample.key[:80]!r} differs); give it to all")
+                tokenized = sample.tokens is not None if tokenized is None else tokenized
+                if tokenized != (sample.tokens is not None):
+                    raise SchemaError(f"only some samples have tokens ({sample.key[:80]!r} differs); give them to all")
                 label = number if sample.label is None else sample.label
                 name = f"{shard.stem}/{sample.key}"
-                yield Record(name, sample.image, label, tuple(sample.captions), split if split in _SPLITS else "")
+                split = split if split in _SPLITS else ""
+                yield Record(name, sample.image, label, tuple(sample.captions), split, sample.tokens)
                 number += 1
 
 
@@ -100,12 +108,17 @@ def _shards(annotations: Path) -> list[Path]:
 
 @dataclass
 class Sample:
-    """The image, captions and label (if any) of one sample of a shard."""
+    """The image, captions, label (if any) and the captions' words (if any) of one sample of a shard."""
 
     key: str
     image: bytes = b""
     captions: list[str] = field(default_factory=list)
     label: int | None = None
+    tokens: tuple[tuple[str, ...], ...] | None = None
+
+    def texts(self, tokenizer: Tokenizer) -> Sequence[str | Sequence[str]]:
+        """The texts for a text encoder: the captions or, for `stored`, their words if there are any."""
+        return self.tokens if tokenizer == "stored" and self.tokens is not None else self.captions
 
 
 class _CheckedHeader(tarfile.TarInfo):
@@ -124,6 +137,7 @@ class _CheckedHeader(tarfile.TarInfo):
 def _samples(file: IO[bytes]) -> Iterator[Sample]:
     """The samples of a shard; the files of one lie next to each other."""
     sample: Sample | None = None
+    fields: dict[str, Any] = {}  # of its .json, which may come before its captions
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=_CheckedHeader) as tar:
         for member in tar:
             path = PurePosixPath(member.name)
@@ -135,11 +149,15 @@ def _samples(file: IO[bytes]) -> Iterator[Sample]:
             key = str(path.with_name(stem))
             if sample is None or sample.key != key:
                 if sample is not None:
-                    yield sample
-                sample = Sample(key)
-            _add(sample, extension.lower(), _content(tar, member), member.name)
+                    yield _finished(sample, fields)
+                sample, fields = Sample(key), {}
+            content, where = _content(tar, member), f"{member.name[:80]!r}"
+            if extension.lower() == "json":
+                fields = _object(content, where)
+            else:
+                _add(sample, extension.lower(), content, where)
     if sample is not None:
-        yield sample
+        yield _finished(sample, fields)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -149,9 +167,8 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read() if file else b""
 
 
-def _add(sample: Sample, extension: str, content: bytes, name: str) -> None:
-    """Enter one file; those of other kinds are left alone."""
-    where = f"{name[:80]!r}"
+def _add(sample: Sample, extension: str, content: bytes, where: str) -> None:
+    """Enter one file other than .json; those of other kinds are left alone."""
     if extension in _IMAGES:
         if sample.image:
             raise SchemaError(f"{where} is the sample's second picture")
@@ -160,16 +177,19 @@ def _add(sample: Sample, extension: str, content: bytes, name: str) -> None:
         sample.captions += [line.strip() for line in _text(content, where).splitlines() if line.strip()]
     elif extension == "cls":
         sample.label = _label(_text(content, where).strip(), where)
-    elif extension == "json":
-        _add_fields(sample, _object(content, where), where)
 
 
-def _add_fields(sample: Sample, fields: dict[str, Any], where: str) -> None:
+def _finished(sample: Sample, fields: dict[str, Any]) -> Sample:
+    """A sample with what its .json says besides its other files."""
+    where = f"{f'{sample.key}.json'[:80]!r}"
     column = next((name for name in CAPTION_COLUMNS if name in fields), None)
     if column and not sample.captions:  # img2dataset writes the caption as .txt and again into .json
         sample.captions += captions_of(fields[column], where, column)
+    if "tokens" in fields:
+        sample.tokens = tokens_of(fields["tokens"], where, len(sample.captions))
     if "label" in fields:
         sample.label = _label(str(fields["label"]), where)
+    return sample
 
 
 def _label(text: str, where: str) -> int:

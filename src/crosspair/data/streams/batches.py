@@ -171,7 +171,9 @@ class StreamSource(BatchSource):
                     while row not in self._held:
                         arrived, sample = next(arriving)
                         self._held[arrived] = sample
-                        self.tokens[arrived] = [self.reading.tokenize(caption) for caption in sample.captions]
+                        self.tokens[arrived] = [
+                            self.reading.tokenize(text) for text in sample.texts(self.reading.tokenizer)
+                        ]
                 batch = self[plan]
                 yield batch.pin_memory() if pin_memory else batch
                 for row in plan.images.tolist():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from crosspair.data.images import read_image_bytes
 from crosspair.data.readers.huggingface import image_of
-from crosspair.data.readers.schema import SchemaError, captions_of, find_columns, kind_of
+from crosspair.data.readers.schema import SchemaError, captions_of, find_columns, kind_of, tokens_of
 from crosspair.data.readers.webdataset import Sample, expand_braces, read_samples
 from crosspair.data.streams.http import HttpFile
 from crosspair.errors import UserError
@@ -98,11 +98,13 @@ class HubShard:
         label = row.get("label")
         if not isinstance(label, int | None):
             raise SchemaError(f"{where} has {kind_of(label)} as 'label', not a whole number")
+        captions = captions_of(row[caption_column], where, caption_column)
         return Sample(
             str(row.get("image_id", where)),
             image if isinstance(image, bytes) else read_image_bytes(image),
-            captions_of(row[caption_column], where, caption_column),
+            captions,
             label,
+            tokens_of(row["tokens"], where, len(captions)) if "tokens" in row else None,
         )
 
 

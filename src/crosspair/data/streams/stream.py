@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -43,7 +43,8 @@ class ShardFacts:
     labels: list[int | None] = field(default_factory=list)
     checksums: list[int] = field(default_factory=list)
     skipped: dict[int, str] = field(default_factory=dict)  # the sample's number in the shard: its name, and why
-    words: dict[str, int] = field(default_factory=dict)
+    # Of each tokenizer that the captions can be read with, how often each word comes.
+    word_counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class StreamSplit:
@@ -88,15 +89,15 @@ class StreamSplit:
         return StreamSource(self, reading)
 
     def word_counts(self, tokenizer: Tokenizer = "words") -> Counter[str]:
-        """Word counts of the captions. Raises UserError for another tokenizer than the first pass had."""
-        if tokenizer != "words":
-            raise UserError(
-                f"model.text.tokenizer is {tokenizer}, which needs prepared data; train on a DATA directory or set it "
-                "to words"
-            )
+        """Word counts of the captions. Raises UserError for `stored` where not every sample has tokens."""
         counts: Counter[str] = Counter()
         for one in self.facts:
-            counts.update(one.words)
+            if tokenizer not in one.word_counts and one.captions:
+                raise UserError(
+                    f"model.text.tokenizer is {tokenizer}, and {self.name} has samples without tokens; set it to "
+                    "original or words, or give every sample the words of its captions as tokens"
+                )
+            counts.update(one.word_counts.get(tokenizer, {}))
         return counts
 
     @property
@@ -174,7 +175,7 @@ def _first_pass(shards: list[Shard], directory: Path, on_error: OnError, progres
 def _examine(shard: Shard, stop: threading.Event) -> ShardFacts:
     """Read a shard to its end and decode every image, so that training meets no surprise."""
     facts = ShardFacts()
-    words: Counter[str] = Counter()
+    counts: dict[Tokenizer, Counter[str]] = {tokenizer: Counter() for tokenizer in get_args(Tokenizer)}
     for number, sample in enumerate(shard.samples()):
         if stop.is_set():
             raise CancelledError  # another shard ended the pass
@@ -185,8 +186,12 @@ def _examine(shard: Shard, stop: threading.Event) -> ShardFacts:
         facts.captions.append(len(sample.captions))
         facts.labels.append(sample.label)
         facts.checksums.append(_checksum(sample))
-        words.update(word for caption in sample.captions for word in tokenize(caption))
-    facts.words = dict(words)
+        if sample.tokens is None:
+            counts.pop("stored", None)
+        for tokenizer, words in counts.items():
+            for text in sample.texts(tokenizer):
+                words.update(tokenize(text, tokenizer) if isinstance(text, str) else text)
+    facts.word_counts = {tokenizer: dict(words) for tokenizer, words in counts.items()}
     return facts
 
 
@@ -200,11 +205,12 @@ def _problem(sample: Sample) -> str | None:
         decode_image(sample.image)
     except ImageError as error:
         return error.reason
-    return caption_problem(Record(sample.key, sample.image, 0, tuple(sample.captions), ""))
+    return caption_problem(Record(sample.key, sample.image, 0, tuple(sample.captions), "", sample.tokens))
 
 
 def _checksum(sample: Sample) -> int:
-    text = "\n".join([str(sample.label), *sample.captions])
+    words = [] if sample.tokens is None else [json.dumps(sample.tokens)]
+    text = "\n".join([str(sample.label), *sample.captions, *words])
     return zlib.crc32(text.encode(), zlib.crc32(sample.image))
 
 
