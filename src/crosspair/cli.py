@@ -177,14 +177,25 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="RUN", help="a finished RUN, or a model's directory")
-    parser.add_argument("--data", type=Path, metavar="DATA")
-    parser.add_argument("--split", help="default: test")
+    parser.add_argument(
+        "model",
+        nargs="*",
+        metavar="RUN",
+        help="a finished RUN, or a model's directory; of several, such as seeds, also the mean and its spread",
+    )
+    parser.add_argument("--data", type=Path, metavar="DATA", help="what RUN is evaluated on")
+    parser.add_argument("--split", help="of DATA; default: test")
     parser.add_argument(
         "--embeddings",
         type=Path,
+        nargs="+",
+        default=[],
         metavar="FILE",
         help="instead of RUN and DATA: an .npz file, or a directory of .npy files of any size (docs/evaluation.md)",
+    )
+    parser.set_defaults(similarities=[])
+    parser.add_argument(
+        "--ensemble", action="store_true", help="evaluate several inputs as one, by the mean of their similarities"
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--shard", metavar="K/N", help="of --embeddings count only the K-th of N shares, into --part")
@@ -194,7 +205,17 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol", metavar="NAME", help="coco-1k-5fold, cuhk-pedes ... (docs/evaluation.md); default: by DATA"
     )
+    parser.add_argument("--metric", choices=("cosine", "euclidean"), help="of embeddings; default: cosine")
+    parser.add_argument("--direction", choices=("image-to-text", "text-to-image"), help="evaluate this one alone")
+    parser.add_argument(
+        "--distractors",
+        action="store_true",
+        help="let pictures and texts that match nothing be ranked among the others; without it they are refused",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument(
+        "--queries", type=Path, metavar="FILE.parquet", help="write every query's rank and what was found instead"
+    )
     parser.add_argument("--trec", type=Path, metavar="PREFIX", help="write rankings as TREC run and qrels files")
     parser.add_argument(
         "--csls", action="store_true", help="also the recalls with hubs held down, which takes all queries together"

@@ -89,6 +89,19 @@ def test_the_queries_are_those_with_lists_and_their_pictures_are_the_clusters(fo
     assert found.query_labels["text_to_image"].max() < 5000
 
 
+def test_cxc_is_a_protocol_of_its_own(data, found):
+    """Its recalls are those beside eccv-caption, which are the package's."""
+    own = find_protocol("cxc").evaluate(data)
+    assert own.result.to_dict() == found.beside["cxc"].to_dict()
+    assert set(own.beside) == {"coco-5k", "coco-1k-5fold"}
+    assert len(own.image_clusters) == 5000
+    assert len(own.text_clusters) == 24_972
+    assert "protocol cxc" in own.to_table()
+    one = find_protocol("cxc").evaluate(data, directions=("text_to_image",))
+    assert one.result.image_to_text is None
+    assert one.result.text_to_image.to_dict() == own.result.text_to_image.to_dict()
+
+
 def test_two_listed_captions_are_in_no_gallery_and_are_never_found(found):
     assert (found.result.image_to_text.ranks.ranks == 25_001).sum() == 2
 
@@ -113,6 +126,8 @@ def test_equal_scores_count_against_the_model():
 
 
 def test_what_it_needs_is_named_where_it_is_missing(data, monkeypatch):
+    with pytest.raises(UserError, match=r"protocol cxc needs COCO's ids"):
+        find_protocol("cxc").evaluate(of_coco(caption_ids=None))
     for changes, sentence in (
         ({"caption_ids": None}, r"needs COCO's ids of pictures and captions \(image_ids, caption_ids\), found none"),
         ({"caption_ids": data.caption_ids + 10**7}, "needs the 25,000 captions of COCO's test split by their ids"),

@@ -153,6 +153,18 @@ def test_a_class_is_the_mean_of_its_sentences(name):
     assert found.query_labels["image_to_text"].tolist() == labels.tolist()
 
 
+def test_cocos_test_split_shows_the_mean_of_the_1k_folds_beside():
+    data = correlated(np.arange(5000), 6, dimension=4)
+    found = find_protocol("coco-5k").evaluate(data)
+    folds = find_protocol("coco-1k-5fold").evaluate(data)
+    assert found.to_dict()["beside"] == {"coco-1k-5fold": folds.result.to_dict()}
+    assert found.result.text_to_image.recall(1) < folds.result.text_to_image.recall(1)
+    line = next(line for line in found.to_table().splitlines() if line.startswith("coco-1k-5fold"))
+    assert line.endswith(f"(image to text, text to image), rsum {folds.result.rsum:.1f}")
+    one = find_protocol("coco-5k").evaluate(data, directions=("text_to_image",))
+    assert one.to_table().splitlines()[-1].endswith("(text to image)")
+
+
 @pytest.mark.parametrize(
     ("labels", "texts_each", "sentence"),
     [

@@ -116,6 +116,16 @@ def _check_comparable(results: Sequence[StoredResult]) -> None:
                     f"{name_of(result)} was evaluated {what} {result.facts.get(key)}, {name_of(first)} {what} "
                     f"{first.facts.get(key)}; evaluate both alike"
                 )
+        for key, usual, what in (
+            ("directions", "both", "in directions"),
+            ("distractors", "refused", "with distractors"),
+        ):
+            ours, theirs = (each.facts.get(key, usual) for each in (first, result))
+            if ours != theirs:
+                raise UserError(
+                    f"{name_of(result)} was evaluated {what}: {theirs}, {name_of(first)} {what}: {ours}; "
+                    "evaluate both alike"
+                )
         if result.facts.get("protocol_plugin") != first.facts.get("protocol_plugin"):
             raise UserError(
                 f"{name_of(result)} and {name_of(first)} were evaluated by different versions of the protocol "

@@ -1,4 +1,4 @@
-"""ECCV Caption: COCO's 5,000 test images with far more relevant captions than their own five.
+"""ECCV Caption and CxC: COCO's 5,000 test images with far more relevant captions than their own five.
 
 Chun et al., "ECCV Caption: Correcting False Negatives by Collecting Machine-and-Human-verified Image-Caption
 Associations for MS-COCO" (ECCV 2022). Relevance is not given by labels, but by lists of COCO's ids, which come with
@@ -26,10 +26,6 @@ from crosspair.registry import register_protocol
 
 _CAPTIONS_EACH = 5
 _ABSENT = -1
-_NO_IDS = (
-    "protocol eccv-caption needs COCO's ids of pictures and captions (image_ids, caption_ids), found none; "
-    "prepare coco's DATA again with this crosspair, or add them to the file of embeddings"
-)
 _FILES = (("image_to_text", "image_to_caption"), ("text_to_image", "caption_to_image"))
 
 
@@ -45,14 +41,23 @@ class Judgements:
     relevant: tuple[NDArray[np.int64], ...]
 
 
-@dataclass(frozen=True)
-class EccvCaption(Protocol):
-    """ECCV Caption's metrics, with CxC's and COCO's recalls beside them."""
+@dataclass(frozen=True, kw_only=True)
+class Judged(Protocol):
+    """COCO's test split judged by lists of what people found relevant, with COCO's own recalls beside.
+
+    lists: whose they are, "eccv" or "cxc". other_lists: those whose recalls stand beside, too.
+    """
+
+    lists: str
+    other_lists: tuple[str, ...] = ()
 
     def check(self, image_labels: NDArray[np.int64], text_labels: NDArray[np.int64], *, with_ids: bool) -> None:
-        data_directory()
+        data_directory(self.name)
         if not with_ids:
-            raise UserError(_NO_IDS)
+            raise UserError(
+                f"protocol {self.name} needs COCO's ids of pictures and captions (image_ids, caption_ids), found none; "
+                "prepare coco's DATA again with this crosspair, or add them to the file of embeddings"
+            )
 
     def check_tasks(self, option: str) -> None:
         raise UserError(
@@ -79,19 +84,25 @@ class EccvCaption(Protocol):
         device and progress make no difference: the scores are computed on the CPU in seconds. Nor does distractors: the
         lists say what is asked for.
         """
-        directory = data_directory()
+        self.check(
+            embeddings.image_labels,
+            embeddings.text_labels,
+            with_ids=embeddings.image_ids is not None and embeddings.caption_ids is not None,
+        )
+        directory = data_directory(self.name)
         caption_ids = np.load(directory / "coco_test_ids.npy", allow_pickle=False).astype(np.int64)
         image_of_caption = _read(directory / "original_caption_to_image.json")
         image_ids = np.array([image_of_caption[caption][0] for caption in caption_ids[::_CAPTIONS_EACH].tolist()])
-        ordered = _in_order(embeddings, image_ids, caption_ids)
+        ordered = _in_order(embeddings, image_ids, caption_ids, self.name)
         both = (image_ids, caption_ids)
-        main, cxc = (
+        main, *others = (
             {direction: _judgements(directory / f"{lists}_{name}.json", direction, both) for direction, name in _FILES}
-            for lists in ("eccv", "cxc")
+            for lists in (self.lists, *self.other_lists)
         )
-        coco = {
-            name: find_protocol(name).evaluate(ordered, metric, metric_definition, directions=directions).result
-            for name in ("coco-1k-5fold", "coco-5k")
+        coco = find_protocol("coco-5k").evaluate(ordered, metric, metric_definition, directions=directions)
+        judged = {
+            name: _result(ordered, each, directions, metric, metric_definition)
+            for name, each in zip(self.other_lists, others, strict=True)
         }
         of_images, of_texts = main["image_to_text"].queries, main["text_to_image"].queries
         labels = {"image_to_text": of_images, "text_to_image": of_texts // _CAPTIONS_EACH}
@@ -100,18 +111,28 @@ class EccvCaption(Protocol):
             _result(ordered, main, directions, metric, metric_definition, self),
             (),
             {name: each for name, each in labels.items() if name in directions},
-            {**coco, "cxc": _result(ordered, cxc, directions, metric, metric_definition)},
+            {**coco.beside, "coco-5k": coco.result, **judged},
         )
 
 
 _METRICS = ("mAP@R", "R-Precision", "R@1")
 register_protocol("eccv-caption")(
-    EccvCaption(
+    Judged(
         "eccv-caption",
         "COCO's 5,000 test pictures with all captions that people found relevant, CxC's and COCO's own beside",
         "Chun et al., ECCV 2022; CxC: Parekh et al., EACL 2021",
         _METRICS,
         _METRICS,
+        lists="eccv",
+        other_lists=("cxc",),
+    )
+)
+register_protocol("cxc")(
+    Judged(
+        "cxc",
+        "COCO's 5,000 test pictures and 25,000 captions by the judgements of Crisscrossed Captions, COCO's own beside",
+        "Parekh et al., EACL 2021",
+        lists="cxc",
     )
 )
 
@@ -122,13 +143,11 @@ def coco_image_ids(names: Sequence[str]) -> NDArray[np.int64]:
     return np.array([int(number[1]) if number else _ABSENT for number in numbers], dtype=np.int64)
 
 
-def data_directory() -> Path:
+def data_directory(protocol: str = "eccv-caption") -> Path:
     """The directory of the package's lists; it isn't imported, as that warns of packages it could do with."""
     found = importlib.util.find_spec("eccv_caption")
     if found is None or not found.submodule_search_locations:
-        raise UserError(
-            "protocol eccv-caption takes its lists from a package that is missing; pip install eccv-caption"
-        )
+        raise UserError(f"protocol {protocol} takes its lists from a package that is missing; pip install eccv-caption")
     return Path(next(iter(found.submodule_search_locations))) / "data"
 
 
@@ -146,16 +165,18 @@ def _judgements(path: Path, direction: str, ids: tuple[NDArray[np.int64], NDArra
     return Judgements(rows[order], tuple(relevant[place] for place in order))
 
 
-def _in_order(embeddings: Embeddings, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64]) -> Embeddings:
+def _in_order(
+    embeddings: Embeddings, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64], protocol: str
+) -> Embeddings:
     """The images and captions of these ids, in their order, each image with its own label."""
-    if embeddings.image_ids is None or embeddings.caption_ids is None:
-        raise UserError(_NO_IDS)
+    assert embeddings.image_ids is not None
+    assert embeddings.caption_ids is not None
     images, captions = _rows_of(embeddings.image_ids, image_ids), _rows_of(embeddings.caption_ids, caption_ids)
     for rows, what in ((images, "images"), (captions, "captions")):
         missing = int((rows == _ABSENT).sum())
         if missing:
             raise UserError(
-                f"protocol eccv-caption needs the {len(rows):,} {what} of COCO's test split by their ids, "
+                f"protocol {protocol} needs the {len(rows):,} {what} of COCO's test split by their ids, "
                 f"{missing:,} are missing; take the split test of coco, with COCO's own ids"
             )
     labels = np.arange(len(images))

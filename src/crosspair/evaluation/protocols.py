@@ -27,13 +27,22 @@ RECALLS = ("R@1", "R@5", "R@10")
 
 @dataclass(frozen=True)
 class Task:
-    """Images and texts that are ranked by themselves. Equal labels match."""
+    """Images and texts that are ranked by themselves. Equal labels match.
+
+    image_rows [n], text_rows [m]: where each stands in the split; None where they are all, in its order.
+    """
 
     embeddings: Embeddings
+    image_rows: NDArray[np.int64] | None = None
+    text_rows: NDArray[np.int64] | None = None
 
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Task":
         """The images and texts of these rows, in the given order."""
-        return Task(self.embeddings.part(images, texts))
+        return Task(
+            self.embeddings.part(images, texts),
+            np.asarray(images) if self.image_rows is None else self.image_rows[images],
+            np.asarray(texts) if self.text_rows is None else self.text_rows[texts],
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Protocol:
 
     image_to_text, text_to_image: the reported metrics of each direction; the usual ones are computed all the same.
     formats: data formats whose splits are evaluated by it when no protocol is named.
+    shown_beside: names of protocols that the same embeddings are evaluated by, too, to be shown beside.
     Raises EvaluationInputError for a metric that there is not.
     """
 
@@ -53,6 +63,7 @@ class Protocol:
     image_to_text: tuple[str, ...] = RECALLS
     text_to_image: tuple[str, ...] = RECALLS
     formats: tuple[str, ...] = ()
+    shown_beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for _, metric in self.main:
@@ -123,7 +134,9 @@ class Protocol:
                 distractors=distractors,
             )
             ranks.append(count_ranks(counting, progress=progress))
-        return evaluation_of(self, tasks, ranks, metric, metric_definition)
+        found = evaluation_of(self, tasks, ranks, metric, metric_definition)
+        options: dict[str, Any] = {"device": device, "directions": directions, "distractors": distractors}
+        return found.with_beside(embeddings, metric_definition, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +229,14 @@ class Evaluation:
             alone = len(np.unique(of_images)) == len(of_images)
         return "pictures" if alone else "labels"
 
+    def with_beside(self, embeddings: Embeddings, metric_definition: MetricDefinition, **options: Any) -> "Evaluation":
+        """The same with what the protocol shows beside. options: of `Protocol.evaluate`."""
+        beside = {
+            name: find_protocol(name).evaluate(embeddings, self.result.metric, metric_definition, **options).result
+            for name in self.protocol.shown_beside
+        }
+        return replace(self, beside={**self.beside, **beside})
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: the protocol's name, the metrics as RetrievalResult gives them, those of folds and beside."""
         folds = {"folds": [fold.to_dict() for fold in self.folds]} if self.folds else {}
@@ -237,7 +258,8 @@ class Evaluation:
         for name, beside in self.beside.items():
             values = ("/".join(f"{each.recall(k):.1f}" for k in each.ks) for each in beside.directions.values())
             order = ", ".join(direction.replace("_", " ") for direction in beside.directions)
-            lines.append(f"{name:13}  R@1/5/10 {'  '.join(values)}  ({order})")
+            rsum = "" if beside.rsum is None else f", rsum {beside.rsum:.1f}"
+            lines.append(f"{name:13}  R@1/5/10 {'  '.join(values)}  ({order}){rsum}")
         return "\n".join(lines)
 
 

@@ -27,6 +27,12 @@ class FixedSplit(Protocol):
     captions: int | None = None
     folds: int = 1
 
+    def check_tasks(self, option: str) -> None:
+        if self.folds > 1 and option in ("--shard", "--merge"):
+            raise UserError(
+                f"protocol {self.name} has {self.folds} folds, small ones; evaluate them at once, without {option}"
+            )
+
     def fits(self, split: str, num_images: int) -> bool:
         return split == "test" and num_images == self.num_images
 
@@ -105,6 +111,7 @@ for _protocol in (
         "the 5,000 test pictures with their first five captions",
         _KARPATHY,
         formats=("coco",),
+        shown_beside=("coco-1k-5fold",),
         num_images=5000,
         captions=5,
     ),

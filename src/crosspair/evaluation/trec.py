@@ -15,26 +15,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosspair.evaluation.protocols import Task
-from crosspair.evaluation.ranking import Metric, score_blocks
+from crosspair.evaluation.ranking import DIRECTIONS, Metric, score_blocks
 from crosspair.storage.files import whole_file
 
 DEPTH = 1000  # items of a ranking, as is usual at TREC
 
 
-def write_trec(prefix: Path, tasks: Sequence[Task], metric: Metric = "cosine", depth: int = DEPTH) -> list[Path]:
-    """Write the first `depth` items of every query, and all that are relevant; the paths of the four files.
+def write_trec(
+    prefix: Path,
+    tasks: Sequence[Task],
+    metric: Metric = "cosine",
+    depth: int = DEPTH,
+    directions: Sequence[str] = DIRECTIONS,
+) -> list[Path]:
+    """Write the first `depth` items of every query, and all that are relevant; the paths of two files a direction.
+
+    A row that nothing matches is an item, and no query.
 
     The tools break ties in their own ways. So negatives of a tie go first, and its scores are lowered by the last bit
     of a float32, one after the other, until no two are equal.
     """
     written = []
-    for direction in ("image_to_text", "text_to_image"):
-        run, qrels = (prefix.with_name(f"{prefix.name}.{direction}.{suffix}") for suffix in ("run", "qrels"))
+    for direction in directions:
+        run, qrels = trec_paths(prefix, direction)
         with whole_file(run) as rankings, whole_file(qrels) as judgements:
             for task in tasks:
                 _write_task(task, metric, depth, rankings, judgements, of_texts=direction == "text_to_image")
         written += [run, qrels]
     return written
+
+
+def trec_paths(prefix: Path, direction: str) -> tuple[Path, Path]:
+    """The files of a direction's rankings and judgements."""
+    run, qrels = (prefix.with_name(f"{prefix.name}.{direction}.{suffix}") for suffix in ("run", "qrels"))
+    return run, qrels
 
 
 def _write_task(

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,11 @@ from crosspair.evaluation.comparison import Comparison
 from crosspair.evaluation.csls import evaluate_csls
 from crosspair.evaluation.eccv import coco_image_ids
 from crosspair.evaluation.embeddings import Embeddings
-from crosspair.evaluation.metrics import MetricDefinition
+from crosspair.evaluation.ensemble import join_ensemble
+from crosspair.evaluation.metrics import RetrievalResult
+from crosspair.evaluation.options import USUAL, RankingOptions
 from crosspair.evaluation.protocols import Evaluation, Protocol, arrange, choose_protocol, find_protocol, plugin_facts
+from crosspair.evaluation.query_table import query_table, write_queries
 from crosspair.evaluation.results import (
     OutdatedResultError,
     StoredResult,
@@ -33,22 +37,33 @@ from crosspair.evaluation.uncertainty import Intervals, intervals_of
 from crosspair.storage.directories import kind_of
 from crosspair.training.callbacks import RunResult
 from crosspair.training.recipe_files import read_run_recipe, save_recipe
+from crosspair.training.record import command_line, now
 from crosspair.training.run import data_directory, model_directory
 from crosspair.version import __version__
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation, what it was made from, and the facts that are stored with it."""
+    """An evaluation, what it was made from, and the facts that are stored with it.
+
+    captions: the split's texts, in the order of the embeddings, where they are known.
+    """
 
     evaluation: Evaluation
     embeddings: Embeddings
     facts: dict[str, Any]
+    captions: tuple[str, ...] | None = None
 
     def with_csls(self, device: str = "cpu") -> "Measured":
         """The same with the metrics by CSLS beside the others."""
         evaluation = self.evaluation
         found = evaluate_csls(evaluation.protocol, self.embeddings, evaluation.result.metric_definition, device=device)
+        result = evaluation.result
+        found = RetrievalResult(
+            found.image_to_text if result.image_to_text is not None else None,
+            found.text_to_image if result.text_to_image is not None else None,
+            found.metric,
+        )
         return replace(self, evaluation=replace(evaluation, beside={**evaluation.beside, "CSLS": found}))
 
     def store(self, paths: list[Path]) -> Intervals:
@@ -58,16 +73,29 @@ class Measured:
             write_result(path, self.evaluation, intervals, self.facts)
         return intervals
 
-    def export(self, prefix: Path | None) -> str:
-        """Write rankings and judgements in TREC's formats; a line that says where, nothing without a prefix."""
-        if prefix is None:
-            return ""
-        tasks = arrange(self.evaluation.protocol, self.embeddings)
-        return "\nTREC: " + ", ".join(map(str, write_trec(prefix, tasks, self.evaluation.result.metric)))
+    def export(self, trec: Path | None, queries: Path | None) -> str:
+        """Write rankings in TREC's formats and the table of queries, if paths are given; lines that say where."""
+        lines = []
+        if trec is not None:
+            tasks = arrange(self.evaluation.protocol, self.embeddings)
+            directions = tuple(self.evaluation.result.directions)
+            written = write_trec(trec, tasks, self.evaluation.result.metric, directions=directions)
+            lines.append("TREC: " + ", ".join(map(str, written)))
+        if queries is not None:
+            protocol = self.evaluation.protocol
+            captions = self.captions if protocol.text_unit == Protocol.text_unit else None
+            table = query_table(self.evaluation, arrange(protocol, self.embeddings), captions)
+            write_queries(queries, table)
+            lines.append(f"queries: {queries} ({len(table):,} rows)")
+        return "".join(f"\n{line}" for line in lines)
+
+    @property
+    def size(self) -> str:
+        """How many pictures and captions there were."""
+        return f"{self.facts['images']:,} pictures, {self.facts['captions']:,} captions"
 
     def describe(self, intervals: Intervals) -> str:
-        size = f"{self.facts['images']:,} pictures, {self.facts['captions']:,} captions"
-        return f"{size}\n{self.evaluation.to_table()}\n{intervals.to_table(self.evaluation)}"
+        return f"{self.size}\n{self.evaluation.to_table()}\n{intervals.to_table(self.evaluation)}"
 
 
 def compare(
@@ -136,32 +164,79 @@ def measure_model(
     name: str,
     data: Path,
     split_name: str,
-    definition: MetricDefinition = "exact",
+    options: RankingOptions = USUAL,
     protocol_name: str | None = None,
     *,
     device: str = "auto",
+    needs: Sequence[str] = (),
 ) -> Measured:
-    """Encode a split of DATA with a model and evaluate it, on the device of that name."""
+    """Encode a split of DATA with a model and evaluate it, on the device of that name.
+
+    needs: options whose files are written of the tasks that the protocol arranges, as --trec.
+    """
+    return measure_ensemble([name], data, split_name, options, protocol_name, device=device, needs=needs)
+
+
+def measure_ensemble(
+    names: Sequence[str],
+    data: Path,
+    split_name: str,
+    options: RankingOptions = USUAL,
+    protocol_name: str | None = None,
+    *,
+    device: str = "auto",
+    needs: Sequence[str] = (),
+) -> Measured:
+    """Encode a split of DATA with each of some models and evaluate the mean of their similarities.
+
+    needs: as for `measure_model`.
+    """
     named = find_protocol(protocol_name) if protocol_name else None
-    directory = model_directory(name)
+    directories = [model_directory(name) for name in names]
     opened = open_data(data)
     split = opened.split(split_name)
-    protocol = named or choose_protocol(str(opened.manifest.source.get("format", "")), split_name, len(split))
+    source = str(opened.manifest.source.get("format", ""))
+    protocol = named or choose_protocol(source, split_name, len(split))
+    for option in needs:
+        protocol.check_tasks(option)
     check_split(protocol, split)
-    model = DualEncoder.from_pretrained(directory, device=device)
-    embeddings = embed(model, split)
+    members, encoders = [], []
+    for directory in directories:
+        model = DualEncoder.from_pretrained(directory, device=device)
+        members.append(embed(model, split))
+        encoders.append(encoder_facts(model))
+        where = ranking_device(model.device)
+        del model
+    joined = {key: _listed([each[key] for each in encoders]) for key in encoders[0]}
     facts = {
-        "model": directory,
-        "model_checksum": model_checksum(directory),
-        **recipe_facts(Path(name)),
+        "model": _listed(directories),
+        "model_checksum": _listed([model_checksum(directory) for directory in directories]),
+        **(recipe_facts(Path(names[0])) if len(names) == 1 else {"ensemble": len(names)}),
+        **joined,
         "data": str(data),
+        "data_format": source,
         "split": split_name,
         "checksum": split.checksum,
     }
-    evaluation = protocol.evaluate(
-        embeddings, metric_definition=definition, device=ranking_device(model.device), progress=True
-    )
-    return measured_from(evaluation, embeddings, facts)
+    embeddings = members[0] if len(names) == 1 else join_ensemble(members, names, options.metric)
+    evaluation = options.evaluate(protocol, embeddings, where, progress=True)
+    captions = tuple(caption for of_image in split.captions for caption in of_image)
+    return replace(measured_from(evaluation, embeddings, facts, options), captions=captions)
+
+
+def encoder_facts(model: DualEncoder) -> dict[str, str]:
+    """What encoded: the encoders' names, and backend, device and precision."""
+    backend = model.backend.name if model.backend is not None else f"torch {torch.__version__}, float32"
+    return {
+        "image_encoder": model.config.image.name,
+        "text_encoder": model.config.text.name,
+        "encoder": f"{backend}, on {model.device}",
+    }
+
+
+def _listed(values: Sequence[str]) -> str:
+    """Of one model its value, of several all that differ."""
+    return " + ".join(dict.fromkeys(values))
 
 
 def check_split(protocol: Protocol, split: PreparedSplit) -> None:
@@ -190,15 +265,17 @@ def embed(model: Any, split: PreparedSplit) -> Embeddings:
     )
 
 
-def own_path(name: str, split_name: str, protocol_name: str | None) -> Path | None:
+def own_path(name: str, split_name: str, protocol_name: str | None, options: RankingOptions = USUAL) -> Path | None:
     """The path of a RUN's result on a split; None for what is no RUN, or can't be written to.
 
-    RUN/evaluation/SPLIT.json by the protocol of its DATA, RUN/evaluation/SPLIT.PROTOCOL.json by one that was named.
+    RUN/evaluation/SPLIT.json by the protocol of its DATA, RUN/evaluation/SPLIT.PROTOCOL.json by one that was named;
+    what is ranked otherwise than usual has that in its name, too.
     """
     run = Path(name)
     if kind_of(run) != "RUN" or not os.access(run, os.W_OK):
         return None
-    return run / "evaluation" / (f"{split_name}.{protocol_name}.json" if protocol_name else f"{split_name}.json")
+    protocol = f".{protocol_name}" if protocol_name else ""
+    return run / "evaluation" / f"{split_name}{protocol}{options.suffix}.json"
 
 
 def recipe_facts(run: Path) -> dict[str, Any]:
@@ -216,12 +293,16 @@ def ranking_device(device: torch.device) -> str:
     return "cpu" if device.type == "mps" else str(device)
 
 
-def measured_from(evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, Any]) -> Measured:
-    """An evaluation of these embeddings; facts tells what they are of."""
+def measured_from(
+    evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, Any], options: RankingOptions = USUAL
+) -> Measured:
+    """An evaluation of these embeddings; facts tells what they are of, options how they were ranked."""
     more = {
+        **options.facts(),
         "images": len(embeddings.images),
         "captions": len(embeddings.texts),
         "labels_checksum": labels_checksum(embeddings.image_labels, embeddings.text_labels),
         **plugin_facts(evaluation.protocol),
     }
-    return Measured(evaluation, embeddings, {"crosspair": __version__, **facts, **more})
+    made = {"crosspair": __version__, "command": command_line(), "date": now()}
+    return Measured(evaluation, embeddings, {**made, **facts, **more})

@@ -1,0 +1,39 @@
+"""Several runs of one thing, such as seeds, on the same queries: each one's metrics, their mean and its interval."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crosspair.evaluation.protocols import Evaluation
+from crosspair.evaluation.uncertainty import LEVEL, RSUM, ClusterSums, Name, group_intervals
+
+
+def several_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
+    """Lines of text: the reported metrics of each run, their mean ± standard deviation, and the interval of the mean.
+
+    evaluations: two or more, of the same queries by the same protocol. The standard deviation is that over the runs,
+    with n - 1. The interval is the bootstrap's over the queries, as for a single run.
+    """
+    reported = [name for name in evaluations[0].main if name[1] != "median_rank"]
+    shown: list[Name] = reported if evaluations[0].result.rsum is None else [*reported, RSUM]
+    runs = [ClusterSums.of([each], reported).values() for each in evaluations]
+    values = np.array([[run[name] for name in shown] for run in runs])
+    intervals = group_intervals(evaluations, reported)
+    spread = zip(values.mean(0), values.std(0, ddof=1), strict=True)
+    rows = [
+        *([name, *(f"{value:.1f}" for value in row)] for name, row in zip(names, values, strict=True)),
+        ["mean ± sd", *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in spread)],
+        [f"{LEVEL} % of mean", *("[{:.1f}, {:.1f}]".format(*intervals[name]) for name in shown)],
+    ]
+    directions = [direction.replace("_", " ") for direction, _ in shown]
+    firsts = [name if place == 0 or directions[place - 1] != name else "" for place, name in enumerate(directions)]
+    header = [["", *firsts], ["", *(name for _, name in shown)]]
+    return "\n".join(_aligned([*header, *rows]))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows[1:]) for column in range(len(rows[0]))]
+    return [
+        "  ".join(f"{cell:<{width}}" if not place else f"{cell:>{width}}" for place, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
