@@ -7,13 +7,11 @@ import pytest
 
 from crosspair.cli import main
 from crosspair.commands import evaluate as command
-from crosspair.evaluation import uncertainty
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A folder with two files of embeddings, a part of the first, and few resamples."""
-    monkeypatch.setattr(uncertainty, "RESAMPLES", 20)
+    """A folder with two files of embeddings, and a part of the first."""
     random = np.random.default_rng(0)
     for name in ("one", "two"):
         images, rows = random.normal(size=(12, 4)), np.repeat(np.arange(12), 2)

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crosspair.evaluation.clusters import RSUM, Name
 from crosspair.evaluation.protocols import Evaluation
-from crosspair.evaluation.uncertainty import LEVEL, RSUM, ClusterSums, Name, group_intervals
+from crosspair.evaluation.uncertainty import LEVEL, group_intervals
 
 
 def several_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
     """Lines of text: the reported metrics of each run, their mean ± standard deviation, and the interval of the mean.
 
     evaluations: two or more, of the same queries by the same protocol. The standard deviation is that over the runs,
-    with n - 1. The interval is the bootstrap's over the queries, as for a single run.
+    with n - 1. The interval is over the draw of queries, as for a single run.
     """
     reported = [name for name in evaluations[0].main if name[1] != "median_rank"]
-    shown: list[Name] = reported if evaluations[0].result.rsum is None else [*reported, RSUM]
-    runs = [ClusterSums.of([each], reported).values() for each in evaluations]
-    values = np.array([[run[name] for name in shown] for run in runs])
     intervals = group_intervals(evaluations, reported)
+    shown: list[Name] = [*reported, RSUM] if RSUM in intervals else reported
+    values = np.array([[_value(each, name) for name in shown] for each in evaluations])
     spread = zip(values.mean(0), values.std(0, ddof=1), strict=True)
     rows = [
         *([name, *(f"{value:.1f}" for value in row)] for name, row in zip(names, values, strict=True)),
@@ -29,6 +29,11 @@ def several_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> st
     firsts = [name if place == 0 or directions[place - 1] != name else "" for place, name in enumerate(directions)]
     header = [["", *firsts], ["", *(name for _, name in shown)]]
     return "\n".join(_aligned([*header, *rows]))
+
+
+def _value(evaluation: Evaluation, name: Name) -> float | None:
+    direction, metric = name
+    return evaluation.result.directions[direction].value(metric) if direction else evaluation.result.rsum
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
