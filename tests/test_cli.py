@@ -127,7 +127,15 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 class TestTheWholePath:
     def test_training_leaves_a_finished_run(self, run):
         names = {path.name for path in Path(run).iterdir()}
-        assert names == {"recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "report.html"}
+        assert names == {
+            "recipe.yaml",
+            "run.json",
+            "metrics.jsonl",
+            "tensorboard",
+            "checkpoints",
+            "model",
+            "report.html",
+        }
 
     def test_evaluate_prints_a_table_and_writes_the_numbers(self, run, data, tmp_path, capsys):
         output = tmp_path / "numbers" / "result.json"
@@ -161,7 +169,7 @@ class TestTheWholePath:
 
     def test_evaluate_prints_intervals_and_keeps_the_ranks_of_every_query(self, run, data, capsys):
         assert main(["evaluate", run, "--data", data]) == 0
-        assert "95 % intervals (4 clusters of queries drawn 10,000 times)" in capsys.readouterr().out
+        assert "95 % intervals (4 pictures drawn with all of their queries)" in capsys.readouterr().out
         stored = read_result(Path(run) / "evaluation" / "test.json")
         assert len(stored.evaluation.result.text_to_image.ranks.first) == 4
         assert stored.facts["recipe"] == "tiny"
@@ -382,13 +390,13 @@ class TestEvaluateAndReport:
 
     def test_a_model_needs_data_and_embeddings_take_the_place_of_both(self, refused, run, data, embeddings):
         for arguments in ((), (run,), ("--data", data)):
-            assert "expected crosspair evaluate RUN --data DATA, or" in refused("evaluate", *arguments)
+            assert "expected crosspair evaluate RUN --data DATA" in refused("evaluate", *arguments)
         for arguments in ((run,), ("--data", data), ("--split", "val"), (run, "--data", data)):
             assert "takes the place of RUN" in refused("evaluate", *arguments, "--embeddings", str(embeddings))
 
     def test_a_result_never_replaces_the_embeddings(self, refused, embeddings):
         whole = embeddings.read_bytes()
-        assert "would replace the embeddings" in refused(
+        assert "embeddings.npz, which is read; name another --output" in refused(
             "evaluate", "--embeddings", str(embeddings), "--output", str(embeddings)
         )
         ranks = embeddings.rename(embeddings.with_name("mine.ranks.npz"))
@@ -487,7 +495,7 @@ class TestEvaluateAndReport:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["trian"], ["evaluate", "run", "stray"], ["inspect", "data", "--stray"], ["prepare", "flickr8k"]]
+    "arguments", [[], ["trian"], ["report", "run", "stray"], ["inspect", "data", "--stray"], ["prepare", "flickr8k"]]
 )
 def test_wrong_arguments_end_with_code_2_and_no_traceback(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -503,7 +511,7 @@ def test_wrong_arguments_end_with_code_2_and_no_traceback(arguments, capsys):
     [
         (["index", "model", "images", "--output", "x", "--treads=3"], "--treads; did you mean --threads?"),
         (["evaluate", "run", "--xyz"], "--xyz; crosspair evaluate --help lists what there is"),
-        (["evaluate", "run", "stray"], "stray; crosspair evaluate --help lists what there is"),
+        (["report", "run", "stray"], "stray; crosspair report --help lists what there is"),
     ],
 )
 def test_an_unknown_option_is_one_sentence_with_the_nearest_one(arguments, hint, capsys):

@@ -58,6 +58,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.nearest = partial(_nearest_option, parser=options.parser)
     if options.command in ("train", "prepare"):
         options.overrides = rest
+    elif options.command == "evaluate" and not any(argument.startswith("-") for argument in rest):
+        options.model += rest  # RUNs on both sides of an option
     elif rest:
         options.parser.error(_unrecognized(rest, options.parser))
     return options

@@ -112,6 +112,7 @@ def refused(work, capsys, monkeypatch):
         ("run --data data --shard 1/2 --part p.npz", "--shard and --merge are for --embeddings"),
         ("run run --data data", "run is given twice; name each input once"),
         ("run ./run --data data", "run is given twice; name each input once"),
+        ("run --data data run", "run is given twice; name each input once"),
         (
             "run --data data --ensemble",
             "--ensemble takes the mean of several inputs, found one; give two or more of RUN",
