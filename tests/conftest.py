@@ -12,9 +12,11 @@ from crosspair.data.batching import Split
 from tests.fixtures.paths import REPOSITORY
 
 pytest_plugins = [
+    "tests.fixtures.hub",
     "tests.fixtures.models",
     "tests.fixtures.galleries",
     "tests.fixtures.original",
+    "tests.fixtures.pairs",
     "tests.fixtures.results",
     "tests.fixtures.toy",
 ]

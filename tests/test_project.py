@@ -13,7 +13,7 @@ TESTS = REPOSITORY / "tests"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # Modules called otherwise than the package that brings them.
-PACKAGES = {"PIL": "pillow", "faiss": "faiss-cpu", "yaml": "pyyaml"}
+PACKAGES = {"PIL": "pillow", "faiss": "faiss-cpu", "open_clip": "open-clip-torch", "yaml": "pyyaml"}
 
 
 def normalised(name: str) -> str:

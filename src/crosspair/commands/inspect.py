@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crosspair.data.dataset import inspect_data, open_data
 from crosspair.data.sheet import write_sheet
+from crosspair.encode.locate import library_of
 from crosspair.encode.storage import WEIGHTS, model_checksum, read_model
 from crosspair.errors import UserError
 from crosspair.storage.directories import expect_kind
@@ -39,20 +40,45 @@ def run(options: Namespace) -> None:
 
 def inspect_model(directory: Path) -> str:
     """A model's encoders, vocabulary, files and checksum, in a screenful. Raises UserError when it is damaged."""
+    if library_of(directory) != "crosspair":
+        return _inspect_pair(directory)
     saved = read_model(str(directory), weights=False)
     image, text, projection = saved.config.image, saved.config.text, saved.config.projection
     parameters = _count_weights(directory / WEIGHTS)
-    files = sorted(path for path in directory.iterdir() if path.is_file())
     return "\n".join(
         [
             f"MODEL {directory}: {projection.dim} dimensions"
             + (f", {parameters:,} weights" if parameters is not None else ", an export without PyTorch's weights"),
             f"image encoder {image.name}, pictures of {saved.image_input.height} x {saved.image_input.width} pixels",
             f"text encoder {text.name}, {len(saved.vocabulary):,} entries in its vocabulary",
-            "files: " + ", ".join(f"{path.name} {path.stat().st_size / 1e6:,.1f} MB" for path in files),
+            _describe_files(directory),
             f"checksum {model_checksum(directory)}",
         ]
     )
+
+
+def _inspect_pair(directory: Path) -> str:
+    """What is known of a ready-made pair of another library."""
+    from crosspair.encode.model import DualEncoder
+
+    model = DualEncoder.from_pretrained(directory, device="cpu")
+    parameters = sum(value.numel() for value in model.parameters())
+    dimensions, image_input, library = model.config.projection.dim, model.image_input, library_of(directory)
+    tokens, longest = len(model.vocabulary), model.config.text.max_words
+    return "\n".join(
+        [
+            f"MODEL {directory}: a ready-made pair of {library}, {dimensions} dimensions, {parameters:,} weights",
+            f"image encoder: pictures of {image_input.height} x {image_input.width} pixels, as {library} cuts them",
+            f"text encoder: {tokens:,} entries in its vocabulary, {longest:,} tokens at most",
+            _describe_files(directory),
+            f"checksum {model_checksum(directory)}",
+        ]
+    )
+
+
+def _describe_files(directory: Path) -> str:
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    return "files: " + ", ".join(f"{path.name} {path.stat().st_size / 1e6:,.1f} MB" for path in files)
 
 
 def _count_weights(path: Path) -> int | None:

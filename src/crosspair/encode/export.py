@@ -15,6 +15,7 @@ from crosspair.data.tokens import PADDING, UNKNOWN, SubwordTokenizer, Vocabulary
 from crosspair.data.transforms import ImageInput
 from crosspair.devices import find_device
 from crosspair.encode.backends import Agreement, Precision, read_export
+from crosspair.encode.locate import locate
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.onnx import import_onnxruntime, write_onnx
 from crosspair.encode.openvino import (
@@ -24,7 +25,7 @@ from crosspair.encode.openvino import (
     openvino_precisions,
     write_openvino,
 )
-from crosspair.encode.storage import EXPORT, local_directory, save_model, write_settings
+from crosspair.encode.storage import EXPORT, save_model, write_settings
 from crosspair.errors import UserError
 from crosspair.models.config import ModelConfig, TextEncoderConfig
 from crosspair.storage.files import refuse_occupied, whole_directory
@@ -60,8 +61,14 @@ def export_model(name: str, kind: Format, output: Path, sample: Sample, *, devic
         import_onnxruntime()
     elif kind == "openvino":
         import_openvino()
+    files = locate(name)
+    if files.is_pair:
+        raise UserError(
+            f"{name} is a ready-made pair of {files.library}, which is not exported; export it with its own "
+            "library, or name a model that crosspair wrote"
+        )
     model = DualEncoder.from_pretrained(name, device="cpu")
-    card = local_directory(name) / "README.md"
+    card = files.directory / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else _card(model)
     if kind == "huggingface":
         save_model(model.saved(card=text), output)
@@ -73,13 +80,14 @@ def export_model(name: str, kind: Format, output: Path, sample: Sample, *, devic
         write(model, directory)
         (directory / EXPORT).write_text(json.dumps({"unfit_precisions": []}), encoding="utf-8")  # until it is known
         agreements = _check_files(model.to(found), directory, kind, sample)
-        write_settings(model.saved(), directory)
+        saved = model.saved()
+        write_settings(saved, directory)
         checked: dict[str, Any] = {"on": sample.source}
         checked.update((precision, _plain(found)) for precision, found in agreements.items())
         description = {
             "crosspair": __version__,
             "format": kind,
-            **describe_preprocessing(model.config, model.image_input, model.vocabulary),
+            **describe_preprocessing(saved.config, saved.image_input, saved.vocabulary),
             "checked": checked,
             "unfit_precisions": unfit_precisions(agreements),
         }

