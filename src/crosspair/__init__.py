@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crosspair.encode.mteb_encoder import mteb_model
     from crosspair.errors import UserError
     from crosspair.evaluation.metrics import RetrievalResult, evaluate_retrieval
+    from crosspair.evaluation.similarities import evaluate_similarities
     from crosspair.gallery.gallery import Gallery
     from crosspair.gallery.query import search
     from crosspair.losses import CMPCLoss, CMPMLoss
@@ -57,6 +58,7 @@ _HOMES = {
     "UserError": "crosspair.errors",
     "compare": "crosspair.training.measure",
     "evaluate_retrieval": "crosspair.evaluation.metrics",
+    "evaluate_similarities": "crosspair.evaluation.similarities",
     "list_recipes": "crosspair.training.recipe_files",
     "list_registered": "crosspair.registry",
     "load_recipe": "crosspair.training.recipe_files",
@@ -93,6 +95,7 @@ __all__ = [
     "compare",
     "data",
     "evaluate_retrieval",
+    "evaluate_similarities",
     "evaluation",
     "gallery",
     "list_recipes",

@@ -84,6 +84,11 @@ def test_each_snippet_writes_a_file_that_can_be_read(others, memory_split, monke
     assert read.text_labels.tolist() == [0, 0, 1, 1]
 
 
+def test_the_snippet_of_a_matrix_runs(others, capsys):
+    exec(SNIPPETS[4], {})
+    assert capsys.readouterr().out.count("4 images, 8 texts, similarity; ties against the model") == 2
+
+
 def test_every_protocol_is_described():
     for name in PROTOCOLS.names():
         assert f"`{name}`" in PAGE

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspair import UserError, evaluate_retrieval
-from crosspair.evaluation import cost, counting, shards
+from crosspair.evaluation import cost, products, shards
 from crosspair.evaluation.counting import Counting, Layout
+from crosspair.evaluation.products import ProductCounting
 from crosspair.evaluation.ranking import prepare_counting, rank_positives, ranks_of
 from crosspair.evaluation.shards import count_shard, merge_parts, parse_shard, read_part
 
@@ -110,7 +111,7 @@ def test_every_metric_of_mapped_files_is_that_of_memory(mapped, small_blocks, mo
 @settings(deadline=None, max_examples=60)
 def test_the_pairs_of_all_shards_cover_every_score_once(num_images, texts_each, shards, block, seed):
     arrays = retrieval(num_images, texts_each, 2, seed, np.random.default_rng(seed).integers(0, 9, num_images))
-    job = Counting(*arrays, "cosine")
+    job = ProductCounting(*arrays, "cosine")
     job.layout = Layout((24, 48), (24, 24), (block * 100, block * 100))
     seen = np.zeros((len(arrays[0]), len(arrays[1])), dtype=int)
     for number in range(1, shards + 1):
@@ -225,13 +226,13 @@ def test_memory_does_not_grow_with_the_gallery(mapped, monkeypatch):
     """At no time is there more of the vectors than a block of each side, and of the scores than a tile."""
     monkeypatch.setattr(Layout, "of", lambda *_: Layout((24, 48), (24, 24), (24 * 18 * 4 * 2, 48 * 18 * 4 * 3)))
     sizes = []
-    build = counting.vectors_of
+    build = products.vectors_of
 
     def counted(embeddings, order, *rest, **options):
         sizes.append(len(order))
         return build(embeddings, order, *rest, **options)
 
-    monkeypatch.setattr(counting, "vectors_of", counted)
+    monkeypatch.setattr(products, "vectors_of", counted)
     rank_positives(*mapped(retrieval(1000)))
     assert max(sizes) == 144
     job = prepare_counting(*retrieval(1000))

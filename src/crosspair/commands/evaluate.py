@@ -12,7 +12,7 @@ from crosspair.evaluation.embeddings import Embeddings, read_embeddings
 from crosspair.evaluation.ensemble import check_same_rows, join_ensemble
 from crosspair.evaluation.options import RankingOptions
 from crosspair.evaluation.protocols import PLAIN, Protocol, Task, arrange, evaluation_of, find_protocol
-from crosspair.evaluation.ranking import DIRECTIONS, prepare_counting, ranks_of
+from crosspair.evaluation.ranking import DIRECTIONS, ranks_of
 from crosspair.evaluation.results import labels_checksum
 from crosspair.evaluation.several import several_table
 from crosspair.evaluation.shards import count_shard, merge_parts, parse_shard
@@ -154,16 +154,8 @@ def _single_task(
     tasks = arrange(protocol, embeddings)
     if len(tasks) > 1:
         raise UserError(f"protocol {protocol.name} has {len(tasks)} folds, small ones; evaluate them without --shard")
-    data = tasks[0].embeddings
-    counting = prepare_counting(
-        data.images,
-        data.texts,
-        data.image_labels,
-        data.text_labels,
-        ranking.metric,
-        device=device,
-        directions=ranking.directions,
-        distractors=ranking.distractors,
+    counting = tasks[0].embeddings.counting(
+        ranking.metric, device=device, directions=ranking.directions, distractors=ranking.distractors
     )
     return tasks[0], counting
 

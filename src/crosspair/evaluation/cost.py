@@ -30,13 +30,15 @@ _LIBRARIES = 64 << 20
 class Cost:
     """Cost of counting some pairs of blocks.
 
+    description: of what is scored, after the numbers of images and texts. given: the name of what scores come from.
     scores: how many. seconds: with reading the positives. scores_per_second: measured, counted in both directions.
-    memory: bytes at the peak, beyond the embeddings. device: where it runs, with the number of threads.
+    memory: bytes at the peak, beyond what was given. device: where it runs, with the number of threads.
     """
 
     images: int
     texts: int
-    dimension: int
+    description: str
+    given: str
     scores: int
     seconds: float
     scores_per_second: float
@@ -47,9 +49,9 @@ class Cost:
         part = self.scores / (self.images * self.texts)
         share = "" if part == 1 else f", {part:.1%} of them here"
         return (
-            f"{self.images:,} pictures x {self.texts:,} texts of {self.dimension} dimensions{share}: "
+            f"{self.images:,} pictures x {self.texts:,} texts {self.description}{share}: "
             f"about {duration(self.seconds)} on {self.device} ({self.scores_per_second / 1e6:,.0f} million scores a "
-            f"second), {self.memory / 1e9:.1f} GB of memory beyond the embeddings"
+            f"second), {self.memory / 1e9:.1f} GB of memory beyond the {self.given}"
         )
 
 
@@ -65,8 +67,7 @@ def estimate_cost(counting: Counting, pairs: Sequence[Pair]) -> Cost:
     seconds = (scores + diagonal_scores) * seconds_a_score + (rows + diagonal_rows) * seconds_a_row
     threads = torch.get_num_threads()
     device = str(counting.device) if counting.device.type != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
-    dimension = counting.images.embeddings.shape[1]
-    sizes = len(counting.images), len(counting.texts), dimension
+    sizes = len(counting.images), len(counting.texts), counting.description, counting.given
     return Cost(*sizes, scores, seconds, 1 / seconds_a_score, _memory(counting), device)
 
 
@@ -134,8 +135,7 @@ def _measure(counting: Counting) -> tuple[float, float]:
     ]
     for number, pair in enumerate(samples):
         start = time.perf_counter()
-        for side, block in zip((counting.images, counting.texts), pair, strict=True):
-            counting.vectors(side, block)
+        counting.build(pair)
         built = time.perf_counter()
         counting.count(pair, keep=False)
         _synchronize(counting)
@@ -166,15 +166,13 @@ def _diagonal(counting: Counting) -> tuple[int, int]:
 
 
 def _memory(counting: Counting) -> int:
-    """Bytes at the peak beyond the embeddings: two blocks of vectors, the threads' tiles, numbers of every item."""
+    """Bytes at the peak beyond what was given: the blocks that are kept, the threads' tiles, numbers of every item."""
     images, texts = counting.images, counting.texts
     itemsize = counting.dtype.itemsize
-    rows = min(counting.block_items(images), len(images)) + min(counting.block_items(texts), len(texts))
-    blocks = rows * (images.embeddings.shape[1] + 2) * itemsize
     tiles = torch.get_num_threads() * int(np.prod(counting.layout.tile)) * (2 * itemsize + 1)
     items = (len(images) + len(texts)) * 8 * _ARRAYS_PER_ITEM
     positives = 2 * len(images.ranks) * 8 * _ARRAYS_PER_POSITIVE
-    return int(_LIBRARIES + blocks + tiles + items + positives)
+    return int(_LIBRARIES + counting.block_bytes + tiles + items + positives)
 
 
 def _synchronize(counting: Counting) -> None:

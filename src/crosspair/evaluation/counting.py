@@ -2,15 +2,16 @@
 
 Both sides are sorted by label, which gathers all positives in the few tiles along the diagonal. A first pass over these
 reads the positives' scores, a second over all tiles counts what reaches them, along the rows for the images and along
-the columns for the texts. The vectors behind the tiles are built block by block from embeddings that may lie in a
-mapped file; so memory holds two blocks, one tile for each thread, and a few numbers for each item and positive.
+the columns for the texts. Where the scores of a tile come from is a subclass's matter: a product of embeddings
+(`products`), or a matrix that was given (`similarities`).
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,14 +20,13 @@ from torch import Tensor
 
 from crosspair.evaluation.inputs import EvaluationInputError
 
-Metric = Literal["cosine", "euclidean"]
+Metric = Literal["cosine", "euclidean", "similarity"]  # the last is of a matrix that was given
 Direction = Literal["image_to_text", "text_to_image"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 Pair = tuple[slice, slice]  # of image and text rows, in the order of their labels
 
 # One comparison of a tile for each positive, or one sort of it for all: measured to break even near 120.
 _SORT_FROM = 120
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,9 @@ class Side:
     """
 
     def __init__(
-        self,
-        embeddings: NDArray[Any],
-        labels: NDArray[np.int64],
-        other: NDArray[np.int64],
-        *,
-        is_text: bool,
-        queried: bool = True,
+        self, labels: NDArray[np.int64], other: NDArray[np.int64], dtype: torch.dtype, *, is_text: bool, queried: bool
     ) -> None:
-        self.embeddings, self.labels, self.is_text, self.queried = embeddings, labels, is_text, queried
+        self.is_text, self.queried = is_text, queried
         self.order = np.argsort(labels, kind="stable")
         labels, other = labels[self.order], np.sort(other)
         first = np.searchsorted(other, labels, side="left")
@@ -82,8 +76,8 @@ class Side:
         self.offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(positives)]))
         self.ranks = torch.zeros(int(self.offsets[-1]), dtype=torch.int64)
         self.above = torch.zeros(len(positives), dtype=torch.int64)
-        self.scores = torch.empty(0)
-        self.next_above = torch.empty(0)
+        self.scores = torch.empty(len(self.ranks), dtype=dtype)
+        self.next_above = torch.full((len(positives),), torch.inf, dtype=dtype)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -120,36 +114,58 @@ class Side:
         return torch.arange(int(positives.max())) < positives[:, None]
 
 
-class Counting:
-    """The ranks of all positives in both directions, counted pair by pair of blocks.
+class Counting(ABC):
+    """The ranks of all positives in both directions, counted pair by pair of blocks; a subclass has the scores.
 
     images, texts: `ranks` of both are whole once `read_positives` and then `count` for each of `pairs()` were called.
+    given: the name of what the scores come from.
     """
+
+    given: ClassVar[str]
 
     def __init__(
         self,
-        images: NDArray[Any],
-        texts: NDArray[Any],
         image_labels: NDArray[np.int64],
         text_labels: NDArray[np.int64],
-        metric: Metric,
+        dtype: torch.dtype,
         *,
         device: str = "cpu",
         tile: tuple[int, int] | None = None,
         directions: Sequence[Direction] = DIRECTIONS,
     ) -> None:
-        """Embeddings [n, d] and [m, d] and labels that were checked. directions: those that ranks are counted in."""
-        self.metric, self.device = metric, torch.device(device)
-        self.dtype = score_type(images, texts)
-        self.layout = Layout.of(self.device, len(images), len(texts), tile)
+        """Labels [n] and [m] that were checked. dtype: of the scores. directions: those that ranks are counted in."""
+        self.labels, self.dtype, self.device = (image_labels, text_labels), dtype, torch.device(device)
+        self.layout = Layout.of(self.device, len(image_labels), len(text_labels), tile)
         queried = [direction in directions for direction in DIRECTIONS]
-        self.images = Side(images, image_labels, text_labels, is_text=False, queried=queried[0])
-        self.texts = Side(texts, text_labels, image_labels, is_text=True, queried=queried[1])
-        for side in (self.images, self.texts):
-            side.scores = torch.empty(len(side.ranks), dtype=self.dtype)
-            side.next_above = torch.full((len(side),), torch.inf, dtype=self.dtype)
+        self.images = Side(image_labels, text_labels, dtype, is_text=False, queried=queried[0])
+        self.texts = Side(text_labels, image_labels, dtype, is_text=True, queried=queried[1])
         self.local = threading.local()
-        self._held: dict[bool, tuple[slice, Tensor]] = {}
+
+    @abstractmethod
+    def build(self, pair: Pair) -> None:
+        """Have at hand what the scores of a pair of blocks are made of; what is kept isn't built again."""
+
+    @abstractmethod
+    def write_scores(self, pair: Pair, images: slice, texts: slice, out: Tensor) -> None:
+        """Write the scores of a tile of a pair that was built [height, width]; what is padded may hold anything."""
+
+    @abstractmethod
+    def block_items(self, side: Side) -> int:
+        """The largest number of items of a block: whole tiles."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Free what is kept."""
+
+    @property
+    @abstractmethod
+    def block_bytes(self) -> int:
+        """Memory of what is kept, at its peak."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What is scored, after the numbers of images and texts."""
 
     @property
     def counts(self) -> dict[str, Tensor]:
@@ -209,37 +225,13 @@ class Counting:
                         found = counts[tile.start].cpu()
                         side.add(tile, found.T if side.is_text else found)
 
-    def vectors(self, side: Side, block: slice) -> Tensor:
-        """Vectors of a block on the device, padded to the grain of its tiles; the last ones of each side are kept."""
-        held = self._held.get(side.is_text)
-        if held is None or held[0] != block:
-            self._held.pop(side.is_text, None)
-            rows = side.order[block]
-            last = self.tiles(side, block)[-1]
-            padded = last.start - block.start + self._padded(side, last)
-            vectors = vectors_of(side.embeddings, rows, self.metric, self.dtype, padded, is_text=side.is_text)
-            if self.device.type != "cpu":
-                vectors = vectors.pin_memory().to(self.device, non_blocking=True)
-            held = self._held[side.is_text] = (block, vectors)
-        return held[1]
-
-    def forget(self) -> None:
-        """Free the vectors that are kept."""
-        self._held.clear()
-
-    def block_items(self, side: Side) -> int:
-        """The largest number of items of a block: whole tiles."""
-        bytes_each = (side.embeddings.shape[1] + 2) * self.dtype.itemsize
-        tile = self.layout.tile[side.is_text]
-        return max(tile, int(self.layout.block[side.is_text] // bytes_each // tile) * tile)
-
     def _for_each_tile(
         self, pair: Pair, work: Callable[[Tensor, slice, slice], None], *, only_positives: bool = False
     ) -> None:
-        vectors = self.vectors(self.images, pair[0]), self.vectors(self.texts, pair[1])
+        self.build(pair)
 
         def one(images: slice, texts: slice) -> None:
-            work(self._scores(vectors, pair, images, texts), images, texts)
+            work(self._scores(pair, images, texts), images, texts)
 
         image_tiles, text_tiles = self.tiles(self.images, pair[0]), self.tiles(self.texts, pair[1])
         if only_positives:
@@ -253,17 +245,16 @@ class Counting:
             for tile in tiles:
                 one(*tile)
 
-    def _scores(self, vectors: tuple[Tensor, Tensor], pair: Pair, images: slice, texts: slice) -> Tensor:
+    def _scores(self, pair: Pair, images: slice, texts: slice) -> Tensor:
         """Scores of a tile [images, texts], both padded with minus infinity; those of a thread in the same memory."""
-        height, width = self._padded(self.images, images), self._padded(self.texts, texts)
+        height, width = self.padded(self.images, images), self.padded(self.texts, texts)
         memory: Tensor | None = getattr(self.local, "memory", None)
         if memory is None or len(memory) < height * width:
-            memory = self.local.memory = vectors[0].new_empty(height * width)
+            memory = self.local.memory = torch.empty(height * width, dtype=self.dtype, device=self.device)
         scores = memory[: height * width].view(height, width)
-        rows = vectors[0][images.start - pair[0].start :][:height]
-        torch.mm(rows, vectors[1][texts.start - pair[1].start :][:width].T, out=scores)
-        scores[images.stop - images.start :] = -torch.inf
-        scores[:, texts.stop - texts.start :] = -torch.inf
+        self.write_scores(pair, images, texts, scores)
+        scores[size(images) :] = -torch.inf
+        scores[:, size(texts) :] = -torch.inf
         return scores
 
     def _read(self, scores: Tensor, some_images: slice, some_texts: slice) -> None:
@@ -283,49 +274,21 @@ class Counting:
         """Thresholds of a block's tiles by their first item, along the side's own axis; none if it isn't queried."""
         if not side.queried:
             return {}
-        found = {tile.start: side.thresholds(tile, self._padded(side, tile)) for tile in self.tiles(side, block)}
+        found = {tile.start: side.thresholds(tile, self.padded(side, tile)) for tile in self.tiles(side, block)}
         return {start: (t.T.contiguous() if side.is_text else t).to(self.device) for start, t in found.items()}
 
-    def _padded(self, side: Side, tile: slice) -> int:
+    def padded(self, side: Side, tile: slice) -> int:
+        """The number of items of a tile with what it is padded with."""
         grain = self.layout.grain[side.is_text]
         return -(-size(tile) // grain) * grain
 
 
-def score_type(images: NDArray[Any], texts: NDArray[Any]) -> torch.dtype:
-    """The wider type of both, float32 at least."""
-    return torch.float64 if np.float64 in (images.dtype, texts.dtype) else torch.float32
-
-
-def vectors_of(
-    embeddings: NDArray[Any], order: NDArray[np.int64], metric: Metric, dtype: torch.dtype, rows: int, *, is_text: bool
-) -> Tensor:
-    """Rows in the given order whose dot products with those of the other side are the scores, zero rows at the end.
-
-    Cosine: rows of unit length. Euclidean: x.z - |x|^2/2 - |z|^2/2, minus half the squared distance, as one product of
-    rows longer by two: (x, -|x|^2/2, 1) and (z, 1, -|z|^2/2).
-    """
-    dimension = embeddings.shape[1]
-    vectors = torch.zeros(rows, dimension + 2 * (metric == "euclidean"), dtype=dtype)
-
-    def fill(start: int) -> None:
-        rows = torch.from_numpy(np.asarray(embeddings[order[start : start + _CHUNK]])).to(dtype)
-        out = vectors[start : start + len(rows)]
-        if metric == "cosine":
-            # The square of a large or small float32 leaves its range; that of a number relative to the largest doesn't.
-            rows /= rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
-            torch.div(rows, torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=0.5), out=out)
-        else:
-            out[:, :dimension] = rows
-            out[:, dimension + is_text] = rows.square().sum(1) / -2
-            out[:, dimension + (not is_text)] = 1
-            if not out.isfinite().all():
-                raise EvaluationInputError(
-                    f"embeddings up to {rows.abs().max():.3g} have distances beyond {dtype}; "
-                    "expected smaller numbers, scale them or give float64"
-                )
-
-    in_threads(fill, [(start,) for start in range(0, len(order), _CHUNK)])
-    return vectors
+def check_directions(directions: Sequence[Direction]) -> None:
+    """Raise EvaluationInputError unless these are one or both of DIRECTIONS."""
+    if not isinstance(directions, list | tuple) or not directions or not set(directions) <= set(DIRECTIONS):
+        raise EvaluationInputError(
+            f"directions are {directions!r}; expected a tuple of 'image_to_text' and 'text_to_image', or of one of them"
+        )
 
 
 def in_threads(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:

@@ -5,39 +5,70 @@ item is to its nearest queries. That looks at all queries at once, which a searc
 stand apart from those of plain retrieval.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from crosspair.evaluation.embeddings import Embeddings
+from crosspair.evaluation.inputs import EvaluationInputError
 from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult
-from crosspair.evaluation.protocols import Protocol, arrange, evaluation_of
-from crosspair.evaluation.ranking import Direction, PositiveRanks, rank_positives
+from crosspair.evaluation.protocols import Protocol, Rankable, arrange, evaluation_of
+from crosspair.evaluation.ranking import DIRECTIONS, Direction, PositiveRanks, count_ranks, prepare_counting
 
 NEIGHBOURS = 10  # as published
 _BLOCK = 256  # items whose cosines with all queries are held at once
 
 
 def evaluate_csls(
-    protocol: Protocol, embeddings: Embeddings, metric_definition: MetricDefinition = "exact", *, device: str = "cpu"
+    protocol: Protocol,
+    embeddings: Rankable,
+    metric_definition: MetricDefinition = "exact",
+    *,
+    device: str = "cpu",
+    directions: Sequence[Direction] = DIRECTIONS,
+    distractors: bool = False,
 ) -> RetrievalResult:
     """The metrics of all queries of a protocol, ranked by CSLS among the queries of their fold.
 
-    device: as `rank_positives` takes it. Raises UserError for a protocol whose judgements are lists.
+    device, directions, distractors: as `evaluate_retrieval` takes them. Raises UserError for a protocol whose
+    judgements are lists, and for a matrix of similarities.
     """
     protocol.check_tasks("--csls")
     tasks = arrange(protocol, embeddings)
-    ranks = [_ranks(task.embeddings, device) for task in tasks]
+    ranks = [_ranks(task.embeddings, device, directions, distractors) for task in tasks]
     return evaluation_of(protocol, tasks, ranks, metric_definition=metric_definition).result
 
 
-def _ranks(data: Embeddings, device: str) -> dict[Direction, PositiveRanks]:
+def _ranks(
+    data: Rankable, device: str, directions: Sequence[Direction], distractors: bool
+) -> dict[Direction, PositiveRanks]:
     """Ranks of each direction by vectors of its own, as the other side is then the gallery."""
-    labels = (data.image_labels, data.text_labels)
-    images, texts = csls_vectors(data.images, data.texts)
-    image_to_text, _ = rank_positives(images, texts, *labels, "euclidean", device=device)
-    texts, images = csls_vectors(data.texts, data.images)
-    _, text_to_image = rank_positives(images, texts, *labels, "euclidean", device=device)
-    return {"image_to_text": image_to_text, "text_to_image": text_to_image}
+    if not isinstance(data, Embeddings):
+        raise EvaluationInputError("CSLS is of embeddings, and a matrix of similarities has none; leave --csls out")
+    sides = (data.images, data.image_labels), (data.texts, data.text_labels)
+    found: dict[Direction, PositiveRanks] = {}
+    for direction in directions:
+        of_texts = direction == "text_to_image"
+        (queries, labels), (gallery, gallery_labels) = sides[::-1] if of_texts else sides
+        rows = np.flatnonzero(np.isin(labels, gallery_labels)) if distractors else np.arange(len(labels))
+        asked, items = csls_vectors(queries[rows], gallery)
+        both = (asked, labels[rows]), (items, gallery_labels)
+        (images, image_labels), (texts, text_labels) = both[::-1] if of_texts else both
+        counting = prepare_counting(
+            images,
+            texts,
+            image_labels,
+            text_labels,
+            "euclidean",
+            device=device,
+            directions=(direction,),
+            distractors=distractors,
+        )
+        ranks = count_ranks(counting)[direction]
+        found[direction] = replace(ranks, queries=rows[ranks.queries])
+    return found
 
 
 def csls_vectors(
@@ -67,6 +98,8 @@ def csls_vectors(
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
     wide = np.asarray(rows, dtype=np.float64)
+    largest = np.abs(wide).max(1, keepdims=True)
+    wide = wide / np.where(largest > 0, largest, 1.0)  # whose squares stay in range
     lengths = np.linalg.norm(wide, axis=1, keepdims=True)
     unit: NDArray[np.float64] = wide / np.where(lengths > 0, lengths, 1.0)
     return unit

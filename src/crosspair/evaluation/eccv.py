@@ -10,7 +10,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosspair.errors import UserError
-from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult, result_of_ranks
-from crosspair.evaluation.protocols import PLAIN, Evaluation, Protocol, Task, find_protocol
-from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, score_blocks
+from crosspair.evaluation.protocols import PLAIN, Evaluation, Protocol, Rankable, Task, find_protocol
+from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks
 from crosspair.registry import register_protocol
 
 _CAPTIONS_EACH = 5
@@ -70,7 +69,7 @@ class Judged(Protocol):
 
     def evaluate(
         self,
-        embeddings: Embeddings,
+        embeddings: Rankable,
         metric: Metric = "cosine",
         metric_definition: MetricDefinition = "exact",
         *,
@@ -166,8 +165,8 @@ def _judgements(path: Path, direction: str, ids: tuple[NDArray[np.int64], NDArra
 
 
 def _in_order(
-    embeddings: Embeddings, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64], protocol: str
-) -> Embeddings:
+    embeddings: Rankable, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64], protocol: str
+) -> Rankable:
     """The images and captions of these ids, in their order, each image with its own label."""
     assert embeddings.image_ids is not None
     assert embeddings.caption_ids is not None
@@ -181,7 +180,8 @@ def _in_order(
             )
     labels = np.arange(len(images))
     own = np.repeat(labels, _CAPTIONS_EACH)
-    return Embeddings(embeddings.images[images], embeddings.texts[captions], labels, own, own)
+    ordered = embeddings.part(images, captions)
+    return replace(ordered, image_labels=labels, text_labels=own, text_images=own)
 
 
 def _rows_of(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -193,24 +193,24 @@ def _rows_of(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.
 
 
 def _result(
-    embeddings: Embeddings,
+    embeddings: Rankable,
     judged: dict[str, Judgements],
     directions: Sequence[Direction],
     metric: Metric,
     definition: MetricDefinition,
     protocol: Protocol = PLAIN,
 ) -> RetrievalResult:
-    images, texts = embeddings.images, embeddings.texts
+    images, texts = np.arange(len(embeddings.image_labels)), np.arange(len(embeddings.text_labels))
     ranks: dict[Direction, PositiveRanks] = {}
     if "image_to_text" in directions:
         asked = judged["image_to_text"]
-        blocks = score_blocks(images[asked.queries], texts, metric, of_texts=False)
+        blocks = embeddings.part(asked.queries, texts).score_blocks(metric, of_texts=False)
         ranks["image_to_text"] = _ranks(blocks, asked, len(texts))
     if "text_to_image" in directions:
         asked = judged["text_to_image"]
-        blocks = score_blocks(images, texts[asked.queries], metric, of_texts=True)
+        blocks = embeddings.part(images, asked.queries).score_blocks(metric, of_texts=True)
         ranks["text_to_image"] = _ranks(blocks, asked, len(images))
-    return result_of_ranks(ranks, metric, metric_definition=definition, extra=protocol.metrics)
+    return result_of_ranks(ranks, embeddings.ranked_by(metric), metric_definition=definition, extra=protocol.metrics)
 
 
 def _ranks(blocks: Iterable[tuple[slice, NDArray[Any]]], judged: Judgements, gallery_size: int) -> PositiveRanks:

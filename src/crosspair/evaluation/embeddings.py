@@ -5,6 +5,7 @@ An .npz file is read into memory. A directory of .npy files of the same names is
 
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosspair.errors import UserError
+from crosspair.evaluation.counting import DIRECTIONS, Direction, Metric
 from crosspair.evaluation.inputs import EvaluationInputError, check_embeddings, check_labels
+from crosspair.evaluation.products import ProductCounting
+from crosspair.evaluation.ranking import prepare_counting, score_blocks
 
 REQUIRED = ("image_embeddings", "text_embeddings", "image_labels", "text_labels")
 OPTIONAL = ("text_images", "image_ids", "caption_ids")
-_ADVICE = (
-    f"expected an .npz file with {', '.join(REQUIRED)}, as numpy.savez writes it, or a directory of .npy files "
-    "of these names (docs/evaluation.md)"
-)
 _DAMAGED = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 _CHUNK = 65_536
 
@@ -69,12 +69,40 @@ class Embeddings:
             texts,
             numbers,
             text_numbers,
-            None if text_images is None else _check_images(text_images, numbers, text_numbers),
+            None if text_images is None else check_text_images(text_images, numbers, text_numbers),
             image_names,
             text_names,
             None if image_ids is None else check_labels(image_ids, len(images), "image_ids"),
             None if caption_ids is None else check_labels(caption_ids, len(texts), "caption_ids"),
         )
+
+    def ranked_by(self, metric: Metric) -> Metric:
+        """The name of what ranks."""
+        return metric
+
+    def counting(
+        self,
+        metric: Metric = "cosine",
+        *,
+        device: str = "cpu",
+        directions: Sequence[Direction] = DIRECTIONS,
+        distractors: bool = False,
+    ) -> ProductCounting:
+        """What ranks them. Raises EvaluationInputError for what can't be ranked."""
+        return prepare_counting(
+            self.images,
+            self.texts,
+            self.image_labels,
+            self.text_labels,
+            metric,
+            device=device,
+            directions=directions,
+            distractors=distractors,
+        )
+
+    def score_blocks(self, metric: Metric, *, of_texts: bool) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Scores of some images with all texts [images, m], or of_texts of some texts with all images [texts, n]."""
+        return score_blocks(self.images, self.texts, metric, of_texts=of_texts)
 
     @property
     def image_names(self) -> tuple[str, ...]:
@@ -125,10 +153,7 @@ def read_embeddings(path: Path) -> Embeddings:
 
     Raises UserError for a file that is none, and naming file, array and row for what can't be evaluated.
     """
-    arrays = _map_directory(path) if path.is_dir() else _read_npz(path)
-    missing = [name for name in REQUIRED if name not in arrays]
-    if missing:
-        raise UserError(f"{path} has no {missing[0]}, it has {', '.join(arrays) or 'nothing'}; {_ADVICE}")
+    arrays = read_arrays(path, REQUIRED, OPTIONAL)
     try:
         return Embeddings.checked(
             arrays["image_embeddings"],
@@ -143,20 +168,37 @@ def read_embeddings(path: Path) -> Embeddings:
         raise EvaluationInputError(f"{path}: {error}") from error
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of these names in an .npz file, or mapped from a directory of .npy files.
+
+    Raises UserError, naming the file, for one that can't be read or lacks a required array.
+    """
+    advice = (
+        f"expected an .npz file with {', '.join(required)}, as numpy.savez writes it, or a directory of .npy files "
+        "of these names (docs/evaluation.md)"
+    )
+    names = (*required, *optional)
+    arrays = _map_directory(path, names) if path.is_dir() else _read_npz(path, names, advice)
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}, it has {', '.join(arrays) or 'nothing'}; {advice}")
+    return arrays
+
+
+def _read_npz(path: Path, names: Sequence[str], advice: str) -> dict[str, NDArray[Any]]:
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
-            raise UserError(f"{path} holds a single array; {_ADVICE}")
+            raise UserError(f"{path} holds a single array; {advice}")
         with file:
-            return {name: file[name] for name in file.files if name in (*REQUIRED, *OPTIONAL)}
+            return {name: file[name] for name in file.files if name in names}
     except _DAMAGED as error:
-        raise UserError(f"{path} {_reason(error)}; {_ADVICE}") from error
+        raise UserError(f"{path} {_reason(error)}; {advice}") from error
 
 
-def _map_directory(path: Path) -> dict[str, NDArray[Any]]:
+def _map_directory(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
-    for name in (*REQUIRED, *OPTIONAL):
+    for name in names:
         file = path / f"{name}.npy"
         if not file.is_file():
             continue
@@ -174,9 +216,10 @@ def _reason(error: Exception) -> str:
     return "holds Python objects" if objects else "can't be read"
 
 
-def _check_images(
+def check_text_images(
     text_images: Tensor | NDArray[Any], image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]
 ) -> NDArray[np.int64]:
+    """The row of the image of each text [texts]. Raises EvaluationInputError for rows that don't fit the labels."""
     rows = check_labels(text_images, len(text_labels), "text_images")
     outside = np.flatnonzero((rows < 0) | (rows >= len(image_labels)))
     if len(outside):

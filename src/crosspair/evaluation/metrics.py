@@ -1,6 +1,6 @@
 """Retrieval metrics of image-text matching, in both directions: each is a mean (or median) of its values per query."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -185,12 +185,7 @@ def evaluate_retrieval(
     Raises EvaluationInputError (a UserError and a ValueError) for NaN, mismatched shapes, labels that aren't integers,
     and a query without a positive, naming the row.
     """
-    if not ks or any(not isinstance(k, int | np.integer) or k < 1 for k in ks):
-        raise EvaluationInputError(f"ks are {ks!r}; expected one or more whole numbers from 1")
-    if metric_definition not in get_args(MetricDefinition):
-        raise EvaluationInputError(f"metric_definition is {metric_definition!r}; expected 'exact' or 'original'")
-    for name in extra:
-        check_metric(name)
+    ks = check_options(ks, metric_definition, extra)
     counting = prepare_counting(
         image_embeddings,
         text_embeddings,
@@ -201,11 +196,30 @@ def evaluate_retrieval(
         directions=directions,
         distractors=distractors,
     )
-    for side, name in ((counting.images, "image_embeddings"), (counting.texts, "text_embeddings")):
-        warn_of_identical_rows(side.embeddings, side.labels, name)
+    for rows, labels, name in zip(
+        counting.embeddings, counting.labels, ("image_embeddings", "text_embeddings"), strict=True
+    ):
+        warn_of_identical_rows(rows, labels, name)
     ranks, further = count_ranks(counting, progress=progress), dict.fromkeys(DIRECTIONS, extra)
-    alone = count_distractors(counting.images.labels, counting.texts.labels)
-    return result_of_ranks(ranks, metric, tuple(int(k) for k in ks), metric_definition, further, alone)
+    alone = count_distractors(*counting.labels)
+    return result_of_ranks(ranks, metric, ks, metric_definition, further, alone)
+
+
+def check_options(ks: Sequence[int], metric_definition: MetricDefinition, extra: Sequence[str]) -> tuple[int, ...]:
+    """The cut-offs. Raises EvaluationInputError for what `evaluate_retrieval` doesn't take."""
+    if isinstance(ks, str) or not isinstance(ks, Iterable) or not (cuts := list(ks)) or not all(map(_is_cut, cuts)):
+        raise EvaluationInputError(f"ks are {ks!r}; expected one or more whole numbers from 1, such as (1, 5, 10)")
+    if metric_definition not in get_args(MetricDefinition):
+        raise EvaluationInputError(f"metric_definition is {metric_definition!r}; expected 'exact' or 'original'")
+    if isinstance(extra, str) or not isinstance(extra, Iterable):
+        raise EvaluationInputError(f"extra is {extra!r}; expected a tuple of names, such as ('mINP', 'nDCG@10')")
+    for name in extra:
+        check_metric(name)
+    return tuple(map(int, cuts))
+
+
+def _is_cut(k: Any) -> bool:
+    return isinstance(k, int | np.integer) and not isinstance(k, bool) and int(k) >= 1
 
 
 def result_of_ranks(

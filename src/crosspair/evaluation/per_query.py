@@ -118,7 +118,7 @@ _AT_K = re.compile(rf"({'|'.join(AT_K)})@([1-9][0-9]{{0,17}})")
 
 def check_metric(name: str) -> None:
     """Raise EvaluationInputError unless there is a metric of that name."""
-    if name not in RANKS and name not in WHOLE and not _AT_K.fullmatch(name):
+    if not isinstance(name, str) or (name not in RANKS and name not in WHOLE and not _AT_K.fullmatch(name)):
         *first, last = (f"{name}@K" for name in AT_K)
         raise EvaluationInputError(
             f"there is no metric {name!r}; expected {', '.join((*WHOLE, *RANKS))}, or {', '.join(first)} and {last} "

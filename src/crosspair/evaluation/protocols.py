@@ -19,20 +19,23 @@ from crosspair.evaluation.identical import warn_of_identical_rows
 from crosspair.evaluation.inputs import count_distractors
 from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult, result_of_ranks
 from crosspair.evaluation.per_query import check_metric
-from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, count_ranks, prepare_counting
+from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric, PositiveRanks, count_ranks
+from crosspair.evaluation.similarities import Similarities
 from crosspair.registry import PROTOCOLS, register_protocol
+
+Rankable = Embeddings | Similarities
 
 RECALLS = ("R@1", "R@5", "R@10")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images and texts that are ranked by themselves. Equal labels match.
+    """Images and texts that are ranked by themselves, by embeddings or a matrix of similarities. Equal labels match.
 
     image_rows [n], text_rows [m]: where each stands in the split; None where they are all, in its order.
     """
 
-    embeddings: Embeddings
+    embeddings: Rankable
     image_rows: NDArray[np.int64] | None = None
     text_rows: NDArray[np.int64] | None = None
 
@@ -103,7 +106,7 @@ class Protocol:
 
     def evaluate(
         self,
-        embeddings: Embeddings,
+        embeddings: Rankable,
         metric: Metric = "cosine",
         metric_definition: MetricDefinition = "exact",
         *,
@@ -117,24 +120,15 @@ class Protocol:
         metric, device, progress, directions, distractors: as `evaluate_retrieval` takes them.
         """
         tasks = arrange(self, embeddings)
-        warn_of_identical_rows(embeddings.images, embeddings.image_labels, "image_embeddings")
-        if self.text_unit == Protocol.text_unit:
-            warn_of_identical_rows(embeddings.texts, embeddings.text_labels, "text_embeddings")
+        if isinstance(embeddings, Embeddings):
+            warn_of_identical_rows(embeddings.images, embeddings.image_labels, "image_embeddings")
+            if self.text_unit == Protocol.text_unit:
+                warn_of_identical_rows(embeddings.texts, embeddings.text_labels, "text_embeddings")
         ranks = []
         for task in tasks:
-            data = task.embeddings
-            counting = prepare_counting(
-                data.images,
-                data.texts,
-                data.image_labels,
-                data.text_labels,
-                metric,
-                device=device,
-                directions=directions,
-                distractors=distractors,
-            )
+            counting = task.embeddings.counting(metric, device=device, directions=directions, distractors=distractors)
             ranks.append(count_ranks(counting, progress=progress))
-        found = evaluation_of(self, tasks, ranks, metric, metric_definition)
+        found = evaluation_of(self, tasks, ranks, embeddings.ranked_by(metric), metric_definition)
         options: dict[str, Any] = {"device": device, "directions": directions, "distractors": distractors}
         return found.with_beside(embeddings, metric_definition, **options)
 
@@ -192,7 +186,7 @@ def plugin_facts(protocol: Protocol) -> dict[str, Any]:
     return {"protocol_plugin": {"name": plugin.name, "checksum": plugin.checksum}} if plugin else {}
 
 
-def arrange(protocol: Protocol, embeddings: Embeddings) -> Sequence[Task]:
+def arrange(protocol: Protocol, embeddings: Rankable) -> Sequence[Task]:
     """The retrieval tasks of a protocol. Raises UserError when the images and texts don't fit it."""
     return protocol.arrange(Task(embeddings))
 
@@ -229,7 +223,7 @@ class Evaluation:
             alone = len(np.unique(of_images)) == len(of_images)
         return "pictures" if alone else "labels"
 
-    def with_beside(self, embeddings: Embeddings, metric_definition: MetricDefinition, **options: Any) -> "Evaluation":
+    def with_beside(self, embeddings: Rankable, metric_definition: MetricDefinition, **options: Any) -> "Evaluation":
         """The same with what the protocol shows beside. options: of `Protocol.evaluate`."""
         beside = {
             name: find_protocol(name).evaluate(embeddings, self.result.metric, metric_definition, **options).result

@@ -4,7 +4,7 @@ One row a query and direction; the columns are those of COLUMNS. Ranks and avera
 printed metrics are means of; the items are found in a second look at the same scores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crosspair.evaluation.metrics import DirectionResult
 from crosspair.evaluation.protocols import Evaluation, Task
-from crosspair.evaluation.ranking import Metric, score_blocks
+from crosspair.evaluation.ranking import Metric
 from crosspair.storage.files import whole_file
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _best_items(task: Task, metric: Metric, *, of_texts: bool) -> tuple[NDArray[
         labels, gallery_labels = gallery_labels, labels
     items = np.full((2, len(labels)), _ABSENT, dtype=np.int64)
     best = np.full((2, len(labels)), np.nan)
-    for some, scores in _score_blocks(task, metric, of_texts=of_texts):
+    for some, scores in data.score_blocks(metric, of_texts=of_texts):
         relevant = labels[some][:, None] == gallery_labels
         for side, among in enumerate((relevant, ~relevant)):
             chosen = np.where(among, scores, -np.inf).argmax(1)
@@ -120,7 +120,3 @@ def _best_items(task: Task, metric: Metric, *, of_texts: bool) -> tuple[NDArray[
             items[side, some] = np.where(there, chosen, _ABSENT)
             best[side, some] = np.where(there, scores[each, chosen], np.nan)
     return items[0], best[0], items[1], best[1]
-
-
-def _score_blocks(task: Task, metric: Metric, *, of_texts: bool) -> Iterator[tuple[slice, NDArray[Any]]]:
-    return score_blocks(task.embeddings.images, task.embeddings.texts, metric, of_texts=of_texts)

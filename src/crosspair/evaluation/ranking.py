@@ -8,15 +8,16 @@ last bit and makes or breaks ties. `counting` says how.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crosspair.evaluation.counting import DIRECTIONS, Counting, Direction, Metric, Side, score_type, vectors_of
+from crosspair.evaluation.counting import DIRECTIONS, Counting, Direction, Metric, Side, check_directions
 from crosspair.evaluation.inputs import EvaluationInputError, check_embeddings, check_labels, check_matches
+from crosspair.evaluation.products import ProductCounting, score_type, vectors_of
 
 __all__ = [
     "DIRECTIONS",
@@ -150,13 +151,13 @@ def prepare_counting(
     *,
     directions: Sequence[Direction] = DIRECTIONS,
     distractors: bool = False,
-) -> Counting:
+) -> ProductCounting:
     """Check what `rank_positives` takes; nothing is computed yet.
 
     directions: those that ranks are counted in. distractors: whether rows without a match are gallery items that are
     no queries; otherwise they are refused.
     """
-    _check_directions(directions)
+    check_directions(directions)
     images = check_embeddings(image_embeddings, "image_embeddings")
     texts = check_embeddings(text_embeddings, "text_embeddings")
     if images.shape[1] != texts.shape[1]:
@@ -167,10 +168,10 @@ def prepare_counting(
     text_ids = check_labels(text_labels, len(texts), "text_labels")
     check_matches(image_ids, text_ids, "image_embeddings", "text_embeddings", distractors=distractors)
     check_matches(text_ids, image_ids, "text_embeddings", "image_embeddings", distractors=distractors)
-    if metric not in get_args(Metric):
+    if metric not in ("cosine", "euclidean"):
         raise EvaluationInputError(f"metric is {metric!r}; expected 'cosine' or 'euclidean'")
     _check_device(device)
-    return Counting(images, texts, image_ids, text_ids, metric, device=device, tile=tile, directions=directions)
+    return ProductCounting(images, texts, image_ids, text_ids, metric, device=device, tile=tile, directions=directions)
 
 
 def ranks_of(counting: Counting) -> dict[Direction, PositiveRanks]:
@@ -209,16 +210,11 @@ def _in_given_order(side: Side, gallery_size: int) -> PositiveRanks:
     queries = np.flatnonzero(positives)
     offsets = np.zeros(len(queries) + 1, dtype=np.int64)
     np.cumsum(positives[queries], out=offsets[1:])
+    # Where minus infinity is a score, it is reached by what tiles are padded with, and by the whole gallery.
+    ranks = np.minimum(ranks, gallery_size)
     optimistic = np.empty(len(side), dtype=np.int64)
     optimistic[side.order] = side.above.numpy() + 1
     return PositiveRanks(ranks, offsets, gallery_size, queries, optimistic[queries])
-
-
-def _check_directions(directions: Sequence[Direction]) -> None:
-    if not isinstance(directions, list | tuple) or not directions or not set(directions) <= set(DIRECTIONS):
-        raise EvaluationInputError(
-            f"directions are {directions!r}; expected a tuple of 'image_to_text' and 'text_to_image', or of one of them"
-        )
 
 
 def _check_device(device: str) -> None:

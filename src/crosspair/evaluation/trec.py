@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosspair.evaluation.protocols import Task
-from crosspair.evaluation.ranking import DIRECTIONS, Metric, score_blocks
+from crosspair.evaluation.ranking import DIRECTIONS, Metric
 from crosspair.storage.files import whole_file
 
 DEPTH = 1000  # items of a ranking, as is usual at TREC
@@ -57,7 +57,7 @@ def _write_task(
     data = task.embeddings
     sides = [(data.image_labels, _printable(data.image_names)), (data.text_labels, _printable(data.text_names))]
     (labels, queries), (gallery_labels, items) = sides[::-1] if of_texts else sides
-    for some, scores in score_blocks(data.images, data.texts, metric, of_texts=of_texts):
+    for some, scores in data.score_blocks(metric, of_texts=of_texts):
         for row, row_scores in zip(range(some.start, some.stop), scores, strict=True):
             relevant = gallery_labels == labels[row]
             if not relevant.any():  # it is in the gallery alone

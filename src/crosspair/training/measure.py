@@ -21,10 +21,18 @@ from crosspair.evaluation.csls import evaluate_csls
 from crosspair.evaluation.eccv import coco_image_ids
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.ensemble import join_ensemble
-from crosspair.evaluation.metrics import RetrievalResult
 from crosspair.evaluation.options import USUAL, RankingOptions
-from crosspair.evaluation.protocols import Evaluation, Protocol, arrange, choose_protocol, find_protocol, plugin_facts
+from crosspair.evaluation.protocols import (
+    Evaluation,
+    Protocol,
+    Rankable,
+    arrange,
+    choose_protocol,
+    find_protocol,
+    plugin_facts,
+)
 from crosspair.evaluation.query_table import query_table, write_queries
+from crosspair.evaluation.ranking import DIRECTIONS
 from crosspair.evaluation.results import (
     OutdatedResultError,
     StoredResult,
@@ -50,19 +58,21 @@ class Measured:
     """
 
     evaluation: Evaluation
-    embeddings: Embeddings
+    embeddings: Rankable
     facts: dict[str, Any]
     captions: tuple[str, ...] | None = None
 
     def with_csls(self, device: str = "cpu") -> "Measured":
         """The same with the metrics by CSLS beside the others."""
         evaluation = self.evaluation
-        found = evaluate_csls(evaluation.protocol, self.embeddings, evaluation.result.metric_definition, device=device)
         result = evaluation.result
-        found = RetrievalResult(
-            found.image_to_text if result.image_to_text is not None else None,
-            found.text_to_image if result.text_to_image is not None else None,
-            found.metric,
+        found = evaluate_csls(
+            evaluation.protocol,
+            self.embeddings,
+            result.metric_definition,
+            device=device,
+            directions=[name for name in DIRECTIONS if name in result.directions],
+            distractors=any(result.distractors),
         )
         return replace(self, evaluation=replace(evaluation, beside={**evaluation.beside, "CSLS": found}))
 
@@ -294,13 +304,13 @@ def ranking_device(device: torch.device) -> str:
 
 
 def measured_from(
-    evaluation: Evaluation, embeddings: Embeddings, facts: dict[str, Any], options: RankingOptions = USUAL
+    evaluation: Evaluation, embeddings: Rankable, facts: dict[str, Any], options: RankingOptions = USUAL
 ) -> Measured:
     """An evaluation of these embeddings; facts tells what they are of, options how they were ranked."""
     more = {
         **options.facts(),
-        "images": len(embeddings.images),
-        "captions": len(embeddings.texts),
+        "images": len(embeddings.image_labels),
+        "captions": len(embeddings.text_labels),
         "labels_checksum": labels_checksum(embeddings.image_labels, embeddings.text_labels),
         **plugin_facts(evaluation.protocol),
     }
