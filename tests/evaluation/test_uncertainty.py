@@ -55,7 +55,7 @@ def test_every_metric_has_an_interval_around_its_value():
             assert low <= value <= high, name
             assert high > low
     assert written["rsum"][0] < values["rsum"] < written["rsum"][1]
-    assert (written["clusters"], written["unit"]) == (30, "labels")
+    assert (written["clusters"], written["unit"]) == (30, "persons")
 
 
 @pytest.mark.parametrize("queries", [1, 7, 40, 200])
@@ -160,7 +160,7 @@ def test_the_median_rank_lies_between_the_queries_that_may_be_in_the_middle():
 def test_the_table_shows_what_the_protocol_reports():
     found = evaluated(num_images=120, labels=np.arange(120) // 2, protocol=find_protocol("rstpreid"))
     lines = intervals_of(found).to_table(found).splitlines()
-    assert "60 labels drawn with all of their queries" in lines[0]
+    assert "60 persons drawn with all of their queries" in lines[0]
     assert len(lines) == 2
     assert lines[1].startswith("text to image")
     assert "mINP" in lines[1]

@@ -44,7 +44,7 @@ class Row:
 class Comparison:
     """Rows of groups, the first being what the others are compared with, over the same metrics.
 
-    clusters: how many labels the queries come from. unit: what a label stands for, "pictures" or "labels". fewest: how
+    clusters: how many labels the queries come from. unit: what these are, say "pictures" or "persons". fewest: how
     many labels those of the direction with fewer come from.
     """
 

@@ -55,6 +55,7 @@ class Protocol:
     image_to_text, text_to_image: the reported metrics of each direction; the usual ones are computed all the same.
     formats: data formats whose splits are evaluated by it when no protocol is named.
     shown_beside: names of protocols that the same embeddings are evaluated by, too, to be shown beside.
+    label_unit: what a label stands for where several images share one, such as "persons".
     Raises EvaluationInputError for a metric that there is not.
     """
 
@@ -67,6 +68,7 @@ class Protocol:
     text_to_image: tuple[str, ...] = RECALLS
     formats: tuple[str, ...] = ()
     shown_beside: tuple[str, ...] = ()
+    label_unit: str = "labels"
 
     def __post_init__(self) -> None:
         for _, metric in self.main:
@@ -215,13 +217,13 @@ class Evaluation:
 
     @property
     def cluster_unit(self) -> str:
-        """What a label of the queries stands for: "pictures" where each has a label of its own, otherwise "labels"."""
+        """What the queries are drawn by: "pictures" where each has a label of its own, else what labels stand for."""
         of_images = self.query_labels.get("image_to_text")
         if of_images is None:
             alone = bool((self.result.directions["text_to_image"].ranks.positives == 1).all())
         else:
             alone = len(np.unique(of_images)) == len(of_images)
-        return "pictures" if alone else "labels"
+        return "pictures" if alone else self.protocol.label_unit
 
     def with_beside(self, embeddings: Rankable, metric_definition: MetricDefinition, **options: Any) -> "Evaluation":
         """The same with what the protocol shows beside. options: of `Protocol.evaluate`."""

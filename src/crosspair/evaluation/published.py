@@ -89,12 +89,12 @@ def _number_within_label(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _of_persons(name: str, reference: str) -> Protocol:
     summary = "all pictures of a text's person are relevant; text to image"
-    return Protocol(name, summary, reference, (), (*RECALLS, "mAP", "mINP"), formats=(name,))
+    return Protocol(name, summary, reference, (), (*RECALLS, "mAP", "mINP"), formats=(name,), label_unit="persons")
 
 
 def _of_species(name: str) -> Protocol:
     summary = "a text query is the mean of its label's sentence embeddings; R@1 of labels, AP@50 of pictures"
-    return LabelMeans(name, summary, _REED, ("R@1",), ("AP@50",), formats=(name,))
+    return LabelMeans(name, summary, _REED, ("R@1",), ("AP@50",), formats=(name,), label_unit="classes")
 
 
 for _protocol in (

@@ -34,7 +34,7 @@ Bounds = tuple[float, float]
 class Intervals:
     """Intervals of 95 per cent for every metric of both directions, and for rsum under ("", "rsum").
 
-    clusters: how many labels the queries come from. unit: what a label stands for, "pictures" or "labels".
+    clusters: how many labels the queries come from. unit: what these are, say "pictures" or "persons".
     fewest: the number of clusters of the direction that has fewer.
     """
 
