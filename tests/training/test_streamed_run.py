@@ -101,3 +101,16 @@ def test_a_stream_and_a_directory_are_told_apart(command, toy_directory, tmp_pat
 def test_what_needs_prepared_data_is_refused(command, tmp_path, capsys):
     assert main([*command("run"), "--stage1.sampler", "labels", "--stage1.sampler.images_per_label", "2"]) == 2
     assert "stage1.sampler is labels, which needs prepared data" in capsys.readouterr().err
+
+
+def test_a_stream_that_is_not_validated_needs_no_other_data(command, stream, tmp_path, capsys):
+    arguments = [part for part in command("run") if part != "--val"]
+    arguments.pop(arguments.index(stream) + 1)
+    assert main([*arguments, "--stage2.epochs", "0"]) == 2
+    assert "is a stream; name a DATA directory whose split val to use with --val" in capsys.readouterr().err
+    assert main([*arguments, "--stage2.epochs", "0", "--validation", "none"]) == 0
+    assert "trained on train, not validated" in capsys.readouterr().out
+    assert main([*command("other"), "--validation", "none"]) == 2
+    assert "--val names the data to validate on, and validation is none" in capsys.readouterr().err
+    assert main([*arguments, "--validation", "none", "--train_splits", "train,val"]) == 2
+    assert "the data has no split 'val'; it has train" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from torch import nn
 from crosspair.data.batching import Batch, BatchSource, Reading
 from crosspair.data.dataset import open_data
 from crosspair.data.plans import plan_epoch
+from crosspair.data.splits import run_splits
 from crosspair.encode.split import embed_split  # noqa: F401
 from crosspair.errors import UserError
 from crosspair.registry import register_loss
@@ -140,7 +141,9 @@ def a_step(rank, mini_batch_size=0):
         torch.manual_seed(0)
         with loop.quiet_libraries():
             settings = replace(calm, loss=EVERY_LOSS, precision="64-true")
-            trainer = build_trainer(settings, data, folder, alone(), show=False, with_weights=False)
+            trainer = build_trainer(
+                settings, run_splits(data, ["train"], validate=True), folder, alone(), show=False, with_weights=False
+            )
         model, losses = trainer.model, trainer.losses
         if processes.size > 1:
             synchronise_batch_norm(model)

@@ -50,28 +50,34 @@ def _train(recipe: "Recipe", source: str, val: Path | None, run: Path, *, resume
         return 2
     if not is_first_process():
         return 0
+    where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
+    if recipe.validation == "none":
+        print(f"trained on {', '.join(recipe.train_splits)}, not validated ({where})\nmodel: {run / 'model'}")
+        return 0
     from crosspair.commands.report import report_run
 
     report_run(run, data.split("val").directory, "val", run / "report.html", device=recipe.device)
-    where = f"stage {best['stage']}, epoch {best['epoch']}, {best['weights']} weights"
     print(f"best on val: rsum {best['rsum']:.1f} ({where})")
     print(f"model: {run / 'model'}\nreport: {run / 'report.html'}")
     return 0
 
 
 def _open(source: str, val: Path | None, recipe: "Recipe") -> "TrainingData":
-    """A DATA directory, or a stream, which takes its split val from the DATA directory `val`."""
+    """A DATA directory, or a stream, which takes its split val, if it is to be validated, from the DATA `val`."""
     from crosspair.data.dataset import open_data
 
-    prepared = kind_of(source) == "DATA"
-    if val is None:
-        if not prepared and any(sign in source for sign in ("://", "{", ".tar")):
+    prepared, validated = kind_of(source) == "DATA", recipe.validation != "none"
+    stream = not prepared and any(sign in source for sign in ("://", "{", ".tar"))
+    if val is None and (validated or not stream):
+        if stream:
             raise UserError(f"{source} is a stream; name a DATA directory whose split val to use with --val")
         return open_data(source)
     if prepared:
         raise UserError(f"--val goes with a stream, and {source} is a DATA directory; leave --val out")
+    if val is not None and not validated:
+        raise UserError("--val names the data to validate on, and validation is none; leave one of them out")
     from crosspair.data.splits import GivenData
     from crosspair.data.streams.stream import open_stream
 
-    held_out = open_data(val).split("val")  # before the stream is read
-    return GivenData({"train": open_stream(source, on_error=recipe.stream.on_error), "val": held_out})
+    held_out = {} if val is None else {"val": open_data(val).split("val")}  # before the stream is read
+    return GivenData({"train": open_stream(source, on_error=recipe.stream.on_error), **held_out})

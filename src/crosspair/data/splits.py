@@ -3,6 +3,8 @@
 import hashlib
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +55,93 @@ class GivenData:
         return found
 
 
+@dataclass(frozen=True)
+class RunSplits:
+    """Training data of a run, and what it is validated on, if anything."""
+
+    train: TrainingSplit
+    val: Split | None
+
+
+def run_splits(data: TrainingData, names: Sequence[str], *, validate: bool) -> RunSplits:
+    """The splits of these names as one to train on, and the split `val`, unless nothing is to be validated.
+
+    Raises UserError for a split that there is not, and for a stream among several splits.
+    """
+    parts = [data.split(name) for name in names]
+    if len(parts) == 1:
+        train = parts[0]
+    else:
+        for name, part in zip(names, parts, strict=True):
+            if part.by_index is None:
+                raise UserError(
+                    f"split '{name}' is a stream, which can't be joined with others; set train_splits to {name}"
+                )
+        train = JoinedSplit(parts)
+    return RunSplits(train, data.split("val") if validate else None)
+
+
+class JoinedSplit(Split):
+    """Several splits, one behind the other, to train on all of them.
+
+    Equal labels match, in whichever splits they are; images of a dataset without labels match none of another split.
+    """
+
+    labels: np.ndarray
+    checksum: str
+
+    def __init__(self, parts: Sequence[Split]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.checksum = hashlib.sha256(" ".join(part.checksum for part in parts).encode()).hexdigest()
+        self.labels = _joined_labels(parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """The captions of each image."""
+        return [captions for part in self._parts for captions in part.captions]
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        return [name for part in self._parts for name in part.image_ids]
+
+    @cached_property
+    def tokens(self) -> list[list[list[str]]] | None:
+        found = [part.tokens for part in self._parts]
+        return None if None in found else [row for tokens in found for row in tokens or []]
+
+    @property
+    def directory(self) -> Path | None:
+        return self._parts[0].directory
+
+    def image(self, index: int) -> Any:
+        """The image of a row, as its split gives it."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[part].image(index - int(self._ends[part]) + len(self._parts[part]))
+
+    def describe(self) -> dict[str, Any]:
+        facts = self._parts[0].describe()
+        return {**facts, "images": len(self)} if facts else {}
+
+
+def _joined_labels(parts: Sequence[Split]) -> np.ndarray:
+    """int64 [n]; the labels that a dataset's rows have for want of others are moved past all labels before them."""
+    found: list[np.ndarray] = []
+    free = max((int(part.labels.max()) + 1 for part in parts if not _numbered_by_row(part)), default=0)
+    for part in parts:
+        by_row = _numbered_by_row(part)
+        found.append(free + np.arange(len(part)) if by_row else part.labels)
+        free += len(part) if by_row else 0
+    return np.concatenate(found)
+
+
+def _numbered_by_row(split: Split) -> bool:
+    return isinstance(split, DatasetSplit) and not split.labelled
+
+
 class DatasetSplit(Split):
     """A dataset of (image, captions, label), whose captions and labels are kept in memory and its images are not."""
 
@@ -60,7 +149,17 @@ class DatasetSplit(Split):
     labels: np.ndarray
     checksum: str  # of labels, captions and pixels
 
-    def __init__(self, dataset: ImageTextDataset, captions: list[list[str]], labels: np.ndarray, checksum: str) -> None:
+    def __init__(
+        self,
+        dataset: ImageTextDataset,
+        captions: list[list[str]],
+        labels: np.ndarray,
+        checksum: str,
+        *,
+        labelled: bool = True,
+    ) -> None:
+        """labelled: False where `labels` are the numbers of the rows, as the dataset has none."""
+        self.labelled = labelled
         self.dataset = dataset
         self.captions = captions
         self.labels = labels
@@ -102,7 +201,7 @@ def from_dataset(dataset: ImageTextDataset, *, progress: bool = True) -> Dataset
         labels.append(label)
         checksum.update(repr((label, sentences, tuple(pixels.shape))).encode())
         checksum.update(pixels.contiguous().numpy().data)
-    return DatasetSplit(dataset, captions, np.array(labels, dtype=np.int64), checksum.hexdigest())
+    return DatasetSplit(dataset, captions, np.array(labels, dtype=np.int64), checksum.hexdigest(), labelled=parts == 3)
 
 
 def _as_split(name: str, given: Any, progress: bool) -> TrainingSplit:

@@ -26,7 +26,8 @@ class Progress:
     batch: int = 0
     """Batches of the epoch under way that are done."""
     best: dict[str, Any] = field(default_factory=dict)
-    """The validation row of the best model so far, by rsum; empty before the first validation."""
+    """The validation row of the best model so far, by rsum; without validation what the newest one is (stage, epoch,
+    step, weights). Empty before the first epoch's end."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class RunResult:
     """Its directory."""
     best: dict[str, Any]
     """The validation row of the best model, as `history` has it: stage, epoch, step, weights (raw or ema),
-    image_to_text and text_to_image (R@1, R@5, R@10 and mAP in 0..100, median_rank, mean_rank from 1), rsum."""
+    image_to_text and text_to_image (R@1, R@5, R@10 and mAP in 0..100, median_rank, mean_rank from 1), rsum.
+    Without validation stage, epoch, step and weights of the last model alone."""
 
     @property
     def model_path(self) -> Path:
@@ -51,8 +53,11 @@ class RunResult:
 
     @classmethod
     def read(cls, run: str | Path) -> "RunResult":
-        """The result of a run on disk. Raises UserError when it has no validation yet."""
-        rows = [row for row in read_metrics(Path(run)) if row["kind"] == "val"]
+        """The result of a run on disk. Raises UserError when it has neither a validation nor an end yet."""
+        history = read_metrics(Path(run))
+        rows = [row for row in history if row["kind"] == "val"]
+        if not rows and history and history[-1]["kind"] == "end":
+            return cls(Path(run), {name: value for name, value in history[-1].items() if name != "kind"})
         if not rows:
             raise UserError(f"{run} has no validated model; expected a training run, name its directory RUN")
         best = max(rows, key=lambda row: row["rsum"])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crosspair.data.batching import Split, TrainingSplit, load_batches
 from crosspair.data.dataset import open_data
-from crosspair.data.splits import GivenData, ImageTextDataset, TrainingData
+from crosspair.data.splits import GivenData, ImageTextDataset, RunSplits, TrainingData, run_splits
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.split import embed_split
 from crosspair.evaluation.metrics import evaluate_retrieval
@@ -48,7 +48,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> RunResult:
-    """Run all stages of a recipe; the best model on val is then in RUN/model.
+    """Run all stages of a recipe; the best model on val is then in RUN/model (the last one with `validation: none`).
 
     recipe: a built-in name (`list_recipes`), a YAML file, or a Recipe.
     data: a DATA directory or what `open_data` gives, or splits by name, {"train": ..., "val": ...}, each a dataset of
@@ -59,22 +59,22 @@ def train(
     Raises UserError for what the user can mend, Interrupted on SIGINT and SIGTERM, and what a callback raises.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
-    data, run = _opened(data, progress), Path(run)
-    for split in ("train", "val"):
-        data.split(split)
+    run = Path(run)
+    recipe = check_recipe(recipe)
+    splits = run_splits(_opened(data, progress), recipe.train_splits, validate=recipe.validation != "none")
     check_tensorboard(recipe.tensorboard)
-    recipe = settled(counted_processes(with_plugins(check_recipe(recipe))))
+    recipe = settled(counted_processes(with_plugins(recipe)))
     with quiet_libraries():
         processes = launch(recipe)
         if processes.fabric.device.type == "cpu":
             keep_memory()
-        processes.once(lambda: _check_directory(recipe, data, run, resume))
+        processes.once(lambda: _check_directory(recipe, splits, run, resume))
         checkpoint = load_checkpoint(run / "checkpoints") if resume else None
         options = {"callbacks": callbacks, "show": progress, "with_weights": checkpoint is None}
-        trainer = build_trainer(recipe, data, run, processes, **options)  # type: ignore[arg-type]
+        trainer = build_trainer(recipe, splits, run, processes, **options)  # type: ignore[arg-type]
         # Only now is it known that the run can start: a failed start leaves nothing behind.
         processes.once(lambda: _write_start(run, recipe))
-        result = _run(trainer, describe_source(data), checkpoint)
+        result = _run(trainer, describe_source(splits), checkpoint)
         processes.leave()
         return result
 
@@ -85,9 +85,9 @@ def _opened(data: TrainingData | GivenSplits | str | Path, progress: bool) -> Tr
     return GivenData(data, progress=progress) if isinstance(data, Mapping) else data
 
 
-def _check_directory(recipe: Recipe, data: TrainingData, run: Path, resume: bool) -> None:
+def _check_directory(recipe: Recipe, splits: RunSplits, run: Path, resume: bool) -> None:
     if resume:
-        check_same_run(recipe, data, run)
+        check_same_run(recipe, splits, run)
         remove_leftovers(run)
         remove_leftovers(run / "checkpoints")
     else:
@@ -115,7 +115,8 @@ def _run(trainer: Trainer, source: dict[str, Any], checkpoint: Checkpoint | None
             if number >= progress.stage:
                 stage = build_stage(trainer, number, config, checkpoint if number == resumed else None)
                 _run_stage(trainer, stage)
-        best = {name: progress.best[name] for name in ("rsum", "weights")}
+        facts = ("stage", "epoch", "weights") if trainer.val is None else ("rsum", "weights")
+        best = {name: progress.best[name] for name in facts}
         trainer.write({"kind": "end", "step": progress.step, **best})
         result = RunResult(trainer.run, progress.best)
         trainer.tell("on_end", result)
@@ -141,7 +142,7 @@ def _run_stage(trainer: Trainer, stage: Stage) -> None:
     with stage.bar, signals_noted() as noted:
         while progress.stage == stage.number:
             _run_epoch(trainer, stage, noted)
-            signal = _validate(trainer, stage, noted)
+            signal = _end_epoch(trainer, stage, noted)
             if not signal:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
             through = progress.epoch == epochs
@@ -194,19 +195,38 @@ def _log_step(trainer: Trainer, stage: Stage, seen: dict[str, Tensor], rate: flo
     stage.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
 
 
-def _validate(trainer: Trainer, stage: Stage, noted: Noted) -> int:
-    """Evaluate raw weights and their EMA on val; keep the best model so far in RUN/model.
+def _end_epoch(trainer: Trainer, stage: Stage, noted: Noted) -> int:
+    """Evaluate raw weights and their EMA on val and keep the best model so far in RUN/model, or the one there is now.
 
     Returns 0, or the number of a signal that came before it was through: then nothing is written.
     """
+    if trainer.val is None:
+        trainer.progress.best = trainer.processes.once(lambda: _keep_newest(trainer, stage))
+        return 0
     signal, rows, trainer.progress.best = trainer.processes.once(lambda: _best_of(trainer, stage, noted))
     if not signal:
         trainer.tell("on_validation", rows)
     return signal
 
 
+def _keep_newest(trainer: Trainer, stage: Stage) -> dict[str, Any]:
+    """Keep the EMA of the weights, or the weights where there is none, in RUN/model; what they are."""
+    progress, ema = trainer.progress, stage.step.ema
+    weights = "raw" if ema is None else "ema"
+    kept = {"stage": stage.number, "epoch": progress.epoch + 1, "step": progress.step, "weights": weights}
+    _save_model(trainer, ema, kept)
+    return kept
+
+
+def _save_model(trainer: Trainer, ema: WeightEMA | None, row: dict[str, Any]) -> None:
+    """Write RUN/model, with the weights that the row names."""
+    with _weights_held(ema, row["weights"]):
+        trainer.model.save_pretrained(trainer.run / "model", card=model_card(trainer.recipe, row))
+
+
 def _best_of(trainer: Trainer, stage: Stage, noted: Noted) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
     assert trainer.log is not None
+    assert trainer.val is not None
     progress, ema, best = trainer.progress, stage.step.ema, trainer.progress.best
     stage.bar.set_postfix_str("validating")
     try:
@@ -223,8 +243,7 @@ def _best_of(trainer: Trainer, stage: Stage, noted: Noted) -> tuple[int, list[di
     newest = max(rows, key=lambda row: row["rsum"])
     if not best or newest["rsum"] > best["rsum"]:
         best = newest
-        with _weights_held(ema, best["weights"]):
-            trainer.model.save_pretrained(trainer.run / "model", card=model_card(trainer.recipe, best))
+        _save_model(trainer, ema, best)
     if trainer.show:
         stage.bar.write(f"stage {stage.number} epoch {progress.epoch + 1}: {_in_a_line(rows[-1], best['rsum'])}")
     stage.bar.set_postfix_str("")

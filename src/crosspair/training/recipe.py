@@ -119,6 +119,11 @@ class Recipe:
     aims: str = ""
     """The published or measured number that the run aims at."""
     seed: int = 0
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    """Splits of DATA that are trained on, as train,val; their labels are numbered together."""
+    validation: Literal["val", "none"] = "val"
+    """val: RUN/model is the best model on the split val, of all epochs. none: nothing is validated, and RUN/model has
+    the weights of the last epoch (their EMA, where there is one)."""
     hflip: bool = True
     """Flip each training image horizontally with probability 1/2."""
     hflip_sides: bool = False

@@ -1,6 +1,7 @@
 """Recipes as files: built-in ones and YAML, overridden by dotted fields, checked, described and written back."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from importlib.resources import files
@@ -19,6 +20,7 @@ from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig, map_
 
 _CHOSEN: dict[str, Registry[Any]] = {"sampler": SAMPLERS, "schedule": SCHEDULES}  # fields of a stage
 _WRITTEN_BY_A_RUN = "plugins"
+_LISTS = {"train_splits"}  # fields that the command line takes as names between commas
 
 
 def built_in_recipes() -> dict[str, Traversable]:
@@ -238,13 +240,20 @@ def _parse(settings: dict[str, Any], overrides: list[tuple[str, str]], name: str
             raise UserError(f"unknown field '{dotted}'; {hint}")
     try:
         defaults = parser.parse_object({"recipe": settings})
-        arguments = [f"--recipe.{dotted}={value}" for dotted, value in overrides]
+        arguments = [f"--recipe.{dotted}={_listed(dotted, value)}" for dotted, value in overrides]
         parsed: Namespace = parser.parse_args(arguments, namespace=defaults)
         recipe: Recipe = parser.instantiate_classes(parsed).recipe
     except (ArgumentError, ValueError, TypeError) as error:
         reason = " ".join(str(error).replace("recipe.", "").split())
         raise UserError(f"recipe {name}: {reason}") from error
     return recipe
+
+
+def _listed(dotted: str, value: str) -> str:
+    """A list of names may be written train,val on the command line."""
+    if dotted not in _LISTS or value.startswith("["):
+        return value
+    return json.dumps([part.strip() for part in value.split(",")])
 
 
 def _check_stage(name: str, stage: StageConfig) -> StageConfig:
@@ -264,6 +273,14 @@ def _check_ranges(recipe: Recipe) -> None:
         raise UserError(str(error)) from error
     if not recipe.stages:
         raise UserError("there is no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
+    splits = recipe.train_splits
+    if not splits or len({*splits}) < len(splits):
+        raise UserError(f"train_splits is {splits}; expected at least one split of the data, each once")
+    if recipe.validation in splits:
+        raise UserError(
+            "train_splits has val, on which validation chooses the model; leave val out, or set validation to none, "
+            "which keeps the weights of the last epoch"
+        )
     if recipe.feature_backend != "auto":
         from crosspair.encode.backends import find_backend
 

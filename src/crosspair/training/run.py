@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from crosspair.data.splits import TrainingData
+from crosspair.data.splits import RunSplits
 from crosspair.errors import UserError
 from crosspair.storage.directories import FILES, kind_of
 from crosspair.training.log import read_metrics
@@ -37,9 +37,9 @@ def model_directory(name: str) -> str:
 
 
 def data_directory(run: Path) -> Path:
-    """The DATA directory that a RUN was validated on.
+    """The DATA directory that a RUN was validated on, or trained on where nothing was validated.
 
-    Raises UserError where there is no run, or one that was validated on a dataset given in Python.
+    Raises UserError where there is no run, or one whose data were no DATA directory.
     """
     rows = read_metrics(run)
     if not rows:
@@ -49,14 +49,15 @@ def data_directory(run: Path) -> Path:
     return Path(rows[0]["data"])
 
 
-def describe_source(data: TrainingData) -> dict[str, Any]:
-    """A run's data, as the first row of metrics.jsonl keeps it; "data" is the DATA directory it validates on."""
-    train, val = data.split("train"), data.split("val")
-    directory = None if val.directory is None else str(val.directory)
-    return {"data": directory, "checksums": {"train": train.checksum, "val": val.checksum}, **train.describe()}
+def describe_source(splits: RunSplits) -> dict[str, Any]:
+    """A run's data, as the first row of metrics.jsonl keeps it; "data" is what `data_directory` gives."""
+    train, val = splits.train, splits.val
+    directory = train.directory if val is None else val.directory
+    checksums = {"train": train.checksum} | ({} if val is None else {"val": val.checksum})
+    return {"data": None if directory is None else str(directory), "checksums": checksums, **train.describe()}
 
 
-def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
+def check_same_run(recipe: Recipe, splits: RunSplits, run: Path) -> None:
     """Resuming under another recipe or on other data would give a run that nothing describes."""
     path = run / FILES["RUN"]
     if kind_of(run) != "RUN":
@@ -68,7 +69,7 @@ def check_same_run(recipe: Recipe, data: TrainingData, run: Path) -> None:
             f"{path} differs from the recipe given in {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; "
             "resume with the same recipe and overrides, or start another run"
         )
-    rows, source = read_metrics(run), describe_source(data)
+    rows, source = read_metrics(run), describe_source(splits)
     if rows and rows[0]["checksums"] != source["checksums"]:
         found, before = source_name(source), source_name(rows[0])
         advice = f"--data {before}" if before != rows[0].get("dataset") else f"the {before} that it started with"
@@ -92,7 +93,7 @@ RESPONSIBLE_USE = """\
 
 
 def model_card(recipe: Recipe, row: dict[str, Any]) -> str:
-    """Markdown for the hub: the recipe, what it started from, its best validation row, and what it is not for."""
+    """Markdown for the hub: the recipe, what it started from, its best validation if any, and what it is not for."""
 
     def line(direction: str) -> str:
         scores = row[direction.replace(" ", "_")]
@@ -100,13 +101,19 @@ def model_card(recipe: Recipe, row: dict[str, Any]) -> str:
         return f"| {direction} | {values} |\n"
 
     image, text = recipe.model.image, recipe.model.text
+    chosen = f"stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights"
+    results = (
+        f"Best on val: {chosen}; protocol plain,\n"
+        "that is among all pictures and texts of the split.\n\n"
+        "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image")
+        if "rsum" in row
+        else f"Trained on {', '.join(recipe.train_splits)} and not validated: {chosen}.\n"
+    )
     started = "from scratch" if text.name == "bilstm" else f"weights {text.weights}"
     return (
         "---\nlibrary_name: crosspair\ntags: [image-text-matching]\n---\n\n"
         f"# Image-text matcher, recipe {recipe.name}\n\n"
         f"Image encoder {image.name} (weights {image.weights}), text encoder {text.name} ({started}).\n"
-        f"Best on val: stage {row['stage']}, epoch {row['epoch']}, {row['weights']} weights; protocol plain,\n"
-        "that is among all pictures and texts of the split.\n\n"
-        "| | R@1 | R@5 | R@10 | mAP |\n|---|---|---|---|---|\n" + line("image to text") + line("text to image") + "\n"
+        f"{results}\n"
         'Use: `crosspair.DualEncoder.from_pretrained("...").encode_text(["a dog runs"])`\n\n' + RESPONSIBLE_USE
     )

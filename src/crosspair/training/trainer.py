@@ -13,7 +13,7 @@ import torch
 from crosspair.data.batching import BatchSource, Reading, Split, TrainingSplit
 from crosspair.data.decoded import decoded_images
 from crosspair.data.plans import BatchPlan, Drawing
-from crosspair.data.splits import TrainingData
+from crosspair.data.splits import RunSplits
 from crosspair.data.tokens import Vocabulary
 from crosspair.encode.backends import choose_backend
 from crosspair.encode.features import caption_features, image_features, kept_agreement
@@ -56,7 +56,7 @@ class Trainer:
     run: Path
     processes: Processes
     train: TrainingSplit
-    val: Split
+    val: Split | None  # None where nothing is validated
     model: DualEncoder
     losses: MatchingLosses
     callbacks: Sequence[Callback] = ()
@@ -91,7 +91,7 @@ class Stage:
 
 def build_trainer(
     recipe: Recipe,
-    data: TrainingData,
+    splits: RunSplits,
     run: Path,
     processes: Processes,
     *,
@@ -103,7 +103,7 @@ def build_trainer(
 
     with_weights: False where a checkpoint brings the image encoder's weights. Raises UserError for what can't be had.
     """
-    train, val = data.split("train"), data.split("val")
+    train = splits.train
     for number, stage in recipe.stages:
         processes.check_batch(min(stage.batch_size, len(train)), f"stage{number}")
         sampler, _ = name_and_settings(stage.sampler)
@@ -135,7 +135,7 @@ def build_trainer(
     if recipe.compile:
         model.image_encoder.compile()  # in place: names in checkpoints stay
     processes.seed(recipe.seed)
-    return Trainer(recipe, run, processes, train, val, model, losses, callbacks, show)
+    return Trainer(recipe, run, processes, train, splits.val, model, losses, callbacks, show)
 
 
 def build_stage(trainer: Trainer, number: int, config: StageConfig, checkpoint: Checkpoint | None = None) -> Stage:
@@ -215,17 +215,21 @@ def _features(trainer: Trainer, stage: StageConfig) -> StageFeatures:
     model, recipe, val, kept = trainer.model, trainer.recipe, trainer.val, trainer.train.by_index
     precision, autocast, progress = recipe.precision, trainer.processes.fabric.autocast, trainer.show
     train_images = val_images = train_captions = val_captions = None
-    if _images_stay(stage):
-        measure = kept_agreement(model, val)
+    seen = val if val is not None else kept
+    if _images_stay(stage) and seen is not None:
+        measure = kept_agreement(model, seen)
         backend = choose_backend(
             model, recipe.feature_backend, measure, precision=precision, autocast=autocast, tell=tell
         )
         if kept is not None:
             train_images = image_features(model, kept, backend, hflip=recipe.hflip, progress=progress)
-        val_images = image_features(model, val, backend, hflip=False, progress=progress)
+        if val is not None:
+            val_images = image_features(model, val, backend, hflip=False, progress=progress)
     if kept is not None and _captions_stay(model, stage):
         train_captions, val_captions = (
-            caption_features(model, split, precision=precision, autocast=autocast, progress=progress)
+            None
+            if split is None
+            else caption_features(model, split, precision=precision, autocast=autocast, progress=progress)
             for split in (kept, val)
         )
     return StageFeatures(train_images, val_images, train_captions, val_captions)
