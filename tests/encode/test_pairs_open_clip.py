@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
@@ -78,15 +79,17 @@ def copied(saved, tmp_path) -> Callable[[str], Path]:
     return lambda kind: Path(shutil.copytree(saved(kind), tmp_path / kind))
 
 
-def own_vectors(name: str, *settings: str) -> tuple[torch.Tensor, torch.Tensor]:
+def own_vectors(
+    name: str, *settings: str, images: list[Image.Image] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the library's documentation has a user do."""
     model, _, preprocess = open_clip.create_model_and_transforms(name, *settings)
     tokenizer = open_clip.get_tokenizer(name)
     model.eval()
     with torch.no_grad():
-        images = model.encode_image(torch.stack([preprocess(image) for image in photographs()]))
+        seen = model.encode_image(torch.stack([preprocess(image) for image in images or photographs()]))
         texts = model.encode_text(tokenizer(CAPTIONS))
-    return normalize(images, dim=1), normalize(texts, dim=1)
+    return normalize(seen, dim=1), normalize(texts, dim=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,6 +102,13 @@ def test_a_pair_gives_its_own_librarys_vectors(saved, kind):
         assert (model.encode_text(CAPTIONS) - texts).abs().max() < 1e-5
     assert (images @ images.T).min() < 0.95  # pictures that all look alike would show nothing
     assert (texts @ texts.T).min() < 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_sees_real_photographs_as_its_own_library_does(saved, flickr8k_photographs, kind):
+    images, _ = own_vectors(f"local-dir:{saved(kind)}", images=[Image.open(path) for path in flickr8k_photographs])
+    seen = DualEncoder.from_pretrained(saved(kind), device="cpu").encode_image(flickr8k_photographs)
+    assert (seen - images).abs().max() < 1e-4
 
 
 def test_an_architecture_of_the_librarys_list_takes_its_weights_from_the_hub(hub, saved, monkeypatch, tmp_path):

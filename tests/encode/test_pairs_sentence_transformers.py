@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from crosspair.encode.model import DualEncoder
@@ -70,6 +71,11 @@ def test_clip_gives_its_own_librarys_vectors(clip):
     model = DualEncoder.from_pretrained(clip, device="cpu")
     assert (model.encode_image(photographs()) - own_vectors(clip, photographs())).abs().max() < 1e-5
     assert (model.encode_text(CAPTIONS) - own_vectors(clip, CAPTIONS)).abs().max() < 1e-5
+
+
+def test_clip_sees_real_photographs_as_its_own_library_does(clip, flickr8k_photographs):
+    seen = DualEncoder.from_pretrained(clip, device="cpu").encode_image(flickr8k_photographs)
+    assert (seen - own_vectors(clip, [Image.open(path) for path in flickr8k_photographs])).abs().max() < 1e-4
 
 
 def test_clip_in_the_layout_of_published_models_gives_the_same(clip, tmp_path):

@@ -1,5 +1,6 @@
 """Ready-made pairs of `transformers` give the vectors that the library itself gives, and run no code of a folder."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -18,11 +19,8 @@ from crosspair.encode.model import DualEncoder
 from crosspair.encode.storage import model_checksum
 from crosspair.errors import UserError
 from tests.fixtures.pairs import CAPTIONS, LONGEST, TRANSFORMERS, photographs
-from tests.fixtures.paths import REPOSITORY
 
 transformers = pytest.importorskip("transformers")
-
-FLICKR8K = REPOSITORY.parent / "shared" / "data" / "flickr8k"
 
 
 def own_vectors(kind: str, directory: Path, images: list[Image.Image], captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -61,13 +59,11 @@ def test_a_pair_gives_its_own_librarys_vectors(transformers_pair, kind):
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)
-def test_a_pair_sees_real_photographs_as_its_own_library_does(transformers_pair, kind):
-    paths = sorted(FLICKR8K.rglob("*.jpg"))[:40] if FLICKR8K.is_dir() else []
-    if not paths:
-        pytest.skip("the photographs of Flickr8k (../shared/data/flickr8k) are not here")
+def test_a_pair_sees_real_photographs_as_its_own_library_does(transformers_pair, flickr8k_photographs, kind):
     directory = transformers_pair(kind)
-    images, _ = own_vectors(kind, directory, [Image.open(path) for path in paths], CAPTIONS)
-    assert (DualEncoder.from_pretrained(directory, device="cpu").encode_image(paths) - images).abs().max() < 1e-4
+    images, _ = own_vectors(kind, directory, [Image.open(path) for path in flickr8k_photographs], CAPTIONS)
+    seen = DualEncoder.from_pretrained(directory, device="cpu").encode_image(flickr8k_photographs)
+    assert (seen - images).abs().max() < 1e-4
 
 
 def test_siglip_without_filled_texts_would_give_other_vectors(transformers_pair):
@@ -98,6 +94,59 @@ def test_sharded_weights_are_read(transformers_pair, copied):
     assert len(list(directory.glob("model-*-of-*.safetensors"))) > 1
     expected = DualEncoder.from_pretrained(transformers_pair("clip"), device="cpu").encode_text(CAPTIONS)
     assert torch.equal(DualEncoder.from_pretrained(directory, device="cpu").encode_text(CAPTIONS), expected)
+
+
+def test_a_very_long_picture_takes_little_memory_and_one_that_is_not_gives_its_own_vector(transformers_pair):
+    model = DualEncoder.from_pretrained(transformers_pair("clip"), device="cpu")
+    long = torch.randint(0, 256, (3, 4, 120_000), dtype=torch.uint8)
+    seen = model.image_input.resize(long)
+    assert seen.shape == (3, 32, 32)
+    middle = long[:, :, 60_000 - 64 : 60_000 + 64]
+    assert torch.equal(seen, model.image_input.resize(middle))
+    assert model.image_input.resize(long.mT).shape == (3, 32, 32)
+
+
+def test_other_backends_give_the_same_vectors_or_say_that_they_can_not(transformers_pair):
+    pytest.importorskip("openvino")
+    for kind in ("clip", "siglip"):
+        expected = DualEncoder.from_pretrained(transformers_pair(kind), device="cpu")
+        model = DualEncoder.from_pretrained(transformers_pair(kind), backend="openvino")
+        assert (model.encode_image(photographs()) - expected.encode_image(photographs())).abs().max() < 1e-4
+        assert (model.encode_text(CAPTIONS) - expected.encode_text(CAPTIONS)).abs().max() < 1e-4
+        assert (model.encode_text(CAPTIONS[:1]) - expected.encode_text(CAPTIONS[:1])).abs().max() < 1e-4
+    with pytest.raises(UserError, match=r"OpenVINO can't run the encoder .*align .*; use PyTorch"):
+        DualEncoder.from_pretrained(transformers_pair("align"), backend="openvino")
+
+
+def test_weights_in_half_precision_are_computed_with_in_full(copied):
+    directory = copied("clip")
+    transformers.AutoModel.from_pretrained(directory).half().save_pretrained(directory)
+    _, texts = own_vectors("clip", directory, photographs(), CAPTIONS)
+    model = DualEncoder.from_pretrained(directory, device="cpu")
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert (model.encode_text(CAPTIONS) - texts).abs().max() < 2e-2
+
+
+def test_the_settings_of_an_early_image_processor_and_those_of_a_whole_processor_are_read(copied):
+    expected, early = copied("clip"), copied("siglip")
+    directory = Path(shutil.copytree(expected, early.parent / "early"))
+    found = json.loads((directory / "preprocessor_config.json").read_text())
+    kept = {
+        key: found[key]
+        for key in ("do_center_crop", "do_normalize", "do_resize", "image_mean", "image_std", "resample")
+    }
+    settings = {**kept, "crop_size": 32, "size": 32, "feature_extractor_type": "CLIPFeatureExtractor"}
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+    whole = Path(shutil.copytree(expected, early.parent / "whole"))
+    processor = transformers.CLIPProcessor(
+        transformers.AutoImageProcessor.from_pretrained(whole), transformers.AutoTokenizer.from_pretrained(whole)
+    )
+    (whole / "preprocessor_config.json").unlink()
+    processor.save_pretrained(whole)
+    assert not (whole / "preprocessor_config.json").exists()
+    images = DualEncoder.from_pretrained(expected, device="cpu").encode_image(photographs())
+    for each in (directory, whole):
+        assert torch.equal(DualEncoder.from_pretrained(each, device="cpu").encode_image(photographs()), images)
 
 
 class TestNoCodeOfAFolderIsRun:
@@ -192,6 +241,16 @@ class TestRefused:
         tokenizer.add_tokens(["mine"])
         tokenizer.save_pretrained(directory)
         assert "has 79 tokens, but its text encoder knows 78" in self.refusal(directory)
+
+    def test_a_tokenizer_that_needs_a_package(self, copied, monkeypatch):
+        directory = copied("siglip")
+        change(directory / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
+        if importlib.util.find_spec("sentencepiece"):
+            pytest.skip("sentencepiece is installed here")
+        assert self.refusal(directory).endswith("sentencepiece most likely; run: pip install sentencepiece")
+
+    def test_a_file_of_weights(self, copied):
+        assert "is a file; expected a model's directory" in self.refusal(copied("clip") / "model.safetensors")
 
     def test_steps_of_preprocessing_that_are_not_known(self, copied):
         directory = copied("clip")

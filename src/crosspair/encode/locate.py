@@ -86,6 +86,8 @@ def locate(name: str) -> ModelFiles:
     directory = Path(name)
     if directory.is_dir():
         return ModelFiles(name, library_of(directory), directory)
+    if directory.is_file():
+        raise UserError(f"{name} is a file; expected a model's directory, which also says how pictures are prepared")
     if name.count("+") == 1:
         images, texts = (locate(part) for part in name.split("+"))
         if {images.library, texts.library} != {"sentence-transformers"}:

@@ -83,8 +83,13 @@ def convert_image_encoder(encoder: nn.Module, image_input: ImageInput, name: str
     Raises UserError where OpenVINO is not installed, or where it lacks an operation of the encoder.
     """
     example = torch.zeros(1, 3, image_input.height, image_input.width, dtype=pixel_type(image_input))
-    model = _convert(PixelTower(encoder, image_input), [example], name or type(encoder).__name__)
-    model.reshape([-1, 3, image_input.height, image_input.width])
+    name = name or type(encoder).__name__
+    model = _convert(PixelTower(encoder, image_input), [example], name)
+    try:
+        model.reshape([-1, 3, image_input.height, image_input.width])
+    except RuntimeError as error:  # of an operation that OpenVINO has, but not for these sizes
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"OpenVINO can't run the encoder {name} ({reason}); use PyTorch") from error
     return model
 
 

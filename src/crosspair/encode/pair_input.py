@@ -9,6 +9,7 @@ from torch import Tensor
 from crosspair.data.transforms import ImageInput
 from crosspair.errors import UserError
 
+_LONGEST = 32  # times as long as wide: of what is longer the middle is seen, before resizing makes millions of columns
 _TOLERANCE = 1e-3  # of normalised values, which are within about 3: a step of a colour in 0..255 is more
 
 
@@ -26,8 +27,14 @@ class PairInput(ImageInput):
         self._cut = cut
 
     def resize(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] as the pair saw images in its training, uint8 [3, height, width]."""
-        return self._cut(image)
+        """uint8 [3, h, w] as the pair saw images in its training, uint8 [3, height, width].
+
+        Of an image that is more than 32 times as long as it is wide, the middle is taken.
+        """
+        height, width = image.shape[-2:]
+        most = _LONGEST * min(height, width)
+        top, left = (max(0, length - most) // 2 for length in (height, width))
+        return self._cut(image[:, top : top + most, left : left + most])
 
 
 def checked_input(

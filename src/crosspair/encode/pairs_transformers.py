@@ -126,7 +126,13 @@ def load_tokenizer(directory: Path, name: str) -> Any:
     with _quiet(), errors_named(f"the tokenizer of {name} in {directory} can't be used"):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        try:
+            return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        except ImportError as error:  # which says on many lines how to install it
+            raise UserError(
+                f"the tokenizer of {name} needs a package that is not installed, sentencepiece most likely; run: pip "
+                "install sentencepiece"
+            ) from error
 
 
 def read_input(processor: Any, name: str) -> PairInput:
@@ -193,6 +199,9 @@ def _load_model(directory: Path, name: str) -> Any:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UserError(f"{directory} lacks {len(missing)} weights ({', '.join(missing[:3])}); copy the model again")
+    for module in model.modules():
+        if isinstance(module, transformers.PreTrainedModel):
+            module.loss_function = None  # it would be looked for, in vain and with a warning, where a model is traced
     return model.eval()
 
 
