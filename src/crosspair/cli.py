@@ -195,7 +195,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="instead of RUN and DATA: an .npz file, or a directory of .npy files of any size (docs/evaluation.md)",
     )
-    parser.set_defaults(similarities=[])
+    parser.add_argument(
+        "--similarities",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="instead of them: the matrix of all similarities, of several files their mean",
+    )
     parser.add_argument(
         "--ensemble", action="store_true", help="evaluate several inputs as one, by the mean of their similarities"
     )

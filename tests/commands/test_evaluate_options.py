@@ -11,13 +11,15 @@ from crosspair.commands import evaluate as command
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A folder with two files of embeddings, and a part of the first."""
+    """A folder with two files of embeddings and of similarities, and a part of the first."""
     random = np.random.default_rng(0)
-    for name in ("one", "two"):
-        images, rows = random.normal(size=(12, 4)), np.repeat(np.arange(12), 2)
+    rows = np.repeat(np.arange(12), 2)
+    labels = {"image_labels": np.arange(12) // 2, "text_labels": rows // 2}
+    for name, matrix in (("one", "matrix"), ("two", "other")):
+        images = random.normal(size=(12, 4))
         texts = images[rows] + random.normal(size=(24, 4))
-        labels = {"image_labels": np.arange(12) // 2, "text_labels": rows // 2}
         np.savez(tmp_path / f"{name}.npz", image_embeddings=images, text_embeddings=texts, **labels)
+        np.savez(tmp_path / f"{matrix}.npz", similarities=images @ texts.T, **labels)
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "--embeddings", "one.npz", "--shard", "1/1", "--part", "part.npz"]) == 0
     return tmp_path
@@ -29,6 +31,8 @@ INPUTS = [
     ["--embeddings", "one.npz", "two.npz", "--ensemble"],
     ["--embeddings", "one.npz", "--shard", "1/1", "--part", "part.npz"],
     ["--embeddings", "one.npz", "--merge", "part.npz"],
+    ["--similarities", "matrix.npz"],
+    ["--similarities", "matrix.npz", "other.npz"],
 ]
 OPTIONS = [
     ["--output", "out/result.json"],
@@ -53,9 +57,16 @@ def combinations():
 def test_whatever_is_refused_is_refused_before_anything_is_read(work, capsys, monkeypatch):
     """Refused later is only what depends on the data: other numbers of pictures, or parts counted otherwise."""
     read = []
-    reading = command.read_embeddings
-    monkeypatch.setattr(command, "read_embeddings", lambda path: read.append(path) or reading(path))
-    of_the_data = ("needs the 5,000 pictures", "needs COCO's ids", "npz differs", "npz was counted with other")
+    for name in ("read_embeddings", "read_similarities"):
+        reading = getattr(command, name)
+        monkeypatch.setattr(command, name, lambda path, reading=reading: read.append(path) or reading(path))
+    of_the_data = (
+        "needs the 5,000 pictures",
+        "needs COCO's ids",
+        "npz differs",
+        "npz was counted with other",
+        "their mean can't be found from similarities",
+    )
     refused = worked = 0
     for given, options, protocol in combinations():
         read.clear()
@@ -87,7 +98,8 @@ def test_whatever_is_refused_is_refused_before_anything_is_read(work, capsys, mo
 @pytest.fixture
 def refused(work, capsys, monkeypatch):
     """The one sentence of a command that must not read anything."""
-    monkeypatch.setattr(command, "read_embeddings", lambda path: pytest.fail(f"{path} was read"))
+    for name in ("read_embeddings", "read_similarities"):
+        monkeypatch.setattr(command, name, lambda path: pytest.fail(f"{path} was read"))
     monkeypatch.setattr(command, "measure_ensemble", lambda *_, **__: pytest.fail("a model was read"))
     monkeypatch.setattr(command, "measure_model", lambda *_, **__: pytest.fail("a model was read"))
 
@@ -143,7 +155,19 @@ def refused(work, capsys, monkeypatch):
         ),
         ("--embeddings one.npz --shard 1/2 --part p.npz --queries q.parquet", "--queries needs all scores, which no"),
         ("--embeddings one.npz --csls --metric euclidean", "--csls is made of cosines"),
-        ("--embeddings one.npz --csls --distractors", "--csls takes every row for a query, and --distractors are none"),
+        ("--similarities m.npz --csls", "--csls needs embeddings, and --similarities has none"),
+        (
+            "--similarities m.npz --metric cosine",
+            "--similarities are compared as they are, the higher the better; leave",
+        ),
+        ("--similarities m.npz --device cpu", "--similarities are counted on the CPU; leave --device out"),
+        ("--similarities m.npz --shard 1/2 --part p.npz", "evaluate --similarities as a whole"),
+        ("--similarities m.npz --embeddings one.npz", "--embeddings and --similarities take each other's place"),
+        (
+            "--similarities m.npz --ensemble",
+            "--ensemble takes the mean of several inputs, found one; give two or more of",
+        ),
+        ("run --similarities m.npz", "--similarities takes the place of RUN, --data and --split"),
         ("--embeddings one.npz --output .", ". is a directory; expected a file to write to, name another --output"),
         ("--embeddings one.npz --trec .", "--trec . is a directory; expected the beginning of the files' names"),
         ("--embeddings one.npz --output one.npz/x.json", "lies in"),

@@ -129,6 +129,30 @@ def test_the_command_evaluates_files_one_by_one_or_as_one(tmp_path, capsys):
     assert read.facts["embeddings"] == " + ".join(paths)
 
 
+def test_the_command_takes_the_mean_of_matrices(tmp_path, capsys):
+    members = MEMBERS["different sizes and lengths"]
+    paths = [str(tmp_path / f"{number}.npz") for number in range(len(members))]
+    for path, each in zip(paths, members, strict=True):
+        matrix = similarities(each, "cosine")
+        np.savez(path, similarities=matrix, image_labels=each.image_labels, text_labels=each.text_labels)
+    expected = PLAIN.evaluate(join_ensemble(members, paths)).result
+    queries = tmp_path / "queries.parquet"
+    assert main(["evaluate", "--similarities", *paths, "--queries", str(queries)]) == 0
+    found = capsys.readouterr().out
+    assert found.startswith(f"ensemble of {', '.join(paths)}: 20 pictures, 60 captions\n")
+    assert f"rsum {expected.rsum:.1f}; 20 images, 60 texts, similarity" in found
+    import pandas
+
+    table = pandas.read_parquet(queries).query("direction == 'text_to_image'")
+    mean = np.mean([similarities(each, "cosine") for each in members], axis=0)
+    assert table["rank"].tolist() == expected.text_to_image.ranks.first.tolist()
+    np.testing.assert_allclose(table.score, mean[table.item_row, table.query_row], atol=1e-6)
+    labels = members[0].text_labels[::-1]
+    np.savez(paths[1], similarities=mean, image_labels=members[0].image_labels, text_labels=labels)
+    assert main(["evaluate", "--similarities", *paths]) == 2
+    assert f"text_labels of {paths[1]} and {paths[0]} differ, first in row 0: 19 and 0" in capsys.readouterr().err
+
+
 def test_files_of_other_pictures_are_refused_together(tmp_path, capsys):
     first = member(4, 0)
     paths = [save(tmp_path / "a.npz", first), save(tmp_path / "b.npz", first.part(np.arange(19), np.arange(57)))]

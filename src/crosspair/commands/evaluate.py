@@ -11,11 +11,12 @@ from crosspair.evaluation.counting import Counting
 from crosspair.evaluation.embeddings import Embeddings, read_embeddings
 from crosspair.evaluation.ensemble import check_same_rows, join_ensemble
 from crosspair.evaluation.options import RankingOptions
-from crosspair.evaluation.protocols import PLAIN, Protocol, Task, arrange, evaluation_of, find_protocol
+from crosspair.evaluation.protocols import PLAIN, Protocol, Rankable, Task, arrange, evaluation_of, find_protocol
 from crosspair.evaluation.ranking import DIRECTIONS, ranks_of
 from crosspair.evaluation.results import labels_checksum
 from crosspair.evaluation.several import several_table
 from crosspair.evaluation.shards import count_shard, merge_parts, parse_shard
+from crosspair.evaluation.similarities import mean_similarities, read_similarities
 from crosspair.training.measure import (
     Measured,
     measure_ensemble,
@@ -36,7 +37,7 @@ def run(options: Namespace) -> None:
     elif options.model:
         text = _evaluate_models(options)
     else:
-        text = _evaluate_embeddings(options)
+        text = _evaluate_files(options)
     print(text)
 
 
@@ -63,29 +64,30 @@ def _evaluate_models(options: Namespace) -> str:
     return _several(split, options.model, results)
 
 
-def _evaluate_embeddings(options: Namespace) -> str:
-    """The table of files or directories of embeddings and labels."""
+def _evaluate_files(options: Namespace) -> str:
+    """The table of files or directories of embeddings, or of similarities, with their labels."""
     protocol, ranking = _named_protocol(options), _ranking(options)
     device = _chosen_ranking_device(options.device)
-    paths = [str(path) for path in options.embeddings]
-    members = [read_embeddings(path) for path in options.embeddings]
-    check_same_rows(members, paths)
-    results = []
-    given: list[tuple[Embeddings, dict[str, Any]]]
-    if is_averaged(options):
-        name = f"ensemble of {', '.join(paths)}"
-        facts = {"embeddings": " + ".join(paths), "ensemble": len(paths)}
-        given = [(join_ensemble(members, paths, ranking.metric), facts)]
+    members: list[Rankable]
+    if options.similarities:
+        kind, paths = "similarities", [str(path) for path in options.similarities]
+        matrices = [read_similarities(path) for path in options.similarities]
+        check_same_rows(matrices, paths)
+        members = [mean_similarities(matrices)]
     else:
-        name = paths[0]
-        given = [(each, {"embeddings": path}) for each, path in zip(members, paths, strict=True)]
-    for embeddings, facts in given:
-        evaluation = ranking.evaluate(protocol, embeddings, device, progress=True)
-        results.append(measured_from(evaluation, embeddings, facts, ranking))
+        kind, paths = "embeddings", [str(path) for path in options.embeddings]
+        read = [read_embeddings(path) for path in options.embeddings]
+        check_same_rows(read, paths)
+        members = [join_ensemble(read, paths, ranking.metric)] if is_averaged(options) else [*read]
+    results = []
+    for member, name in zip(members, paths, strict=False):  # an ensemble is one
+        facts = {kind: " + ".join(paths), "ensemble": len(paths)} if is_averaged(options) else {kind: name}
+        evaluation = ranking.evaluate(protocol, member, device, progress=True)
+        results.append(measured_from(evaluation, member, facts, ranking))
     if len(results) > 1:
-        return _several("embeddings", paths, results)
+        return _several(kind, paths, results)
     measured = results[0].with_csls(device) if options.csls else results[0]
-    return _finished(options, name, measured)
+    return _finished(options, f"ensemble of {', '.join(paths)}" if is_averaged(options) else paths[0], measured)
 
 
 def _finished(options: Namespace, name: str, measured: Measured, own: Path | None = None) -> str:

@@ -39,7 +39,6 @@ def wanted_of_tasks(options: Namespace) -> list[str]:
         "--queries": options.queries,
         "--shard": options.shard,
         "--merge": options.merge,
-        "--similarities": options.similarities,
         "--distractors": options.distractors,
     }
     return [option for option, value in given.items() if value]
@@ -75,8 +74,6 @@ def _refusals(options: Namespace) -> Iterator[str]:
         yield "--similarities are counted on the CPU; leave --device out"
     if options.csls and options.metric == "euclidean":
         yield "--csls is made of cosines; leave it out, or --metric euclidean"
-    if options.csls and options.distractors:
-        yield "--csls takes every row for a query, and --distractors are none; leave one of them out"
 
 
 def _refused_inputs(options: Namespace) -> Iterator[str]:

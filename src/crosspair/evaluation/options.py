@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.metrics import MetricDefinition
-from crosspair.evaluation.protocols import Evaluation, Protocol
+from crosspair.evaluation.protocols import Evaluation, Protocol, Rankable
 from crosspair.evaluation.ranking import DIRECTIONS, Direction, Metric
 
 
@@ -17,9 +16,7 @@ class RankingOptions:
     directions: tuple[Direction, ...] = DIRECTIONS
     distractors: bool = False
 
-    def evaluate(
-        self, protocol: Protocol, embeddings: Embeddings, device: str, *, progress: bool = False
-    ) -> Evaluation:
+    def evaluate(self, protocol: Protocol, embeddings: Rankable, device: str, *, progress: bool = False) -> Evaluation:
         """The evaluation of embeddings by a protocol."""
         return protocol.evaluate(
             embeddings,
