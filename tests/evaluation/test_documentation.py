@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from crosspair.evaluation.embeddings import read_embeddings
+from crosspair.evaluation.embeddings import Embeddings, read_embeddings
+from crosspair.evaluation.protocols import PLAIN, arrange
+from crosspair.evaluation.query_table import query_table, write_queries
 from crosspair.registry import PROTOCOLS
 from tests.fixtures.paths import REPOSITORY
 
@@ -17,21 +19,10 @@ PAGE = (REPOSITORY / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-class Tower(torch.nn.Module):
-    def encode_image(self, pixels):
-        return torch.ones(len(pixels), 3)
-
-    def encode_text(self, tokens):
-        return torch.ones(len(tokens), 3)
-
-
-class SentenceTransformer:
-    def __init__(self, name):
-        assert name
-
-    def encode(self, items):
-        assert all(isinstance(item, str | Image.Image) for item in items)
-        return np.ones((len(items), 3), dtype=np.float32)
+def snippet(words):
+    """The one snippet that has these words in it."""
+    (found,) = (text for text in SNIPPETS if words in text)
+    return found
 
 
 class Evaluator:
@@ -52,19 +43,13 @@ def others(monkeypatch, tmp_path):
         module.__dict__.update(contents)
         monkeypatch.setitem(sys.modules, name, module)
 
-    def create(name, pretrained):
-        return Tower(), None, lambda image: torch.ones(3, image.height, image.width)
-
-    stand_in("open_clip", create_model_and_transforms=create, get_tokenizer=lambda name: lambda texts: texts)
-    stand_in("sentence_transformers", SentenceTransformer=SentenceTransformer)
     stand_in("utils")
     stand_in("utils.metrics", Evaluator=Evaluator)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize(("place", "file"), [(1, "open_clip.npz"), (2, "sentence_transformers.npz"), (3, "irra.npz")])
-def test_each_snippet_writes_a_file_that_can_be_read(others, memory_split, monkeypatch, place, file):
+def test_the_snippet_of_irra_writes_a_file_that_can_be_read(others, memory_split, monkeypatch):
     import io
 
     image = io.BytesIO()
@@ -77,18 +62,29 @@ def test_each_snippet_writes_a_file_that_can_be_read(others, memory_split, monke
 
     monkeypatch.setattr("crosspair.data.dataset.open_data", lambda path: Data())
     names = {"test_img_loader": None, "test_txt_loader": None, "model": None}
-    exec(SNIPPETS[0], names)
-    exec(SNIPPETS[place], names)
-    read = read_embeddings(others / file)
+    exec(snippet('split = crosspair.open_data("flickr30k")'), names)
+    exec(snippet('np.savez("irra.npz"'), names)
+    read = read_embeddings(others / "irra.npz")
     assert read.images.shape == (2, 3)
     assert read.text_labels.tolist() == [0, 0, 1, 1]
 
 
 def test_the_snippet_of_a_matrix_runs(others, capsys):
-    exec(SNIPPETS[4], {})
+    exec(snippet('np.savez("matrix.npz"'), {})
     assert capsys.readouterr().out.count("4 images, 8 texts, similarity; ties against the model") == 2
 
 
 def test_every_protocol_is_described():
     for name in PROTOCOLS.names():
         assert f"`{name}`" in PAGE
+
+
+def test_the_snippet_on_queries_prints_recall_by_the_words_of_a_caption(others, capsys):
+    embeddings = Embeddings.checked(np.eye(4), np.eye(4)[[0, 1, 2, 2]], np.arange(4), np.arange(4))
+    captions = ["one two", "one " * 9, "two " * 9, "three " * 9]
+    found = PLAIN.evaluate(embeddings)
+    write_queries(others / "queries.parquet", query_table(found, arrange(PLAIN, embeddings), captions))
+    exec(snippet("queries.parquet").replace("<= 10", "<= 1"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split("]") == ["(0, 8", "     100.000000"]
+    assert lines[2].split("]") == ["(8, 12", "     66.666667"]

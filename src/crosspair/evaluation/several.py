@@ -38,7 +38,8 @@ def _value(evaluation: Evaluation, name: Name) -> float | None:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows[1:]) for column in range(len(rows[0]))]
-    return [
-        "  ".join(f"{cell:<{width}}" if not place else f"{cell:>{width}}" for place, (cell, width) in enumerate(cells))
-        for cells in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
+    lines = []
+    for name, *cells in rows:
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join((f"{name:<{widths[0]}}", *padded)).rstrip())
+    return lines

@@ -219,7 +219,7 @@ def measure_ensemble(
         del model
     joined = {key: _listed([each[key] for each in encoders]) for key in encoders[0]}
     facts = {
-        "model": _listed(directories),
+        "model": directories[0] if len(names) == 1 else _listed(names),
         "model_checksum": _listed([model_checksum(directory) for directory in directories]),
         **(recipe_facts(Path(names[0])) if len(names) == 1 else {"ensemble": len(names)}),
         **joined,
