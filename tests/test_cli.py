@@ -430,7 +430,14 @@ class TestEvaluateAndReport:
         assert "is no result of crosspair evaluate" in refused("compare", run, f"{data}/crosspair.json")
         assert "is no RUN and no stored result" in refused("compare", run, str(tmp_path / "nowhere"))
 
-    def test_a_report_needs_a_run(self, refused, run, source, tmp_path):
+    def test_a_report_needs_a_run_or_a_model_s_data_or_embeddings(
+        self, refused, run, source, tmp_path, data, embeddings
+    ):
+        assert "expected crosspair report RUN, or" in refused("report")
+        assert "expected crosspair report RUN, or" in refused("report", run, "--embeddings", str(embeddings))
+        assert "add --data DATA and --output" in refused("report", f"{run}/model", "--data", data)
+        assert f"{run} is given twice" in refused("report", run, "--against", run)
+        assert "the report would replace" in refused("report", "--embeddings", "a.npz", "--output", "a.npz")
         for path in (f"{run}/model", str(source), str(tmp_path / "nowhere")):
             assert path in refused("report", path)
 
@@ -477,7 +484,8 @@ class TestEvaluateAndReport:
     def test_a_directory_of_another_kind_is_named(self, refused, run, data, recipe, tmp_path):
         assert f"{data} is a DATA; expected a RUN or a MODEL" in refused("evaluate", data, "--data", data)
         assert f"{run} is a RUN; expected a DATA directory" in refused("evaluate", run, "--data", run)
-        assert f"{run}/model is a MODEL; expected a RUN directory" in refused("report", f"{run}/model")
+        assert f"{run}/model is no RUN directory" in refused("report", f"{run}/model")
+        assert f"{data} is a DATA; expected a RUN or a MODEL" in refused("report", data)
         assert f"{run} is a RUN; expected a GALLERY directory" in refused("search", run, "a square")
         train = ("train", recipe, "--output", str(tmp_path / "run"), "--data")
         assert f"{run} is a RUN; expected a DATA directory" in refused(*train, run)

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command("train", "train a recipe; any of its fields can follow, as --stage1.epochs 3"))
     _add_evaluate(command("evaluate", "recall, mAP and ranks on a split, in both directions"))
     _add_compare(command("compare", "runs side by side, with intervals, paired differences and their test"))
-    _add_report(command("report", "one self-contained HTML page about a run"))
+    _add_report(command("report", "one self-contained HTML page about a run, a model or embeddings"))
     _add_index(command("index", "encode pictures into a GALLERY, and later what has changed among them"))
     _add_search(command("search", "the pictures of a GALLERY nearest to a sentence or a picture"))
     _add_serve(command("serve", "a web page and an HTTP API to search a gallery"))
@@ -183,7 +183,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="*",
         metavar="RUN",
-        help="a finished RUN, or MODEL as of `crosspair index`; of several, such as seeds, also mean and spread",
+        help="a finished RUN, or a model's directory; of several, such as seeds, also the mean and its spread",
     )
     parser.add_argument("--data", type=Path, metavar="DATA", help="what RUN is evaluated on")
     parser.add_argument("--split", help="of DATA; default: test")
@@ -214,13 +214,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol", metavar="NAME", help="coco-1k-5fold, cuhk-pedes ... (docs/evaluation.md); default: by DATA"
     )
-    parser.add_argument("--metric", choices=("cosine", "euclidean"), help="of embeddings; default: cosine")
-    parser.add_argument("--direction", choices=("image-to-text", "text-to-image"), help="evaluate this one alone")
-    parser.add_argument(
-        "--distractors",
-        action="store_true",
-        help="let pictures and texts that match nothing be ranked among the others; without it they are refused",
-    )
+    _add_ranking(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
     parser.add_argument(
         "--queries", type=Path, metavar="FILE.parquet", help="write every query's rank and what was found instead"
@@ -237,13 +231,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_compare(parser: argparse.ArgumentParser) -> None:
+def _add_ranking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metric", choices=("cosine", "euclidean"), help="of embeddings; default: cosine")
+    parser.add_argument("--direction", choices=("image-to-text", "text-to-image"), help="evaluate this one alone")
     parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="RUN",
-        help="a RUN, a RESULT.json, or a MODEL as of `crosspair index`",
+        "--distractors",
+        action="store_true",
+        help="let pictures and texts that match nothing be ranked among the others; without it they are refused",
     )
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="RUN", help="a RUN, a model's directory, or a RESULT.json")
     parser.add_argument("--data", type=Path, metavar="DATA", help="for RUNs not evaluated yet; default: their own")
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--protocol", metavar="NAME", help="default: by DATA")
@@ -252,20 +251,30 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_directory", type=Path, metavar="RUN")
+    parser.add_argument(
+        "model", nargs="?", metavar="RUN", help="a finished RUN, or with --data and --output a model's directory"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FILE",
+        help="instead of RUN: an .npz file, or a directory of .npy files (docs/evaluation.md); --data adds pictures",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="RUN|MODEL|FILE",
+        help="show another one beside it on the same queries; a RESULT.json (its ranks alone) or embeddings do, too",
+    )
     parser.add_argument("--data", type=Path, metavar="DATA", help="default: the one RUN was trained on")
     parser.add_argument("--split", default="val", help="default: %(default)s")
     parser.add_argument("--protocol", metavar="NAME", help="default: by DATA")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+    _add_ranking(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html, or FILE.html")
     _add_device(parser)
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a finished RUN, a model's directory, a hub name, or a ready-made pair such as open_clip:ViT-B-32/openai",
-    )
+    parser.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
     parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder, with the folders in it, or DATA")
     parser.add_argument("--output", type=Path, required=True, metavar="GALLERY")
     parser.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")

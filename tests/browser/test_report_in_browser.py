@@ -198,6 +198,8 @@ def test_links_lead_to_their_sections(browser_page, address):
 
 def test_without_scripts_everything_but_the_pointer_works(browser_page, address):
     page = browser_page(address, java_script_enabled=False)
-    assert page.locator("section").count() == 7
+    assert page.locator("section").count() == 8
+    assert "needs JavaScript" in page.locator("#count").inner_text()
+    assert not page.locator("#filters").is_visible()
     assert page.locator(".landmark").first.is_visible()
     assert "needs JavaScript" in page.locator("#shown").inner_text()

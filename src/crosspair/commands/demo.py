@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from crosspair.commands.report import write_run_report
+from crosspair.commands.report import report_run
 from crosspair.data.dataset import Data, open_data
 from crosspair.data.openmoji import openmoji_records
 from crosspair.data.prepare import prepare
@@ -53,8 +53,8 @@ def run_demo(output: Path, *, quick: bool, device: str = "auto") -> None:
     else:
         print(f"training: recipe {recipe.name}, {recipe.summary}")
         train(recipe, data, run, resume=kind_of(run) == "RUN")
+    evaluation = report_run(run, data.path, "test", run / "report.html", device=device)
     model = DualEncoder.from_pretrained(run / "model", device=device)
-    evaluation = write_run_report(run / "report.html", run, model, data, "test")
     print("\ntest: emoji that training never saw, so this measures known words on new drawings\n")
     print(evaluation.to_table())
     print(_examples(model, data.split("test")))

@@ -7,10 +7,11 @@ differ by their dashes and marks, for who can't tell the colours apart. Text kee
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
+
+from crosspair.report.text import attribute, foreign
 
 _WIDTH, _HEIGHT = 440, 264
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 50
@@ -176,13 +177,15 @@ class _Scale:
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
         for x, name in labels or [(self.x(tick), _number(tick)) for tick in self.x_ticks]:
-            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{escape(name)}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{attribute(name)}</text>'
+            )
         across, down = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
         turned = f'transform="translate(14 {down}) rotate(-90)" text-anchor="middle"'
         parts.append(
-            f'<text class="label" x="{across}" y="{_HEIGHT - 9}" text-anchor="middle">{escape(x_label)}</text>'
+            f'<text class="label" x="{across}" y="{_HEIGHT - 9}" text-anchor="middle">{attribute(x_label)}</text>'
         )
-        parts.append(f'<text class="label" {turned}>{escape(y_label)}</text>')
+        parts.append(f'<text class="label" {turned}>{attribute(y_label)}</text>')
         return "".join(parts)
 
 
@@ -240,7 +243,7 @@ def _mark(index: int, x: float, y: float, title: str = "") -> str:
         "M0-4L3.8 3H-3.8Z",
         "M0-4L4 0L0 4L-4 0Z",
     )
-    named = f"<title>{escape(title)}</title>" if title else ""
+    named = f"<title>{attribute(title)}</title>" if title else ""
     return (
         f'<path class="mark series-{index % 4 + 1}" transform="translate({x:.1f} {y:.1f})" d="{shapes[index % 4]}">'
         f"{named}</path>"
@@ -248,9 +251,11 @@ def _mark(index: int, x: float, y: float, title: str = "") -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    heads = "".join(f'<th scope="col">{foreign(name)}</th>' for name in columns)
     body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        f'<tr><th scope="row">{foreign(row[0])}</th>'
+        + "".join(f"<td>{foreign(cell)}</td>" if cell else "<td></td>" for cell in row[1:])
+        + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
@@ -259,15 +264,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _figure(title: str, summary: str, names: Sequence[str], drawing: str, table: str, note: str) -> str:
     keys = "".join(
         f'<span class="key"><svg viewBox="0 0 26 8" aria-hidden="true"><line class="line series-{index % 4 + 1}" '
-        f'stroke-dasharray="{_DASHES[index % 4]}" x1="1" x2="25" y1="4" y2="4"/></svg>{escape(name)}</span>'
+        f'stroke-dasharray="{_DASHES[index % 4]}" x1="1" x2="25" y1="4" y2="4"/></svg>{foreign(name)}</span>'
         for index, name in enumerate(names)
     )
     legend = f'<span class="legend">{keys}</span>' if keys else ""
-    below = f'<p class="quiet small">{escape(note)}</p>' if note else ""
+    below = f'<p class="quiet small">{foreign(note)}</p>' if note else ""
     return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}. {escape(summary)}">'
-        f'{drawing}</svg>{below}<details><summary>Numbers<span class="hidden"> of {escape(title)}</span></summary>'
+        f'<figure class="chart"><figcaption><b>{foreign(title)}</b>{legend}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{attribute(title)}. {attribute(summary)}">'
+        f'{drawing}</svg>{below}<details><summary>Numbers<span class="hidden"> of {foreign(title)}</span></summary>'
         f"{table}</details></figure>"
     )
 

@@ -1,8 +1,7 @@
 """The figures and tables of a report, from what an evaluation and a training run have recorded."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -16,60 +15,81 @@ from crosspair.evaluation.uncertainty import LEVEL, Intervals
 from crosspair.registry import LOSSES
 from crosspair.report.charts import Estimate, Series, count_chart, group_chart, histogram, line_chart
 from crosspair.report.hubness import Hubness
+from crosspair.report.text import foreign, isolated
 
 _CURVE_POINTS = 60
 _PAIRS = {"matching": "positive", "other": "negative"}
+_DIRECTIONS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
 _Z = 1.959964  # of a 95 per cent interval
 
 Bounds = tuple[float, float]
 
 
-def facts_list(facts: dict[str, str]) -> str:
+def facts_list(facts: Mapping[str, str]) -> str:
     """Names and values."""
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
+    rows = "".join(f"<div><dt>{foreign(name)}</dt><dd>{foreign(value)}</dd></div>" for name, value in facts.items())
     return f'<dl class="facts">{rows}</dl>' if facts else ""
 
 
-def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
-    """The metrics of both directions, with intervals and the protocol's name."""
-    result, protocol = evaluation.result, evaluation.protocol
-    to_text, to_image = result.directions["image_to_text"], result.directions["text_to_image"]
+def origin_table(origin: Mapping[str, str]) -> str:
+    """Where a report comes from, a line each; several lines of a value stay apart."""
     rows = "".join(
-        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th>'
-        f"{_cell(name, to_text, intervals.bounds.get(('image_to_text', name)))}"
-        f"{_cell(name, to_image, intervals.bounds.get(('text_to_image', name)))}</tr>"
-        for name in dict.fromkeys((*to_text.names, *to_image.names))
+        f'<tr><th scope="row">{foreign(name)}</th><td>{"<br>".join(map(foreign, value.splitlines() or [""]))}</td></tr>'
+        for name, value in origin.items()
     )
-    images, texts = to_image.ranks.gallery_size, to_text.ranks.gallery_size
+    return f'<div class="card"><table class="origin"><tbody>{rows}</tbody></table></div>'
+
+
+def results_table(evaluation: Evaluation, intervals: Intervals) -> str:
+    """The metrics of the directions that were evaluated, with intervals and the protocol's name."""
+    result, protocol = evaluation.result, evaluation.protocol
+    directions = result.directions
+    heads = "".join(f'<th scope="col">{_DIRECTIONS[name]}</th>' for name in directions)
+    rows = "".join(
+        f'<tr><th scope="row">{foreign(name.replace("_", " "))}</th>'
+        + "".join(_cell(name, each, intervals.bounds.get((where, name))) for where, each in directions.items())
+        + "</tr>"
+        for name in dict.fromkeys(name for each in directions.values() for name in each.names)
+    )
+    total = (
+        f'<tfoot><tr><th scope="row">Sum of recalls</th><td colspan="2">{result.rsum:.1f}'
+        f"{_bracket(intervals.bounds[RSUM])}</td></tr></tfoot>"
+        if result.rsum is not None
+        else ""
+    )
     folds = f" in each of {len(evaluation.folds)} folds" if evaluation.folds else ""
     reference = f" ({protocol.reference})" if protocol.reference else ""
     note = (
-        f"Protocol {protocol.name}{reference}. All in per cent but the ranks, which are of the first relevant item "
-        f"among {texts:,} {protocol.text_unit} and {images:,} pictures{folds}. In brackets {LEVEL} % intervals: how "
+        f"Protocol {isolated(protocol.name + reference)}. All in per cent but the ranks, which are of the first "
+        f"relevant item among {_sizes(evaluation)}{folds}. In brackets {LEVEL} % intervals: how "
         f"far a number could move with another draw of the {intervals.clusters:,} {intervals.unit}."
     )
     return (
         '<div class="card"><table><caption>Retrieval</caption><thead><tr><th scope="col"><span class="hidden">'
-        'Metric</span></th><th scope="col">Image to text</th><th scope="col">Text to image</th></tr></thead>'
-        f'<tbody>{rows}</tbody><tfoot><tr><th scope="row">Sum of recalls</th><td colspan="2">{result.rsum:.1f}'
-        f'{_bracket(intervals.bounds[RSUM])}</td></tr></tfoot></table><p class="quiet small">{escape(note)}</p></div>'
+        f"Metric</span></th>{heads}</tr></thead><tbody>{rows}</tbody>{total}</table>"
+        f'<p class="quiet small">{foreign(note)}</p></div>'
     )
+
+
+def _sizes(evaluation: Evaluation) -> str:
+    """The galleries, and the queries where they are fewer than the items of their side."""
+    units = {"image_to_text": evaluation.protocol.text_unit, "text_to_image": "pictures"}
+    directions = evaluation.result.directions
+    sizes = [f"{each.ranks.gallery_size:,} {units[name]}" for name, each in directions.items()]
+    return " and ".join(sizes)
 
 
 def recall_curve(result: RetrievalResult) -> str:
     """Recall@K over all K."""
-    series = []
+    series, notes = [], []
+    queries = {"image_to_text": "the pictures", "text_to_image": "the sentences"}
     for name, direction in result.directions.items():
         size = direction.ranks.gallery_size
         ks = np.unique(np.geomspace(1, size, _CURVE_POINTS).round().astype(int)) if size > 1 else np.array([1])
         series.append(Series(name.replace("_", " "), ks.tolist(), [direction.recall(int(k)) for k in ks]))
-    images, sentences = (
-        "half of {} within {:,.0f}, nine of ten within {:,.0f}".format(
-            what, *np.percentile(direction.ranks.first, (50, 90), method="higher")
-        )
-        for what, direction in zip(("the pictures", "the sentences"), result.directions.values(), strict=True)
-    )
-    note = f"How far one has to look for a relevant item: {images}; {sentences}."
+        half, most = np.percentile(direction.ranks.first, (50, 90), method="higher")
+        notes.append(f"half of {queries[name]} within {half:,.0f}, nine of ten within {most:,.0f}")
+    note = f"How far one has to look for a relevant item: {'; '.join(notes)}."
     x_label = "K: items looked at (logarithmic)"
     return line_chart("Recall at every K", series, x_label, "recall in %", log_x=True, from_zero=True, note=note)
 
@@ -86,8 +106,8 @@ def similarities(matching: NDArray[np.floating[Any]], other: NDArray[np.floating
 
 
 def recall_by_length(direction: DirectionResult, captions: Sequence[str]) -> str:
-    """Recall of sentences by their number of words; empty when all are of about one length."""
-    words = np.array([len(caption.split()) for caption in captions])
+    """Recall of sentences by their number of words; empty when all are of about one length. captions: of all rows."""
+    words = np.array([len(captions[row].split()) for row in direction.ranks.queries])
     note = "Text to image; bars are 95 % intervals that take sentences for independent (Wilson)."
     return _recall_by("By length of the sentence", words, direction, "words", note)
 

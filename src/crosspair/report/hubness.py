@@ -6,7 +6,6 @@ first places of many queries, and others are never found.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from crosspair.evaluation.ranking import Metric
 from crosspair.report.inline_images import ShownImages
+from crosspair.report.text import sentence
 
 _BLOCK = 256  # queries whose scores are held at once
 
@@ -123,8 +123,7 @@ def hub_images(hubness: Hubness, shown: ShownImages, count: int = 6) -> str:
 def hub_texts(hubness: Hubness, captions: Sequence[str], count: int = 6) -> str:
     """The most retrieved captions."""
     items = "".join(
-        f'<li><span class="sentence">{escape(captions[row])}</span>'
-        f'<span class="note">{_times(hubness, row)}</span></li>'
+        f'<li>{sentence(captions[row])}<span class="note">{_times(hubness, row)}</span></li>'
         for row in hubness.hubs(count)
     )
     return f'<div class="card"><h3>Most retrieved captions</h3><ol class="hubs">{items}</ol></div>'

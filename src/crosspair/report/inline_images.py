@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from crosspair.report.text import attribute, shortened
+
 _THUMBNAIL = 200  # pixels of the longer side; shown at half of that or less
 _CELL = 128  # pixels of a side on the sheet, fewer where the sheet would grow beyond _SHEET pixels
 _SHEET = 13_000_000
@@ -20,24 +22,30 @@ Thumbnail = Callable[[int], bytes]
 class ShownImages:
     """Thumbnails as backgrounds of style classes, so that an image shown many times is stored once.
 
-    thumbnail: row of an image to its encoded bytes. names [n], captions [n]: said of it to who can't see it.
+    thumbnail: row of an image to its encoded bytes; None where there are no images, then names stand for them.
+    names [n], ids [n]: written below. captions [n]: said of it to who can't see it.
     """
 
-    def __init__(self, thumbnail: Thumbnail, names: Sequence[str], captions: Sequence[str]) -> None:
-        self.thumbnail, self.names, self.captions = thumbnail, names, captions
+    def __init__(
+        self, thumbnail: Thumbnail | None, names: Sequence[str], ids: Sequence[str], captions: Sequence[str]
+    ) -> None:
+        self.thumbnail, self.names, self.ids, self.captions = thumbnail, names, ids, captions
         self._data: dict[int, str] = {}
 
     def show(self, row: int) -> str:
-        """An image as HTML."""
+        """An image as HTML, with its name and id below."""
+        name = f'<span class="of">{shortened(self.names[row])} <span class="id">{escape(self.ids[row])}</span></span>'
+        if self.thumbnail is None:
+            return f'<span class="unseen">{name}</span>'
         if row not in self._data:
             small = _decode(self.thumbnail(row), _THUMBNAIL)
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             self._data[row] = _webp(small, 70)
-        return f'<span class="image p{row}" role="img" aria-label="{escape(self.describe(row))}"></span>'
+        return f'<span class="image p{row}" role="img" aria-label="{attribute(self.describe(row))}"></span>{name}'
 
     def describe(self, row: int) -> str:
         """A description of an image in words."""
-        return f"{self.names[row]}: {self.captions[row]}" if self.captions[row] else self.names[row]
+        return f"{self.names[row]}: {self.captions[row]}" if self.captions[row].strip() else self.names[row]
 
     def styles(self) -> str:
         """The style sheet that the images shown so far need."""
@@ -45,9 +53,10 @@ class ShownImages:
 
 
 class Sheet:
-    """Many images, each cut to a square, side by side in one."""
+    """Many images, each cut to a square, side by side in one. rows: of the images, in their order."""
 
     def __init__(self, thumbnail: Thumbnail, rows: NDArray[np.int64]) -> None:
+        self.rows = rows
         self.columns = math.ceil(math.sqrt(len(rows)))
         self.lines = math.ceil(len(rows) / self.columns)
         cell = min(_CELL, int(math.sqrt(_SHEET / (self.columns * self.lines))))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosspair.report.inline_images import Sheet
+from crosspair.report.text import clean
 
 _EXAGGERATION, _EXAGGERATED_STEPS = 12.0, 150
 _STEPS = 500
@@ -23,7 +24,13 @@ WIDTH, HEIGHT, _MARGIN = 1000, 860, 45
 _APART = 118  # between images that the map shows by themselves
 # Names of the groups that points are marked by, with the highest rank of the first relevant caption.
 GROUPS = {"relevant caption first": 1, "among the first ten": 10, "later": np.inf}
-_SHAPES = ("M-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0Z", "M-6-6H6V6H-6Z", "M0-9L8.5 6.5H-8.5Z")
+NO_QUERY = "not asked for"
+_SHAPES = (
+    "M-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0Z",
+    "M-6-6H6V6H-6Z",
+    "M0-9L8.5 6.5H-8.5Z",
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
+)
 
 
 def tsne(points: NDArray[Any], perplexity: float = 30.0) -> NDArray[np.float32]:
@@ -59,19 +66,20 @@ def draw_map(
     first: NDArray[np.int64],
     names: Sequence[str],
     notes: Sequence[Sequence[str]],
-    sheet: Sheet,
+    sheet: Sheet | None,
 ) -> str:
-    """The map as HTML, for the script of report.html.
+    """The map as HTML, for the script of report.js.
 
-    places [n, 2]: of the images, in any unit. first [n]: rank of their first relevant caption.
-    names [n], notes [n]: what to say of an image, its own caption first. sheet: holds the images, in this order.
+    places [n, 2]: of the images, in any unit. first [n]: rank of their first relevant caption, 0 for those that are no
+    query. names [n], notes [n]: what to say of an image, its own caption first. sheet: holds the images, in this order;
+    None where there are none.
     """
     spots = _spots(places)
-    groups = np.searchsorted(list(GROUPS.values()), first)
+    groups = np.where(first == 0, len(GROUPS), np.searchsorted(list(GROUPS.values()), first))
     points = "".join(
         f'<path class="point g{group}" transform="translate({x} {y})" d="{_SHAPES[group]}" data-x="{x}" data-y="{y}" '
-        f'data-position="{sheet.position(place)}" data-name="{escape(name)}" '
-        + " ".join(f'data-note{number}="{escape(note)}"' for number, note in enumerate(said))
+        f'data-position="{sheet.position(place) if sheet else ""}" data-name="{escape(clean(name))}" '
+        + " ".join(f'data-note{number}="{escape(clean(note))}"' for number, note in enumerate(said))
         + "/>"
         for place, ((x, y), group, name, said) in enumerate(zip(spots.tolist(), groups, names, notes, strict=True))
     )
@@ -79,15 +87,18 @@ def draw_map(
         f'<span class="landmark sheet g{groups[place]}" data-place="{place}" style="left:{spots[place, 0] / WIDTH:.2%};'
         f'top:{spots[place, 1] / HEIGHT:.2%};background-position:{sheet.position(place)}"></span>'
         for place in _landmarks(spots)
+        if sheet
     )
     keys = "".join(
         f'<span class="key"><svg viewBox="-12 -12 24 24" aria-hidden="true"><path class="point g{group}" '
         f'd="{_SHAPES[group]}"/></svg>{name} ({int((groups == group).sum()):,})</span>'
-        for group, name in enumerate(GROUPS)
+        for group, name in enumerate((*GROUPS, NO_QUERY))
+        if name != NO_QUERY or (groups == group).any()
     )
+    box = '<input type="checkbox" id="landmarks" checked>' if sheet else ""
+    label = '<label for="landmarks">Pictures on the map</label>' if sheet else ""
     return (
-        '<div class="card"><input type="checkbox" id="landmarks" checked><div class="map-head">'
-        f'<span class="legend">{keys}</span><label for="landmarks">Pictures on the map</label></div>'
+        f'<div class="card">{box}<div class="map-head"><span class="legend">{keys}</span>{label}</div>'
         '<div class="atlas"><div class="map" tabindex="0" role="application" aria-roledescription="map" '
         f'aria-label="Map of {len(spots):,} pictures; arrow keys go to the next one in their direction" '
         f'aria-describedby="shown"><svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">{points}</svg>{landmarks}'

@@ -74,10 +74,16 @@ def save_recipe(recipe: Recipe) -> str:
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """Dotted names of the fields in which two recipes differ, leaving out what their runs wrote."""
+    return list(changes(one, other))
+
+
+def changes(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two recipes differ, by dotted name, with both values; None where one lacks the field."""
     flat = [_flat(_nested(recipe)) for recipe in (one, other)]
     names = [name for name in {**flat[0], **flat[1]} if name != _WRITTEN_BY_A_RUN]
     missing = object()
-    return [name for name in names if flat[0].get(name, missing) != flat[1].get(name, missing)]
+    differ = [name for name in names if flat[0].get(name, missing) != flat[1].get(name, missing)]
+    return {name: (flat[0].get(name), flat[1].get(name)) for name in differ}
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
