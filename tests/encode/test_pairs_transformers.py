@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -289,6 +291,21 @@ class TestOfTheHub:
         fetched = {path.rpartition("/")[2] for path in hub.asked if path.startswith("GET") and "/resolve/" in path}
         assert fetched == {path.name for path in directory.iterdir() if path.suffix == ".json"} | {"model.safetensors"}
         assert model_checksum("someone/clip") == model_checksum("someone/clip")
+
+    def test_a_pair_with_pickled_weights_alone_is_refused_and_the_advice_leads_on(self, hub, copied, tmp_path):
+        directory = copied("clip")
+        torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+        (directory / "model.safetensors").unlink()
+        hub.models["someone/clip"] = directory
+        with pytest.raises(UserError, match=r"no model\.safetensors on the hub, and pickled weights are not") as caught:
+            DualEncoder.from_pretrained("someone/clip", device="cpu")
+        assert not any(path.endswith("pytorch_model.bin") for path in hub.asked)
+        [command] = re.findall("`(.*?)`", str(caught.value))
+        here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        arguments = command.replace("DIR", str(tmp_path / "all")).split()
+        subprocess.run(arguments, check=True, capture_output=True, env=here)
+        with pytest.raises(UserError, match=r"in pytorch_model\.bin, a pickle"):
+            DualEncoder.from_pretrained(tmp_path / "all", device="cpu")
 
     def test_without_the_hub_what_is_in_the_cache_is_used(self, hub, transformers_pair, monkeypatch):
         from huggingface_hub import constants

@@ -84,9 +84,9 @@ def locate(name: str) -> ModelFiles:
     if name.startswith(PREFIX):
         return _locate_open_clip(name)
     directory = Path(name)
-    if directory.is_dir():
+    if _exists(directory) and directory.is_dir():
         return ModelFiles(name, library_of(directory), directory)
-    if directory.is_file():
+    if _exists(directory):
         raise UserError(f"{name} is a file; expected a model's directory, which also says how pictures are prepared")
     if name.count("+") == 1:
         images, texts = (locate(part) for part in name.split("+"))
@@ -97,6 +97,13 @@ def locate(name: str) -> ModelFiles:
             )
         return ModelFiles(name, "sentence-transformers", images.directory, texts=texts)
     return _locate_on_hub(name)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have, such as a long one
+        return False
 
 
 def library_of(directory: Path) -> Library:
@@ -161,8 +168,7 @@ def _locate_on_hub(name: str) -> ModelFiles:
         )
     settings = snapshot(name, SETTINGS)
     library = library_of(settings)
-    revision = snapshot_revision(settings)
-    return ModelFiles(name, library, snapshot(name, [*SETTINGS, *WEIGHTS[library]], revision=revision))
+    return ModelFiles(name, library, _fetched(name, library, snapshot_revision(settings)))
 
 
 def _locate_open_clip(name: str) -> ModelFiles:
@@ -176,8 +182,18 @@ def _locate_open_clip(name: str) -> ModelFiles:
                 f"{directory} is no model of open_clip: it has no {OPEN_CLIP_CONFIG}; name another directory"
             )
         return ModelFiles(name, "open_clip", directory)
-    patterns = [*SETTINGS, *WEIGHTS["open_clip"]]
     if given.startswith("hf-hub:"):
-        return ModelFiles(name, "open_clip", snapshot(given.removeprefix("hf-hub:"), patterns))
+        return ModelFiles(name, "open_clip", _fetched(given.removeprefix("hf-hub:"), "open_clip"))
     architecture, _, tag = given.rpartition("/")
-    return ModelFiles(name, "open_clip", snapshot(hub_name_of(architecture, tag), patterns), architecture, tag)
+    return ModelFiles(name, "open_clip", _fetched(hub_name_of(architecture, tag), "open_clip"), architecture, tag)
+
+
+def _fetched(name: str, library: Library, revision: str | None = None) -> Path:
+    """The folder of a hub's model with settings and weights. Raises UserError where it has no weights that are read."""
+    folder = snapshot(name, [*SETTINGS, *WEIGHTS[library]], revision=revision)
+    if library != "crosspair" and not any(any(folder.glob(pattern)) for pattern in WEIGHTS[library]):
+        raise UserError(
+            f"{name} has no {WEIGHTS[library][0]} on the hub, and pickled weights are not fetched; run `hf download "
+            f"{name} --local-dir DIR` and name DIR, whose error tells how to convert them"
+        )
+    return folder
