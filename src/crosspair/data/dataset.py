@@ -13,6 +13,7 @@ from crosspair.data.layout import (
     Manifest,
     SplitFacts,
     arrow_files,
+    describe_captions_left_out,
     describe_duplicates,
     describe_skipped,
     read_manifest,
@@ -141,7 +142,8 @@ def inspect_data(path: str | Path) -> str:
     )
     lines += [_describe_split(name, data.split(name)) for name in data.split_names]
     lines.append("(captions of a picture, words of a caption, sizes of up to 200 pictures: fewest to most)")
-    return "\n".join(lines + describe_skipped(manifest.skipped) + describe_duplicates(manifest.duplicates))
+    lines += describe_skipped(manifest.skipped) + describe_captions_left_out(manifest.captions_left_out)
+    return "\n".join(lines + describe_duplicates(manifest.duplicates))
 
 
 def _describe_split(name: str, split: PreparedSplit) -> str:

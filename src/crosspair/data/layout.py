@@ -1,6 +1,6 @@
 """The files of a DATA directory and its manifest, `crosspair.json`.
 
-DATA/crosspair.json             format, source, counts, checksums, what was skipped and why
+DATA/crosspair.json             format, source, counts, checksums, what was left out and why
 DATA/dataset_dict.json     the splits, for `datasets.load_from_disk`
 DATA/train/                one folder per split: data-00000.arrow and so on, listed in state.json; dataset_info.json
 """
@@ -44,6 +44,16 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class CaptionLeftOut:
+    """A caption that is not in the data though its image is, and why. number: its place in the source, from 1."""
+
+    image_id: str
+    split: str
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Duplicate:
     """An image whose bytes came before, as `first_id`, under another label or in another split."""
 
@@ -63,6 +73,7 @@ class Manifest:
     size: int  # shorter side in pixels, 0: bytes as they were
     splits: dict[str, SplitFacts]
     skipped: list[Skipped] = field(default_factory=list)
+    captions_left_out: list[CaptionLeftOut] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
     crosspair: str = ""  # the version that wrote it
     format: int = FORMAT
@@ -116,6 +127,19 @@ def describe_skipped(skipped: list[Skipped], shown: int = 10) -> list[str]:
     lines += [f"  {item.split}: {printable(item.image_id)} {item.reason}" for item in skipped[:shown]]
     if len(skipped) > shown:
         lines.append(f"  and {len(skipped) - shown:,} more, all listed in crosspair.json")
+    return lines
+
+
+def describe_captions_left_out(captions: list[CaptionLeftOut], shown: int = 5) -> list[str]:
+    """A line that counts the captions left out, and one for each of the first few; none where there are none."""
+    if not captions:
+        return []
+    lines = [f"captions left out: {len(captions):,}"]
+    lines += [
+        f"  {one.split}: caption {one.number} of {printable(one.image_id)} {one.reason}" for one in captions[:shown]
+    ]
+    if len(captions) > shown:
+        lines.append(f"  and {len(captions) - shown:,} more, all listed in crosspair.json")
     return lines
 
 

@@ -10,17 +10,34 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from crosspair.data.conversion import CONVERTER, convert_images
-from crosspair.data.layout import Duplicate, Manifest, Skipped, SplitFacts, describe_duplicates, describe_skipped
+from crosspair.data.layout import (
+    CaptionLeftOut,
+    Duplicate,
+    Manifest,
+    Skipped,
+    SplitFacts,
+    describe_captions_left_out,
+    describe_duplicates,
+    describe_skipped,
+)
 from crosspair.data.reader import Reader
-from crosspair.data.records import Record, caption_problem, check_record, is_unicode, printable
+from crosspair.data.records import (
+    Record,
+    caption_problem,
+    check_record,
+    is_unicode,
+    printable,
+    without_bad_captions,
+)
 from crosspair.data.scratch import DuplicateFinder, SeenNames
 from crosspair.data.splitting import Shares, with_splits
 from crosspair.data.writer import Checkpoint, DataWriter, records_checksum, stored_images
@@ -48,6 +65,7 @@ class Summary:
     source_bytes: int  # of the images that are in
     image_bytes: int  # stored for them
     seconds: float
+    captions_left_out: list[CaptionLeftOut] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
     taken_over: int = 0  # images that an earlier run, which was interrupted, had stored
 
@@ -88,9 +106,15 @@ def prepare_format(
         on_error=on_error,
         folder=images,
     )
-    for line in reader.differences(summary.splits, options):
+    for line in reader.differences(_with_left_out(summary), options):
         print(f"crosspair: warning: {line}", file=sys.stderr)
     return describe(summary)
+
+
+def _with_left_out(summary: Summary) -> dict[str, SplitFacts]:
+    """The counts of each split as its source has them: with the captions left out, which published counts include."""
+    left_out = Counter(one.split for one in summary.captions_left_out)
+    return {name: replace(facts, captions=facts.captions + left_out[name]) for name, facts in summary.splits.items()}
 
 
 def prepare(
@@ -107,7 +131,8 @@ def prepare(
 
     source: where the records come from, kept in `crosspair.json`. size: pixels of the shorter side, larger images are
     brought to it; 0 keeps their bytes. processes: default one a core; the result is the same for any number.
-    on_error: `skip` leaves out an image that can't be used, with a line in `crosspair.json` and in the summary.
+    on_error: `skip` leaves out an image that can't be used, with a line in `crosspair.json` and in the summary. Of an
+    image with other captions, one that can't be used is left out in any case, listed there too.
     Raises UserError naming the image that can't be used, and for records that contradict each other.
     """
     options: dict[str, Any] = {"size": size, "processes": processes, "on_error": on_error, "progress": progress}
@@ -144,6 +169,7 @@ def _prepare(
         filled.source_bytes,
         filled.image_bytes,
         time.monotonic() - start,
+        manifest.captions_left_out,
         manifest.duplicates,
         filled.taken_over,
     )
@@ -200,7 +226,8 @@ def _fill(
     Every byte depends on the records and on `size` alone, not on the processes or on how often it was interrupted.
     """
     total = operator.length_hint(records) or None
-    records = _consistent(records)
+    captions_left_out: list[CaptionLeftOut] = []
+    records = _consistent(records, captions_left_out)
     first = next(records, None)
     if first is None:
         raise UserError("the source has no pictures; expected at least one")
@@ -248,7 +275,9 @@ def _fill(
         tally.add(writer.pending)
         if not tally.images:
             raise _nothing_left(tally.skipped)
-        manifest = writer.finish(source, size, tally.skipped, tally.duplicates.found)
+        skipped = {one.image_id for one in tally.skipped}
+        captions_left_out = [one for one in captions_left_out if one.image_id not in skipped]
+        manifest = writer.finish(source, size, tally.skipped, captions_left_out, tally.duplicates.found)
     return _Filled(manifest, tally.source_bytes, tally.image_bytes, taken_over)
 
 
@@ -267,8 +296,11 @@ class _Tally:
         self.image_bytes += checkpoint.image_bytes
 
 
-def _consistent(records: Iterable[Record]) -> Iterator[Record]:
-    """The records, as long as no two share their name and what names and numbers them can be stored."""
+def _consistent(records: Iterable[Record], left_out: list[CaptionLeftOut]) -> Iterator[Record]:
+    """The records, as long as no two share their name and what names and numbers them can be stored.
+
+    They come without the captions that can't be used, which are added to `left_out`.
+    """
     names = SeenNames()
     for record in records:
         check_record(record)
@@ -279,7 +311,9 @@ def _consistent(records: Iterable[Record]) -> Iterator[Record]:
             raise UserError(f"the picture {name} has a name that is not Unicode; rename it")
         if not re.fullmatch(r"\w{1,60}", record.split):
             raise UserError(f"{name} is in split {record.split[:80]!r}; expected a name of letters, digits and _")
-        yield record
+        usable, bad = without_bad_captions(record)
+        left_out += [CaptionLeftOut(record.image_id, record.split, one.number, one.reason) for one in bad]
+        yield usable
 
 
 def _unusable(record: Record, problem: str) -> UserError:
@@ -309,7 +343,8 @@ def describe(summary: Summary) -> str:
     )
     if summary.taken_over:
         lines.append(f"{summary.taken_over:,} of them were converted by an earlier run that was interrupted")
-    lines += describe_skipped(summary.skipped) + describe_duplicates(summary.duplicates)
+    lines += describe_skipped(summary.skipped) + describe_captions_left_out(summary.captions_left_out)
+    lines += describe_duplicates(summary.duplicates)
     lines.append(f"data: {summary.output}")
     return "\n".join(lines)
 

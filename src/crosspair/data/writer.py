@@ -24,6 +24,7 @@ from crosspair.data.layout import (
     DATASET_DICT,
     MANIFEST,
     STATE,
+    CaptionLeftOut,
     Duplicate,
     Manifest,
     Skipped,
@@ -187,13 +188,18 @@ class DataWriter:
         self._begin()
 
     def finish(
-        self, source: dict[str, Any], size: int, skipped: list[Skipped], duplicates: list[Duplicate]
+        self,
+        source: dict[str, Any],
+        size: int,
+        skipped: list[Skipped],
+        captions_left_out: list[CaptionLeftOut],
+        duplicates: list[Duplicate],
     ) -> Manifest:
         """End the open shards and write what describes them all."""
         names = split_order(list(self._splits))
         splits = {name: self._splits[name].finish(name) for name in names}
         (self.data / DATASET_DICT).write_text(json.dumps({"splits": names}))
-        manifest = Manifest(source, size, splits, skipped, duplicates, __version__)
+        manifest = Manifest(source, size, splits, skipped, captions_left_out, duplicates, __version__)
         (self.data / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 

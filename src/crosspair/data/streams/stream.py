@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +23,7 @@ import numpy as np
 from crosspair.data.batching import Reading
 from crosspair.data.images import ImageError, decode_image
 from crosspair.data.readers.webdataset import Sample
-from crosspair.data.records import Record, caption_problem, printable
+from crosspair.data.records import BadCaption, Record, caption_problem, printable, without_bad_captions
 from crosspair.data.streams.batches import StreamSource
 from crosspair.data.streams.shards import Shard, find_shards
 from crosspair.data.tokens import Tokenizer, tokenize
@@ -43,6 +43,7 @@ class ShardFacts:
     labels: list[int | None] = field(default_factory=list)
     checksums: list[int] = field(default_factory=list)
     skipped: dict[int, str] = field(default_factory=dict)  # the sample's number in the shard: its name, and why
+    captions_left_out: list[str] = field(default_factory=list)  # of samples that can be used: which, and why
     # Of each tokenizer that the captions can be read with, how often each word comes.
     word_counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -83,7 +84,9 @@ class StreamSplit:
         return hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        return {"stream": self.name, "images": len(self), "skipped": len(self.skipped)}
+        left_out = sum(len(one.captions_left_out) for one in self.facts)
+        counts = {"images": len(self), "skipped": len(self.skipped), "captions_left_out": left_out}
+        return {"stream": self.name, **counts}
 
     def batch_source(self, reading: Reading) -> StreamSource:
         return StreamSource(self, reading)
@@ -113,7 +116,7 @@ class StreamSplit:
                 continue
             if row == self.shard_ends[shard] or _checksum(sample) != self._checksums[row]:
                 raise self._changed(shard)
-            yield row, sample
+            yield row, _usable(sample)[0]
             row += 1
         if row != self.shard_ends[shard]:
             raise self._changed(shard)
@@ -183,9 +186,12 @@ def _examine(shard: Shard, stop: threading.Event) -> ShardFacts:
         if problem:
             facts.skipped[number] = f"{printable(sample.key[:80])} in {shard.name} {problem}"
             continue
+        facts.checksums.append(_checksum(sample))
+        sample, bad = _usable(sample)
+        where = f"{printable(sample.key[:80])} in {shard.name}"
+        facts.captions_left_out += [f"caption {one.number} of {where} {one.reason}" for one in bad]
         facts.captions.append(len(sample.captions))
         facts.labels.append(sample.label)
-        facts.checksums.append(_checksum(sample))
         if sample.tokens is None:
             counts.pop("stored", None)
         for tokenizer, words in counts.items():
@@ -193,6 +199,16 @@ def _examine(shard: Shard, stop: threading.Event) -> ShardFacts:
                 words.update(tokenize(text, tokenizer) if isinstance(text, str) else text)
     facts.word_counts = {tokenizer: dict(words) for tokenizer, words in counts.items()}
     return facts
+
+
+def _record(sample: Sample) -> Record:
+    return Record(sample.key, sample.image, 0, tuple(sample.captions), "", sample.tokens)
+
+
+def _usable(sample: Sample) -> tuple[Sample, list[BadCaption]]:
+    """The sample with the captions that can be used, and the others."""
+    record, bad = without_bad_captions(_record(sample))
+    return replace(sample, captions=list(record.captions), tokens=record.tokens), bad
 
 
 def _problem(sample: Sample) -> str | None:
@@ -205,7 +221,7 @@ def _problem(sample: Sample) -> str | None:
         decode_image(sample.image)
     except ImageError as error:
         return error.reason
-    return caption_problem(Record(sample.key, sample.image, 0, tuple(sample.captions), "", sample.tokens))
+    return caption_problem(without_bad_captions(_record(sample))[0])
 
 
 def _checksum(sample: Sample) -> int:
