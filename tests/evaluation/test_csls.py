@@ -11,6 +11,8 @@ from crosspair.evaluation.csls import csls_vectors, evaluate_csls
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.protocols import PLAIN, find_protocol
 from crosspair.evaluation.published import FixedSplit
+from crosspair.evaluation.ranking import rank_positives
+from crosspair.evaluation.similarities import Similarities
 
 
 def noisy_pairs(num_images=40, texts_each=3, dimension=12, seed=0):
@@ -131,3 +133,22 @@ def test_shards_cannot_have_it(tmp_path, capsys):
     arguments = ["evaluate", "--embeddings", "x.npz", "--shard", "1/2", "--part", str(tmp_path / "part.npz")]
     assert main([*arguments, "--csls"]) == 2
     assert "--csls takes all queries together" in capsys.readouterr().err
+
+
+def test_one_direction_with_distractors_is_that_of_the_queries_alone():
+    """Rows that match nothing are in the gallery, and lend no item a neighbour as a query."""
+    random = np.random.default_rng(0)
+    images, texts = random.normal(size=(30, 6)), random.normal(size=(40, 6))
+    labels, text_labels = np.arange(30), np.arange(40) % 25  # the last five images match nothing
+    data = Embeddings.checked(images, texts, labels, text_labels)
+    both = evaluate_csls(PLAIN, data, distractors=True)
+    asked, items = csls_vectors(images[:25], texts)
+    expected, _ = rank_positives(asked, items, labels[:25], text_labels, "euclidean")
+    np.testing.assert_array_equal(both.image_to_text.ranks.ranks, expected.ranks)
+    assert both.image_to_text.ranks.queries.tolist() == list(range(25))
+    assert both.text_to_image.ranks.gallery_size == 30
+    one = evaluate_csls(PLAIN, data, distractors=True, directions=("text_to_image",))
+    assert one.image_to_text is None
+    np.testing.assert_array_equal(one.text_to_image.ranks.ranks, both.text_to_image.ranks.ranks)
+    with pytest.raises(UserError, match="CSLS is of embeddings"):
+        evaluate_csls(PLAIN, Similarities.checked(np.eye(2), np.arange(2), np.arange(2)))
