@@ -94,7 +94,7 @@ def test_a_loss_that_learns_trains(train):
         ("my_text_encoder.py", ["--model.text.name", "bag"]),
         ("my_sampler.py", ["--stage1.sampler", "by-label"]),
         ("my_backend.py", ["--feature_backend", "autocast"]),
-        ("my_optimizer.py", ["--optimizer.name", "momentum", "--stage1.schedule", "linear"]),
+        ("my_optimizer.py", ["--optimizer.name", "nesterov", "--stage1.schedule", "linear"]),
     ],
 )
 def test_what_a_run_is_made_of_can_be_the_users_own(train, plugin, options):

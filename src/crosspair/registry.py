@@ -74,9 +74,18 @@ class Registry(Generic[Thing]):
     kind: a word for one of them, as messages use it; plural also names the group of entry points.
     built_in: the module that registers each built-in name, imported when the name is first asked for.
     given: names of parameters that a thing can ask for by having them, which are then no settings.
+    refused: known names that are left out on purpose, with the reason.
     """
 
-    def __init__(self, kind: str, plural: str, built_in: Mapping[str, str], given: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        plural: str,
+        built_in: Mapping[str, str],
+        given: Collection[str] = (),
+        refused: Mapping[str, str] | None = None,
+    ) -> None:
+        self.refused = refused or {}
         self.kind = kind
         self.plural = plural
         self.given = given
@@ -128,6 +137,7 @@ class Registry(Generic[Thing]):
         if name not in self._entries:
             near = difflib.get_close_matches(name, self.names(), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = f" ({self.refused[name]})" if name in self.refused else hint
             raise UserError(
                 f"there is no {self.kind} '{name}'{hint}; expected one of {', '.join(self.names())}, "
                 "or a plugin named with --plugin that registers it"
@@ -325,14 +335,22 @@ PROTOCOLS: Registry[Any] = Registry(
 SAMPLERS: Registry[Any] = Registry(
     "sampler", "samplers", dict.fromkeys(("shuffled", "labels"), "crosspair.data.samplers"), given=("images",)
 )
+_OPTIMIZERS = ["adam", "adamw", "tensorflow-adam", "sgd", "momentum", "rmsprop", "tensorflow-rmsprop"]
+_OPTIMIZERS += ["adagrad", "adadelta"]
 OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",
     "optimizers",
-    dict.fromkeys(("adam", "adamw", "tensorflow-adam"), "crosspair.training.optimizer"),
+    dict.fromkeys(_OPTIMIZERS, "crosspair.training.optimizers"),
     given=("params", "lr", "weight_decay"),  # torch's own names: every group of parameters has them
+    refused={
+        "ftrl": "its weights are computed from sums of gradients that start at 0, so that its first step throws "
+        "pretrained weights away; for large sums of squares adagrad does the same scaling"
+    },
 )
 SCHEDULES: Registry[Any] = Registry(
-    "schedule", "schedules", dict.fromkeys(("constant", "cosine"), "crosspair.training.optimizer")
+    "schedule",
+    "schedules",
+    dict.fromkeys(("constant", "cosine", "polynomial", "exponential"), "crosspair.training.schedules"),
 )
 ENGINES: Registry[Any] = Registry(
     "search engine",

@@ -64,13 +64,13 @@ def neighbours(labels, batch_size, random, *, reverse: bool = False):
     return [batches[number].tolist() for number in random.permutation(len(batches))]
 
 
-@crosspair.register_optimizer("momentum")
-def momentum(groups, *, share: float = 0.9):
+@crosspair.register_optimizer("heavy-ball")
+def heavy_ball(groups, *, share: float = 0.9):
     """Gradient descent with momentum."""
     return torch.optim.SGD(groups, momentum=share)
 
 
-crosspair.register_optimizer("adagrad")(torch.optim.Adagrad)
+crosspair.register_optimizer("own-adagrad")(torch.optim.Adagrad)
 
 
 @crosspair.register_schedule("power")
@@ -83,6 +83,7 @@ def power(step, total_steps, *, exponent: float = 1.0):
 @pytest.fixture(autouse=True)
 def _untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (LOSSES, SAMPLERS, OPTIMIZERS, SCHEDULES):
+        kind.entries()  # built-in modules register only once
         monkeypatch.setattr(kind, "_entries", dict(kind._entries))
     monkeypatch.setattr(registry, "_plugins", {})
 
@@ -106,7 +107,7 @@ def forget() -> None:
 def recipe(plugin, toy_recipe) -> Recipe:
     load_plugin(str(plugin))
     toy = toy_recipe(loss={"half": {"weight": 2.0, "share": 0.2}, "proxies": 0.5})
-    toy.optimizer = OptimizerConfig("momentum", grad_clip_norm=5.0, settings={"share": 0.8})
+    toy.optimizer = OptimizerConfig("heavy-ball", grad_clip_norm=5.0, settings={"share": 0.8})
     toy.stage1.sampler = {"name": "neighbours", "reverse": True}
     toy.stage1.schedule = {"name": "power", "exponent": 2.0}
     return toy
@@ -138,7 +139,7 @@ def test_a_run_with_everything_of_ones_own_is_logged_and_says_so(recipe, toy_dat
     [kept] = written["plugins"]
     assert (kept["name"], len(kept["checksum"])) == ("mine.py", 64)
     assert kept["registers"] == [
-        *("losses half", "losses proxies", "optimizers momentum", "samplers neighbours", "schedules power"),
+        *("losses half", "losses proxies", "optimizers heavy-ball", "samplers neighbours", "schedules power"),
     ]
 
 
@@ -203,9 +204,9 @@ def test_the_command_line_takes_settings_of_ones_own_and_refuses_wrong_ones(plug
     own = ["loss.half.weight", "loss.half.share"]
     assert set(own) < set(differences(load(), changed))
     assert load("--stage1.schedule.exponent", "3", "--stage1.schedule", "power").stage1.schedule["exponent"] == 3.0
-    sgd = load("--optimizer.name", "momentum", "--optimizer.share", "0.5").optimizer
+    sgd = load("--optimizer.name", "heavy-ball", "--optimizer.share", "0.5").optimizer
     assert sgd.settings == {"share": 0.5}
-    assert load("--optimizer.name", "adagrad").optimizer.settings["lr_decay"] == 0
+    assert load("--optimizer.name", "own-adagrad").optimizer.settings["lr_decay"] == 0
     for overrides, message in (
         (["--loss.half", "1", "--loss.half.share", "-1"], "loss.half.share is -1.0; expected at least 0"),
         (
@@ -214,7 +215,7 @@ def test_the_command_line_takes_settings_of_ones_own_and_refuses_wrong_ones(plug
         ),
         (["--loss.hlf", "1"], r"there is no loss 'hlf' \(did you mean half\?\)"),
         (["--stage1.sampler", "neighbors"], r"there is no sampler 'neighbors' \(did you mean neighbours\?\)"),
-        (["--optimizer.name", "momentum", "--optimizer.beta1", "1"], "unknown field 'optimizer.beta1'"),
+        (["--optimizer.name", "heavy-ball", "--optimizer.beta1", "1"], "unknown field 'optimizer.beta1'"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             load(*overrides)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crosspair.original.verify.trajectory import Replayed, packaged_recording, read_recording, replay
-from crosspair.training import optimizer
+from crosspair.training import optimizers
 from crosspair.training.ema import WeightEMA
 
 TOWERS = ("mobilenet_v1_025", "resnet_v1_tiny")
@@ -53,7 +53,7 @@ def test_a_recording_without_a_variable_is_refused_rather_than_half_compared():
 
 
 def test_torchs_adam_and_averages_after_the_update_are_told_from_the_originals(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(optimizer, "TensorFlowAdam", torch.optim.Adam)
+    monkeypatch.setattr(optimizers, "TensorFlowAdam", torch.optim.Adam)
     found = replay(packaged_recording(), torch.float64)
     assert max(found.losses) > 1e-7
     assert found.weights["after1"] > 1e-5

@@ -1,64 +1,17 @@
-"""Optimizers and schedules by their names, what weight decay acts on, and the learning rate of each step.
+"""The optimizer of a stage: its groups of parameters, what weight decay acts on, and the learning rate of each step."""
 
-An optimizer takes groups of parameters, each with its learning rate `lr` and its `weight_decay`, and its own settings.
-A schedule takes a step, counted from 0 after the warm-up, and the number of these steps, and returns the share of the
-full learning rate.
-"""
+from typing import Any
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.models.projection import Projection
-from crosspair.registry import OPTIMIZERS, SCHEDULES, register_optimizer, register_schedule
-from crosspair.settings import Range, apply_settings
+from crosspair.registry import OPTIMIZERS, SCHEDULES
+from crosspair.settings import apply_settings
 from crosspair.training.layers import layers_from_top
 from crosspair.training.recipe import OptimizerConfig, StageConfig, name_and_settings
-
-Groups = Iterable[dict[str, Any]]
-Beta = Annotated[float, Range(at_least=0, below=1), "How much of the mean gradient is kept in a step."]
-SecondBeta = Annotated[float, Range(at_least=0, below=1), "How much of the mean squared gradient is kept in a step."]
-Epsilon = Annotated[float, Range(at_least=0), "Added to the root of the mean squared gradient."]
-
-
-@register_optimizer("adam")
-def adam(groups: Groups, *, beta1: Beta = 0.9, beta2: SecondBeta = 0.999, epsilon: Epsilon = 1e-8) -> torch.optim.Adam:
-    """Adam (Kingma and Ba, ICLR 2015); weight decay adds to the gradient."""
-    return torch.optim.Adam(groups, betas=(beta1, beta2), eps=epsilon)
-
-
-@register_optimizer("adamw")
-def adamw(
-    groups: Groups, *, beta1: Beta = 0.9, beta2: SecondBeta = 0.999, epsilon: Epsilon = 1e-8
-) -> torch.optim.AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
-    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=epsilon)
-
-
-@register_optimizer("tensorflow-adam")
-def tensorflow_adam(
-    groups: Groups, *, beta1: Beta = 0.9, beta2: SecondBeta = 0.999, epsilon: Epsilon = 1e-8
-) -> "TensorFlowAdam":
-    """Adam as TensorFlow 1 computes it, to follow the original step by step."""
-    return TensorFlowAdam(groups, betas=(beta1, beta2), eps=epsilon)
-
-
-@register_schedule("constant")
-def constant(step: int, total_steps: int) -> float:
-    """The full learning rate in every step."""
-    return 1.0
-
-
-@register_schedule("cosine")
-def cosine(step: int, total_steps: int) -> float:
-    """Falls to 0 along half a cosine (Loshchilov and Hutter, SGDR, ICLR 2017, without restarts)."""
-    return (1 + math.cos(math.pi * min(1.0, step / total_steps))) / 2
 
 
 class StageOptimizer:
@@ -182,62 +135,3 @@ def _groups(
         {"params": values, "lr": full_rate, "full_rate": full_rate, "weight_decay": decay}
         for (full_rate, decay), values in groups.items()
     ]
-
-
-class TensorFlowAdam(torch.optim.Optimizer):
-    """Adam (Kingma and Ba, 2015) in the form before section 2.1: epsilon is not divided by sqrt(1 - beta2^t).
-
-    w -= lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon). After one step that is up to 1e-4 away from
-    torch.optim.Adam where gradients are small. As in TensorFlow the settings are float32 numbers and beta^t is a
-    float32 product, whatever the precision of the weights. weight_decay adds to the gradient.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._powers = (0, np.float32(1), np.float32(1))  # t, beta1^t, beta2^t
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        with torch.enable_grad():
-            loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._update(weights, group)
-        return loss
-
-    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        for weight in weights:
-            if not self.state[weight]:
-                zero = torch.zeros_like(weight, memory_format=torch.preserve_format)
-                self.state[weight] = {"step": torch.tensor(0.0), "exp_avg": zero, "exp_avg_sq": zero.clone()}
-            self.state[weight]["step"] += 1
-        first = [self.state[weight]["exp_avg"] for weight in weights]
-        second = [self.state[weight]["exp_avg_sq"] for weight in weights]
-        gradients: list[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
-        if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
-        beta1, beta2 = (np.float32(beta) for beta in group["betas"])
-        power1, power2 = self._power(int(self.state[weights[0]]["step"]), beta1, beta2)
-        torch._foreach_lerp_(first, gradients, 1 - float(beta1))
-        torch._foreach_mul_(second, float(beta2))
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - float(beta2))
-        divisors = torch._foreach_sqrt(second)
-        torch._foreach_add_(divisors, float(np.float32(group["eps"])))
-        rate = float(np.float32(group["lr"])) * math.sqrt(1 - float(power2)) / (1 - float(power1))
-        torch._foreach_addcdiv_(weights, first, divisors, -rate)
-
-    def _power(self, t: int, beta1: np.float32, beta2: np.float32) -> tuple[np.float32, np.float32]:
-        """beta^t as float32 products, one multiplication a step."""
-        reached, power1, power2 = self._powers if self._powers[0] <= t else (0, np.float32(1), np.float32(1))
-        for _ in range(t - reached):
-            power1, power2 = power1 * beta1, power2 * beta2
-        self._powers = (t, power1, power2)
-        return power1, power2

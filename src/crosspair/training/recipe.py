@@ -44,7 +44,7 @@ class StageConfig:
     layer_decay: float = 1.0
     """The rate of an encoder's k-th layer from its top is multiplied by this to the power of k."""
     schedule: str | dict[str, Any] = "constant"
-    """Of the learning rate over the stage, after the warm-up; cosine falls to 0."""
+    """Of the learning rate over the stage, after the warm-up: constant, cosine (to 0), polynomial, exponential."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
     smallest_crop: float = 1.0
@@ -61,7 +61,8 @@ class OptimizerConfig:
     """The optimizer by its name, and what goes with any. In YAML its settings stand among these fields."""
 
     name: str = "adam"
-    """adam: weight decay through the gradient; adamw: decoupled; tensorflow-adam: adam with TensorFlow's epsilon."""
+    """adam, adamw (decoupled weight decay), sgd, momentum, rmsprop, adagrad, adadelta; tensorflow-adam and
+    tensorflow-rmsprop as TensorFlow 1 has them."""
     weight_decay: float = 4e-5
     decay: Literal["weights", "convolutions"] = "weights"
     """What decays: all weight matrices and kernels, or only the original's choice (convolutions and projections)."""
