@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crosspair.losses import CMPCLoss, cmpc_terms
+from crosspair.losses import CMPCLoss, cmpc_precisions, cmpc_terms
 
 CASES = [f"cmpc{number:02d}" for number in range(40)]
 
@@ -57,6 +57,16 @@ def test_float64_gives_the_reference_value_and_gradient(
         assert largest_share(image.grad, case, "grad_image_f64") <= 1e-7
         assert largest_share(text.grad, case, "grad_text_f64") <= 1e-7
         assert largest_share(weight.grad, case, "grad_W_f64") <= 1e-7
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_precisions_are_the_references(name: str, oracle_case: Callable[[str], dict[str, Any]]) -> None:
+    case = oracle_case(name)
+    image, text, labels, weight = tensors(case, torch.float32)
+    found = cmpc_precisions(image, text, labels, weight)
+    assert not found.image.requires_grad
+    assert found.image.item() == pytest.approx(100 * float(case["image_precision"]), abs=1e-4)
+    assert found.text.item() == pytest.approx(100 * float(case["text_precision"]), abs=1e-4)
 
 
 def naive_image_to_text(images: Tensor, texts: Tensor, labels: list[int], weight: Tensor, smoothing: float) -> float:

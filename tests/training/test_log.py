@@ -135,3 +135,18 @@ class TestTensorBoard:
         with RunLog(tmp_path, tensorboard="off") as log:
             log.write(train_row(0))
         assert not (tmp_path / "tensorboard").exists()
+
+
+def test_histograms_are_of_weights_and_their_gradients_and_leave_out_what_is_not_finite(tmp_path):
+    weight, frozen = torch.nn.Parameter(torch.tensor([1.0, 2.0, torch.nan])), torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((3,), 5.0, dtype=torch.float32)
+    empty = torch.nn.Parameter(torch.full((2,), torch.inf))
+    with RunLog(tmp_path) as log:
+        log.write_histograms(7, {"a": weight, "b": frozen, "c": empty})
+    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0})
+    board.Reload()
+    assert set(board.Tags()["histograms"]) == {"weights/a", "gradients/a", "weights/b"}
+    [found] = board.Histograms("weights/a")
+    assert (found.step, found.histogram_value.num, found.histogram_value.sum) == (7, 2, 3)
+    [gradient] = board.Histograms("gradients/a")
+    assert (gradient.histogram_value.num, gradient.histogram_value.min) == (3, 5)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crosspair.data.dataset import open_data
 from crosspair.encode.model import DualEncoder
@@ -21,7 +22,15 @@ from crosspair.training.step import TrainingStep
 
 TRAIN_KEYS = {
     *("kind", "stage", "epoch", "step", "loss", "cmpm", "cmpm_image_to_text", "cmpm_text_to_image"),
-    *("cmpc", "cmpc_image_to_text", "cmpc_text_to_image", "positive_distance", "negative_distance"),
+    *(
+        "cmpc_image_precision",
+        "cmpc_text_precision",
+        "cmpc",
+        "cmpc_image_to_text",
+        "cmpc_text_to_image",
+        "positive_distance",
+        "negative_distance",
+    ),
     *("learning_rate", "pairs_per_second", "memory_mb"),
 }
 FROZEN = {"freeze_image_encoder": True, "batch_size": 4, "learning_rate": 1e-2}
@@ -167,6 +176,24 @@ class TestARun:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
         go(precision="auto", stage2=StageConfig())
         assert f"precision: {expected}\n" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+class TestHistograms:
+    def test_are_written_every_so_many_steps_and_only_then(self, go, tmp_path):
+        go("with", histograms=5)
+        go("without")
+        tags = {}
+        for name in ("with", "without"):
+            board = EventAccumulator(str(tmp_path / name / "tensorboard"), size_guidance={"histograms": 0})
+            board.Reload()
+            tags[name] = board.Tags()["histograms"]
+            if name == "with":
+                projections = board.Histograms("gradients/text_projection.linear.weight")
+                assert [found.step for found in projections] == [0, 5, 10]
+                assert [found.step for found in board.Histograms("weights/losses.cmpc_loss.weight")] == [0, 5, 10]
+                assert [found.step for found in board.Histograms("weights/image_encoder.conv1.0.weight")] == [10]
+        assert tags["without"] == []
+        assert weights(tmp_path / "with") == weights(tmp_path / "without")
 
 
 class TestAFrozenStage:

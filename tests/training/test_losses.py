@@ -7,7 +7,7 @@ from torch import nn
 
 from crosspair.data.batching import Batch
 from crosspair.errors import UserError
-from crosspair.losses import CMPMLoss, InfoNCELoss, SDMLoss, SigLIPLoss, TripletLoss
+from crosspair.losses import CMPMLoss, InfoNCELoss, SDMLoss, SigLIPLoss, TripletLoss, cmpc_precisions
 from crosspair.registry import LOSSES, register_loss
 from crosspair.training.losses import MatchingLosses
 
@@ -184,3 +184,19 @@ def test_what_is_no_loss_is_one_sentence(own, batch, embeddings, thing, message)
     with pytest.raises(UserError, match=message) as caught:
         MatchingLosses({"wrong": 1.0}, 2, 8)(*embeddings, batch)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_precisions_of_the_classes_are_observed_and_not_minimised(batch, embeddings, heads):
+    losses = MatchingLosses({"cmpm": 1.0, "cmpc": 1.0}, 2, 8, heads)
+    images, texts = embeddings
+    seen = losses.observed(images, texts, batch)
+    assert set(seen) == {"cmpc_image_precision", "cmpc_text_precision"}
+    parts = [losses["cmpc"]] if heads == 1 else list(losses["cmpc"])
+    expected = [
+        cmpc_precisions(image[batch.image_rows], text, batch.text_labels, part.weight).image
+        for image, text, part in zip(images.chunk(heads, 1), texts.chunk(heads, 1), parts, strict=True)
+    ]
+    torch.testing.assert_close(seen["cmpc_image_precision"], torch.stack(expected).mean())
+    assert not any(value.requires_grad for value in seen.values())
+    assert losses.observed(images, texts, batch).keys() - losses(images, texts, batch)[1].keys() == seen.keys()

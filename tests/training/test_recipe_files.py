@@ -66,6 +66,11 @@ def test_a_dotted_override_changes_one_field():
             "batch_size 10 and sampler.images_per_label 4; expected a batch that holds at least two labels",
         ),
         ("flickr8k-lite0", ["--optimizer.name", "lion"], "there is no optimizer 'lion'"),
+        (
+            "flickr8k-lite0",
+            ["--histograms", "9", "--tensorboard", "off"],
+            "histograms is 9, tensorboard off; expected 0",
+        ),
         ("flickr8k-lite0", ["--optimizer.name", "ftrl"], "no optimizer 'ftrl' .*first step throws pretrained weights"),
         ("flickr8k-lite0", ["--stage1.schedule", "polynomial", "--stage1.schedule.power", "0"], "expected above 0"),
         ("flickr8k-lite0", ["stray"], "'stray' is no field; expected --field value"),

@@ -1,7 +1,7 @@
 """Losses of image-text matching, a file each. They know tensors alone: embeddings in, a scalar out."""
 
 from crosspair.losses.base import LearnedScale, MatchingLoss
-from crosspair.losses.cmpc import CMPCLoss, CMPCTerms, cmpc_terms
+from crosspair.losses.cmpc import CMPCLoss, CMPCPrecisions, CMPCTerms, cmpc_precisions, cmpc_terms
 from crosspair.losses.cmpm import CMPMLoss, CMPMTerms, cmpm_terms
 from crosspair.losses.distances import PairDistances, pair_distances
 from crosspair.losses.infonce import InfoNCELoss, InfoNCETerms, infonce_terms
@@ -11,6 +11,7 @@ from crosspair.losses.triplet import TripletLoss, TripletTerms, triplet_terms
 
 __all__ = [
     "CMPCLoss",
+    "CMPCPrecisions",
     "CMPCTerms",
     "CMPMLoss",
     "CMPMTerms",
@@ -25,6 +26,7 @@ __all__ = [
     "SigLIPTerms",
     "TripletLoss",
     "TripletTerms",
+    "cmpc_precisions",
     "cmpc_terms",
     "cmpm_terms",
     "infonce_terms",

@@ -28,6 +28,13 @@ class CMPCTerms(NamedTuple):
     text_to_image: Tensor
 
 
+class CMPCPrecisions(NamedTuple):
+    """Shares of a batch whose class is found in both directions, scalars in per cent."""
+
+    image: Tensor
+    text: Tensor
+
+
 @register_loss("cmpc")
 class CMPCLoss(nn.Module):
     """Cross-modal projection classification (Zhang and Lu, ECCV 2018, eq. 7-11): the sum of `cmpc_terms`.
@@ -63,6 +70,11 @@ class CMPCLoss(nn.Module):
         sampled_classes = self.sampled_classes if self.training else 0
         settings = (self.weight, self.label_smoothing)
         return cmpc_terms(image_embeddings, text_embeddings, labels, *settings, sampled_classes=sampled_classes)
+
+    def observed(self, image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """`cmpc_precisions` as image_precision and text_precision."""
+        found = cmpc_precisions(image_embeddings, text_embeddings, labels, self.weight)
+        return {"image_precision": found.image, "text_precision": found.text}
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss in nats; arguments and errors as in `cmpc_terms`."""
@@ -101,6 +113,36 @@ def cmpc_terms(
     of range, naming its row (not under torch.compile). With labels on a GPU this check waits for the device; they may
     stay on the CPU.
     """
+    labels = checked_pairs(image_embeddings, text_embeddings, labels, weight)
+    with torch.autocast(image_embeddings.device.type, enabled=False):
+        # Both directions in one product: at many classes it is reading the weights that takes the time.
+        projected = _both_directions(image_embeddings, text_embeddings, weight)
+        weight, log_counts = weight.to(projected.dtype), None
+        if 0 < sampled_classes < weight.shape[1]:
+            classes, labels, log_counts = _sample_classes(labels, sampled_classes, weight)
+            weight = weight.index_select(1, classes)
+        entropies = class_entropies(projected, labels.repeat(2), weight, label_smoothing, log_counts)
+        return CMPCTerms(*entropies.view(2, -1).mean(dim=1).unbind())
+
+
+@torch.no_grad()
+def cmpc_precisions(
+    image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor, weight: Tensor
+) -> CMPCPrecisions:
+    """Per cent of the pairs whose label has the largest logit, of all classes; arguments and errors: `cmpc_terms`.
+
+    image: of images projected onto their texts; text: of texts projected onto their images. No gradients.
+    """
+    labels = checked_pairs(image_embeddings, text_embeddings, labels, weight)
+    with torch.autocast(image_embeddings.device.type, enabled=False):
+        projected = _both_directions(image_embeddings, text_embeddings, weight)
+        lengths = torch.linalg.vector_norm(weight, dim=0).clamp(min=SQUARED_LENGTH_FLOOR**0.5)
+        found = (projected @ weight.to(projected.dtype) / lengths).argmax(dim=1)
+        return CMPCPrecisions(*(100 * (found == labels.repeat(2)).view(2, -1).to(projected.dtype).mean(dim=1)).unbind())
+
+
+def checked_pairs(image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Labels as int64 [p] on the device of the embeddings [p, d]. weight [d, num_classes]. Errors: `cmpc_terms`."""
     check_embeddings(image_embeddings, text_embeddings)
     if len(image_embeddings) != len(text_embeddings):
         raise ValueError(
@@ -113,19 +155,14 @@ def cmpc_terms(
         )
     labels = check_labels(labels, len(image_embeddings), "labels")
     _check_range(labels, weight.shape[1])
-    device = image_embeddings.device
-    labels = labels.to(device, non_blocking=True)
+    return labels.to(image_embeddings.device, non_blocking=True)
+
+
+def _both_directions(image_embeddings: Tensor, text_embeddings: Tensor, weight: Tensor) -> Tensor:
+    """Images projected onto their texts, and below them texts projected onto their images: [2 p, d]."""
     dtype = computing_dtype(image_embeddings, text_embeddings, weight)
     images, texts = image_embeddings.to(dtype), text_embeddings.to(dtype)
-    with torch.autocast(device.type, enabled=False):
-        # Both directions in one product: at many classes it is reading the weights that takes the time.
-        projected = torch.cat((_project(images, texts), _project(texts, images)))
-        weight, log_counts = weight.to(dtype), None
-        if 0 < sampled_classes < weight.shape[1]:
-            classes, labels, log_counts = _sample_classes(labels, sampled_classes, weight)
-            weight = weight.index_select(1, classes)
-        entropies = class_entropies(projected, labels.repeat(2), weight, label_smoothing, log_counts)
-        return CMPCTerms(*entropies.view(2, -1).mean(dim=1).unbind())
+    return torch.cat((_project(images, texts), _project(texts, images)))
 
 
 def _sample_classes(labels: Tensor, number: int, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

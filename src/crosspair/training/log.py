@@ -4,13 +4,14 @@ import json
 import math
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from crosspair.errors import UserError
 from crosspair.storage.files import full_disk_is_an_error, write_text
@@ -64,6 +65,15 @@ class RunLog:
         for name, value in _scalars(row):
             self._board.add_scalar(f"{prefix}/{name}", value, row["step"])
 
+    def write_histograms(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Histograms of weights by name and of their gradients, for TensorBoard alone; NaN and infinite ones aside."""
+        if self._board is None:
+            return
+        for name, weight in weights.items():
+            for what, values in (("weights", weight.detach()), ("gradients", weight.grad)):
+                if values is not None and bool((finite := values.isfinite()).any()):
+                    self._board.add_histogram(f"{what}/{name}", values[finite].float().cpu().numpy(), step)
+
     def __enter__(self) -> "RunLog":
         return self
 
@@ -75,9 +85,13 @@ class RunLog:
             self._board.close()
 
 
-def check_tensorboard(setting: str) -> None:
-    """Raise UserError when TensorBoard is asked for (`on`) and not installed."""
-    _summary_writer(setting)
+def check_tensorboard(setting: str, histograms: int = 0) -> None:
+    """Raise UserError when TensorBoard is asked for, by `on` or by histograms for it, and not installed."""
+    if _summary_writer(setting) is None and histograms:
+        raise UserError(
+            f"histograms is {histograms}, which TensorBoard shows, and its package is not installed; run: pip install "
+            "'crosspair[tensorboard]', or set histograms to 0"
+        )
 
 
 def _summary_writer(setting: str) -> Any:

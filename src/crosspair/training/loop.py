@@ -62,7 +62,7 @@ def train(
     run = Path(run)
     recipe = check_recipe(recipe)
     splits = run_splits(_opened(data, progress), recipe.train_splits, validate=recipe.validation != "none")
-    check_tensorboard(recipe.tensorboard)
+    check_tensorboard(recipe.tensorboard, recipe.histograms)
     recipe = settled(counted_processes(with_plugins(recipe)))
     with quiet_libraries():
         processes = launch(recipe)
@@ -177,6 +177,8 @@ def _run_epoch(trainer: Trainer, stage: Stage, noted: Noted) -> None:
         if observe:
             _log_step(trainer, stage, seen, pairs / (time.perf_counter() - started))
             started, pairs = time.perf_counter(), 0
+        if recipe.histograms and number % recipe.histograms == 0 and trainer.log is not None:
+            trainer.log.write_histograms(number, stage.step.optimizer.named())
         progress.step += 1
         progress.batch += 1
         stage.bar.update()

@@ -8,6 +8,7 @@ text_labels [m]) that returns a scalar or a named tuple of scalars, its terms. A
                              what some rows of a whole batch add to the terms, for several processes to share the work
     takes_pairs = True       called with pairs instead: image_embeddings [p, d], text_embeddings [p, d], labels [p]
     learned()                scalars to log by name
+    observed(...)            scalars of a batch to log by name, called without gradients in the steps that are logged
 """
 
 from collections.abc import Callable, Mapping
@@ -74,6 +75,29 @@ class MatchingLosses(nn.Module):
         terms = {name: torch.stack([parts[name] for _, parts in found]).mean() for name in found[0][1]}
         return total, terms | {name: value / gathered.processes for name, value in self._learned().items()}
 
+    @torch.no_grad()
+    def observed(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch, gathered: Gathered | None = None
+    ) -> dict[str, Tensor]:
+        """What losses tell of a batch without minimising it, by its name in metrics.jsonl; shares as in `forward`."""
+        gathered = gathered or _alone(image_embeddings, text_embeddings, batch)
+        images, texts = image_embeddings.chunk(self.heads, dim=1), text_embeddings.chunk(self.heads, dim=1)
+        found: dict[str, list[Tensor]] = {}
+        for name in self.weights:
+            for head in range(self.heads):
+                loss = self._of_head(name, head)
+                if not callable(getattr(loss, "observed", None)):
+                    continue
+                part = gathered.head(head, self.heads)
+                seen, share = _share(loss, images[head], texts[head], batch, part, method="observed")
+                for what, value in seen.items():
+                    found.setdefault(f"{name}_{what}", []).append(value * share)
+        return {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def _of_head(self, name: str, head: int) -> Any:
+        loss = self[name]
+        return loss[head] if isinstance(loss, nn.ModuleList) else loss
+
     def _head(
         self, head: int, images: Tensor, texts: Tensor, batch: Batch, gathered: Gathered
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,9 +105,7 @@ class MatchingLosses(nn.Module):
         terms: dict[str, Tensor] = {}
         total = images.new_zeros(())
         for name, weight in self.weights.items():
-            loss: Any = self[name]
-            if isinstance(loss, nn.ModuleList):
-                loss = loss[head]
+            loss = self._of_head(name, head)
             parts = _terms(name, *_share(loss, images, texts, batch, gathered))
             terms |= {f"{name}_{part}": value for part, value in parts.items() if part}
             terms[name] = total_of(parts.values())
@@ -128,12 +150,14 @@ def _alone(images: Tensor, texts: Tensor, batch: Batch) -> Gathered:
     return Gathered(images, texts, batch.image_labels, batch.text_labels, *rows, processes=1)
 
 
-def _share(loss: Any, images: Tensor, texts: Tensor, batch: Batch, gathered: Gathered) -> tuple[Any, float]:
-    """The part of a loss that this process computes, and its share of the whole batch."""
-    compute = getattr(loss, "terms", loss)
+def _share(
+    loss: Any, images: Tensor, texts: Tensor, batch: Batch, gathered: Gathered, method: str = "terms"
+) -> tuple[Any, float]:
+    """What a method of a loss gives for the part that this process computes, and that part's share of the batch."""
+    compute = getattr(loss, method, loss)
     if getattr(loss, "takes_pairs", False):
         return compute(images[batch.image_rows], texts, batch.text_labels), gathered.share_of_texts
-    if gathered.processes > 1 and hasattr(loss, "row_terms"):
+    if gathered.processes > 1 and hasattr(loss, "row_terms") and method == "terms":
         return loss.row_terms(*gathered.table, gathered.image_rows, gathered.text_rows), 1.0
     image_embeddings, text_embeddings, *labels = gathered.table
     if not isinstance(loss, MatchingLoss):  # others may index with labels, which these leave on the CPU to check them

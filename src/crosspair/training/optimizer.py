@@ -45,6 +45,10 @@ class StageOptimizer:
         total = sum((value.square().sum() for value in self.decayed), torch.zeros(()))
         return torch.as_tensor(self.config.weight_decay * total / 2)
 
+    def named(self) -> dict[str, Tensor]:
+        """The weights that are trained, by their names in checkpoints."""
+        return dict(zip(self._names(), self.trained, strict=True))
+
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state by the weight's name: `text_encoder.embedding.weight/exp_avg` and so on.
 

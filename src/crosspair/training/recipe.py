@@ -155,6 +155,8 @@ class Recipe:
     """Steps between two rows of metrics."""
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """Write RUN/tensorboard beside metrics.jsonl; auto: where the package is installed."""
+    histograms: int = 0
+    """Steps between two histograms of each weight and its gradient in RUN/tensorboard; 0: none."""
     checkpoint_minutes: float = 10.0
     """Time between two checkpoints inside an epoch; one is written after every epoch."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -291,6 +291,11 @@ def _check_ranges(recipe: Recipe) -> None:
         from crosspair.encode.backends import find_backend
 
         find_backend(recipe.feature_backend)
+    if recipe.histograms < 0 or (recipe.histograms and recipe.tensorboard == "off"):
+        raise UserError(
+            f"histograms is {recipe.histograms}, tensorboard {recipe.tensorboard}; expected 0 (none) or more, and "
+            "tensorboard on, as histograms are written for it alone"
+        )
     if recipe.decoded_cache_gb < 0 or recipe.stream.shuffle_buffer < 1:
         raise UserError(
             f"decoded_cache_gb is {recipe.decoded_cache_gb}, stream.shuffle_buffer {recipe.stream.shuffle_buffer}; "

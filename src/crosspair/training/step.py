@@ -34,7 +34,7 @@ class TrainingStep:
     def __call__(self, batch: Batch, step: int, *, observe: bool = False) -> dict[str, Tensor]:
         """Train on a batch. Returns detached scalars on the device, by their names in metrics.jsonl.
 
-        observe: add what is only looked at, namely the distances of pairs and the regularization.
+        observe: add what is only looked at: the distances of pairs, the regularization, and what losses tell besides.
         """
         if self.ema is not None and self.average_before:
             self.ema.update(step)
@@ -52,7 +52,10 @@ class TrainingStep:
             image_embeddings, text_embeddings = in_parts.image_embeddings, in_parts.text_embeddings
         gathered = self.processes.gather(image_embeddings, text_embeddings, batch)
         total, terms = self.losses(image_embeddings, text_embeddings, batch, gathered)
-        seen = self.processes.sum({"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}})
+        values = {"loss": total, **terms}
+        if observe:
+            values |= self.losses.observed(image_embeddings, text_embeddings, batch, gathered)
+        seen = self.processes.sum({name: value.detach() for name, value in values.items()})
         if observe:
             seen["positive_distance"], seen["negative_distance"] = pair_distances(*gathered.table)
             seen["regularization"] = self.optimizer.regularization()
