@@ -183,7 +183,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="*",
         metavar="RUN",
-        help="a finished RUN, or a model's directory; of several, such as seeds, also the mean and its spread",
+        help="a finished RUN, or MODEL as of `crosspair index`; of several, such as seeds, also mean and spread",
     )
     parser.add_argument("--data", type=Path, metavar="DATA", help="what RUN is evaluated on")
     parser.add_argument("--split", help="of DATA; default: test")
@@ -242,7 +242,12 @@ def _add_ranking(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="RUN", help="a RUN, a model's directory, or a RESULT.json")
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="RUN",
+        help="a RUN, a RESULT.json, or a MODEL as of `crosspair index`",
+    )
     parser.add_argument("--data", type=Path, metavar="DATA", help="for RUNs not evaluated yet; default: their own")
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--protocol", metavar="NAME", help="default: by DATA")
@@ -252,7 +257,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", nargs="?", metavar="RUN", help="a finished RUN, or with --data and --output a model's directory"
+        "model",
+        nargs="?",
+        metavar="RUN",
+        help="a finished RUN, or with --data and --output a MODEL as of `crosspair index`",
     )
     parser.add_argument(
         "--embeddings",
@@ -274,7 +282,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a finished RUN, a model's directory, a hub name, or a ready-made pair such as open_clip:ViT-B-32/openai",
+    )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder, with the folders in it, or DATA")
     parser.add_argument("--output", type=Path, required=True, metavar="GALLERY")
     parser.add_argument("--split", action="append", metavar="NAME", help="of DATA, can be repeated; default: all")

@@ -20,6 +20,9 @@ from torch.nn.functional import normalize
 from crosspair.encode.model import DualEncoder
 from crosspair.encode.storage import model_checksum
 from crosspair.errors import UserError
+from crosspair.gallery.gallery import Gallery
+from crosspair.gallery.indexing import index_images
+from crosspair.gallery.query import search
 from tests.fixtures.pairs import CAPTIONS, LONGEST, TRANSFORMERS, photographs
 
 transformers = pytest.importorskip("transformers")
@@ -334,6 +337,24 @@ class TestOfTheHub:
             with pytest.raises(UserError, match=f"there is no directory {name}"):
                 DualEncoder.from_pretrained(name)
         assert hub.asked == []
+
+
+def test_a_gallery_of_a_pair_is_searched_and_refuses_the_pair_with_other_weights(copied, images, tmp_path):
+    directory = copied("clip")
+    index_images(directory, images, tmp_path / "gallery", progress=False, threads=2, device="cpu")
+    gallery = Gallery.open(tmp_path / "gallery")
+    hit = search(gallery, str(images / "red.png"), 1)[0]
+    assert hit.item.path == "red.png"
+    assert hit.score == pytest.approx(1, abs=1e-4)
+    assert len(search(gallery, "a red card", 8)) == 8
+    model = transformers.AutoModel.from_pretrained(directory)
+    with torch.no_grad():
+        model.text_projection.weight.add_(1)
+    model.save_pretrained(directory)
+    with pytest.raises(UserError, match=r"is not the one .*gallery was made with"):
+        search(Gallery.open(tmp_path / "gallery"), "a red card", 1)
+    with pytest.raises(UserError, match="was made with another model"):
+        index_images(directory, images, tmp_path / "gallery", progress=False, threads=2, device="cpu")
 
 
 def test_an_export_and_a_save_of_a_pair_are_refused_in_a_true_sentence(transformers_pair, tmp_path):

@@ -1,6 +1,8 @@
 """Files of a model on the Hugging Face hub, or on a mirror that HF_ENDPOINT names: fetched once, kept in its cache."""
 
 import re
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,11 @@ def _bar_of_long_downloads() -> Any:
 
     class Bar(tqdm):  # type: ignore[type-arg]  # not subscriptable when it runs
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{"delay": 1, **options})
+            pause = 0.1 if sys.stderr.isatty() else 10.0
+            super().__init__(*arguments, **{**options, "delay": 1, "leave": False, "mininterval": pause})
+
+        def display(self, *arguments: Any, **options: Any) -> None:  # which the hub's client calls without the delay
+            if time.time() > getattr(self, "start_t", time.time()) + 1:
+                super().display(*arguments, **options)
 
     return Bar
