@@ -141,6 +141,18 @@ def test_an_architecture_of_the_librarys_list_takes_its_weights_from_the_hub(hub
         open_clip.factory._MODEL_CONFIGS.update(kept[1])
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32/openai", "ViT-B-16/dfn2b", "ViT-L-14/metaclip_400m"])
+def test_weights_that_were_trained_with_another_activation_are_refused_by_the_right_name(hub, name):
+    architecture, tag = name.split("/")
+    with pytest.raises(UserError, match="trained with QuickGELU") as caught:
+        DualEncoder.from_pretrained(f"open_clip:{name}", device="cpu")
+    assert str(caught.value).endswith(f"name open_clip:{architecture}-quickgelu/{tag}")
+    assert open_clip.get_model_config(f"{architecture}-quickgelu")["quick_gelu"]
+    assert hub.asked == []
+    with pytest.raises(UserError, match="which has no such model"):  # it is asked for, and this hub is empty
+        DualEncoder.from_pretrained(f"open_clip:{architecture}-quickgelu/{tag}", device="cpu")
+
+
 class TestRefused:
     def refusal(self, name: str | Path) -> str:
         with pytest.raises(UserError) as caught:

@@ -42,7 +42,7 @@ def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DistilBERT, its mean and a layer into CLIP's 24 dimensions, as of clip-ViT-B-32-multilingual-v1."""
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("pairs")
-    tokenizer = bert_tokenizer()
+    tokenizer = bert_tokenizer(lower=False)
     sizes = {"n_layers": 2, "n_heads": 2, "dim": 16, "hidden_dim": 32, "max_position_embeddings": 32}
     model = transformers.DistilBertModel(transformers.DistilBertConfig(**sizes, vocab_size=len(tokenizer)))
     model.save_pretrained(directory / "transformer")
@@ -103,6 +103,7 @@ def test_a_text_encoder_in_the_layout_of_published_models_gives_the_same(clip, m
     captions = ["Two People on the beach, a red dog sleeps", "A DOG"]
     found = DualEncoder.from_pretrained(f"{clip}+{directory}", device="cpu").encode_text(captions)
     assert (found - own_vectors(directory, captions)).abs().max() < 1e-5
+    assert (found - own_vectors(multilingual, captions)).abs().max() > 1e-2  # without lower case and the cut
 
 
 class TestRefused:

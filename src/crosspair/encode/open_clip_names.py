@@ -9,11 +9,13 @@ from crosspair.errors import UserError
 def hub_name_of(architecture: str, tag: str) -> str:
     """owner/name of the weights of open_clip's ARCHITECTURE/TAG, such as ViT-B-32 and laion2b_s34b_b79k.
 
-    Raises UserError where open_clip is not installed or lists no such weights.
+    Raises UserError where open_clip is not installed or lists no such weights, and where they were trained with another
+    activation than the architecture has, of which open_clip itself only warns.
     """
     open_clip = import_open_clip()
     known = [f"{name}/{each}" for name, each in open_clip.list_pretrained()]
-    found = open_clip.pretrained.get_pretrained_cfg(architecture, tag).get("hf_hub", "") if tag else ""
+    weights = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
+    found = weights.get("hf_hub", "")
     if not found:
         given = f"{architecture}/{tag}" if architecture else tag
         near = difflib.get_close_matches(given, known, n=3)
@@ -21,6 +23,11 @@ def hub_name_of(architecture: str, tag: str) -> str:
         raise UserError(
             f"open_clip lists no weights {given}{hint}; expected open_clip:ARCHITECTURE/TAG as "
             "`open_clip.list_pretrained()` names them, open_clip:local-dir:DIRECTORY or open_clip:hf-hub:OWNER/MODEL"
+        )
+    if weights.get("quick_gelu") and not open_clip.get_model_config(architecture).get("quick_gelu"):
+        raise UserError(
+            f"the weights {architecture}/{tag} were trained with QuickGELU, which open_clip's {architecture} has not; "
+            f"name open_clip:{architecture}-quickgelu/{tag}"
         )
     return str(found).rpartition("/")[0]
 
