@@ -25,7 +25,8 @@ from crosspair.encode.pretrained_text import create_transformer
 from crosspair.encode.reader import grouped, read_ahead
 from crosspair.encode.storage import EXPORT, SavedModel, read_saved, save_model
 from crosspair.errors import UserError
-from crosspair.models.config import ImageEncoderConfig, ModelConfig
+from crosspair.formats.word_vectors import read_word_vectors
+from crosspair.models.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from crosspair.models.dual_encoder import TwoTowers
 from crosspair.models.projection import merged_state
 from crosspair.models.transformer_text import TransformerTextEncoder
@@ -229,17 +230,27 @@ class DualEncoder(TwoTowers):
         return str(address)
 
 
-def create_model(config: ModelConfig, captions: Iterable[str]) -> DualEncoder:
+def create_model(
+    config: ModelConfig, captions: Iterable[str], tell: Callable[[str], object] | None = None
+) -> DualEncoder:
     """A model to train: its encoders with their starting weights, its vocabulary that of the training captions.
 
-    A text encoder from `transformers` brings its own vocabulary. Raises UserError for weights that can't be had.
+    A text encoder from `transformers` brings its own vocabulary. tell: is told the share of words with a vector of
+    their own, where the word embedding starts from a file; with it reading shows a bar. Raises UserError for weights
+    and vectors that can't be had.
     """
     if reads_words(config.text):
-        return DualEncoder(
-            config,
-            Vocabulary.from_captions(
-                captions, config.text.min_count, config.text.special_tokens, config.text.tokenizer
-            ),
+        vocabulary = Vocabulary.from_captions(
+            captions, config.text.min_count, config.text.special_tokens, config.text.tokenizer
+        )
+        model = DualEncoder(config, vocabulary)
+        if config.text.word_vectors is not None:
+            _start_word_embedding(model.text_encoder, vocabulary, config.text, tell)
+        return model
+    if config.text.word_vectors is not None:
+        raise UserError(
+            f"model.text.word_vectors is {config.text.word_vectors}, and {config.text.name} has an embedding of its "
+            "own; set model.text.word_vectors to null"
         )
     text_encoder, tokenizer = create_transformer(config.text)
     return DualEncoder(config, tokenizer, text_encoder=text_encoder)
@@ -252,6 +263,28 @@ def _create_image_encoder(config: ImageEncoderConfig) -> tuple[nn.Module, ImageI
     )
     expected.resample = config.resample
     return encoder, expected
+
+
+@torch.no_grad()
+def _start_word_embedding(
+    encoder: nn.Module, vocabulary: Vocabulary, config: TextEncoderConfig, tell: Callable[[str], object] | None
+) -> None:
+    """Put the vectors that a file has of the vocabulary's words into the encoder's table of them."""
+    table = getattr(encoder, "embedding", None)
+    if not isinstance(table, nn.Embedding):
+        raise UserError(
+            f"model.text.word_vectors is {config.word_vectors}, and {config.name} has no word embedding (embedding, an "
+            "nn.Embedding); set model.text.word_vectors to null"
+        )
+    path = Path(str(config.word_vectors))
+    found = read_word_vectors(path, vocabulary.words, dim=table.embedding_dim, progress=tell is not None)
+    if vocabulary.words and not found:
+        raise UserError(f"{path} has none of the {len(vocabulary.words):,} words; expected vectors of lower-case words")
+    for word, vector in found.items():
+        table.weight[vocabulary.encode([word])[0]] = torch.from_numpy(vector).to(table.weight)
+    if tell is not None:
+        share = 100 * len(found) / max(1, len(vocabulary.words))
+        tell(f"word vectors: {len(found):,} of {len(vocabulary.words):,} words ({share:.1f} %) are in {path}")
 
 
 def _text_encoder(saved: SavedModel) -> nn.Module | None:

@@ -178,7 +178,7 @@ def read_model(name: str, *, weights: bool = True) -> SavedModel:
 def read_saved(directory: Path, *, weights: bool = True) -> SavedModel:
     """Read a directory that crosspair wrote, as `read_model`."""
     config = _read_config(directory)
-    config.model.image.weights = "none"  # all weights are in the directory
+    config.model.image.weights, config.model.text.word_vectors = "none", None  # all weights are in the directory
     state = _read_weights(directory / WEIGHTS) if weights else {}
     vocabulary: Vocabulary | SubwordTokenizer
     if config.text_architecture is None:

@@ -47,6 +47,9 @@ class TextEncoderConfig:
     """Of a transformer's states; model: as the model itself does (CLIP and SigLIP, into their joint space)."""
     word_dim: int = field(default=512, metadata=_SIZE)
     """Of the BiLSTM's word embedding."""
+    word_vectors: str | None = None
+    """A file that the BiLSTM's word embedding starts from: GloVe's text, or word2vec's with its header line, with
+    word_dim numbers a word. Words that it lacks start at random, as all do without it."""
     hidden_dim: int = field(default=512, metadata=_SIZE)
     """Units of the LSTM in each direction."""
     dropout: float = field(default=0.3, metadata=_SHARE)

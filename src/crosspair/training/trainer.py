@@ -101,7 +101,7 @@ def build_trainer(
 ) -> Trainer:
     """The model and the losses at their start.
 
-    with_weights: False where a checkpoint brings the image encoder's weights. Raises UserError for what can't be had.
+    with_weights: False where a checkpoint brings the starting weights. Raises UserError for what can't be had.
     """
     train = splits.train
     for number, stage in recipe.stages:
@@ -113,9 +113,12 @@ def build_trainer(
                 f"set stage{number}.sampler to shuffled"
             )
     torch.manual_seed(recipe.seed)
-    image = recipe.model.image if with_weights else replace(recipe.model.image, weights="none")
-    words = train.word_counts(recipe.model.text.tokenizer)
-    model = create_model(replace(recipe.model, image=image), words).to(processes.fabric.device)
+    wanted = recipe.model
+    if not with_weights:
+        bare = replace(wanted.image, weights="none"), replace(wanted.text, word_vectors=None)
+        wanted = replace(wanted, image=bare[0], text=bare[1])
+    words = train.word_counts(wanted.text.tokenizer)
+    model = create_model(wanted, words, print if show and processes.first else None).to(processes.fabric.device)
     if recipe.model.text.tokenizer != "words" and not isinstance(model.vocabulary, Vocabulary):
         raise UserError(
             f"model.text.tokenizer is {recipe.model.text.tokenizer}, and {recipe.model.text.name} has its own; set it "
