@@ -195,6 +195,16 @@ def test_what_can_not_be_evaluated_is_one_sentence(changes, sentence):
     assert "\n" not in str(error.value)
 
 
+def test_nan_in_one_of_several_matrices_is_named_by_its_file(tmp_path):
+    wrong = np.eye(3)
+    wrong[1, 2] = np.nan
+    for name, matrix in (("right", np.eye(3)), ("wrong", wrong)):
+        np.savez(tmp_path / f"{name}.npz", similarities=matrix, image_labels=np.arange(3), text_labels=np.arange(3))
+    both = mean_similarities([read_similarities(tmp_path / f"{name}.npz") for name in ("right", "wrong")])
+    with pytest.raises(UserError, match=r"wrong\.npz: similarities hold NaN in row 1, column 2; expected numbers"):
+        PLAIN.evaluate(both)
+
+
 def test_a_file_that_lacks_an_array_is_one_sentence(tmp_path):
     np.savez(tmp_path / "x.npz", similarities=np.eye(3), image_labels=np.arange(3))
     with pytest.raises(UserError, match=r"has no text_labels, it has similarities, image_labels; expected an \.npz"):

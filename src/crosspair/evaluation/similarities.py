@@ -49,7 +49,8 @@ class Similarities:
 
     matrices: one or several [n, m] of float16, float32 or float64, which are averaged; may be mapped files. They hold
     no NaN (which is only seen when they are read) and no infinity, but may hold minus infinity: the worst, where a
-    re-ranker didn't score. image_rows [n], text_columns [m]: the rows and columns that are meant, None for all.
+    re-ranker didn't score. sources: a name of each, for errors.
+    image_rows [n], text_columns [m]: the rows and columns that are meant, None for all.
     image_labels [n], text_labels [m], text_images, image_ids, caption_ids and names are those of `Embeddings`.
     """
 
@@ -63,6 +64,7 @@ class Similarities:
     caption_ids: NDArray[np.int64] | None = None
     image_rows: NDArray[np.int64] | None = None
     text_columns: NDArray[np.int64] | None = None
+    sources: tuple[str, ...] = ("similarities",)
 
     @classmethod
     def checked(
@@ -75,6 +77,8 @@ class Similarities:
         text_names: tuple[str, ...] = (),
         image_ids: Tensor | NDArray[Any] | None = None,
         caption_ids: Tensor | NDArray[Any] | None = None,
+        *,
+        source: str = "similarities",
     ) -> "Similarities":
         """Raises EvaluationInputError, naming the array, for what can't be evaluated."""
         matrix = as_array(similarities, "similarities")
@@ -104,6 +108,7 @@ class Similarities:
             text_names,
             None if image_ids is None else check_labels(image_ids, images, "image_ids"),
             None if caption_ids is None else check_labels(caption_ids, texts, "caption_ids"),
+            sources=(source,),
         )
 
     @property
@@ -133,6 +138,7 @@ class Similarities:
             caption_ids=None if self.caption_ids is None else self.caption_ids[texts],
             image_rows=self._rows[images],
             text_columns=self._columns[texts],
+            sources=self.sources,
         )
 
     def averaged_texts(self) -> "Similarities":
@@ -183,9 +189,7 @@ class Similarities:
     def of_pairs(self, images: NDArray[np.int64], texts: NDArray[np.int64]) -> NDArray[Any]:
         """The similarities of pairs [pairs], those of `block`."""
         rows, columns = self._rows[images], self._columns[texts]
-        found = self._mean([matrix[rows, columns] for matrix in self.matrices]).astype(self._numpy_type)
-        _check(found, rows, columns)
-        return found
+        return self._mean([matrix[rows, columns] for matrix in self.matrices], rows, columns).astype(self._numpy_type)
 
     def score_blocks(self, metric: Metric, *, of_texts: bool) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Scores of some images with all texts [images, m], or of_texts of some texts with all images [texts, n]."""
@@ -212,10 +216,14 @@ class Similarities:
         together = len(columns) == columns[-1] - columns[0] + 1 and bool((np.diff(columns) == 1).all())
         some: Any = slice(int(columns[0]), int(columns[-1]) + 1) if together else columns
         for number, row in enumerate(rows.tolist()):
-            out[number] = self._mean([matrix[row][some] for matrix in self.matrices])
-        _check(out, rows[:, None], columns)
+            out[number] = self._mean([matrix[row][some] for matrix in self.matrices], np.array([row]), columns)
 
-    def _mean(self, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def _mean(
+        self, values: Sequence[NDArray[Any]], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """The mean of each matrix's values, once they are checked. rows, columns: theirs, as they broadcast to them."""
+        for each, source in zip(values, self.sources, strict=True):
+            _check(each, rows, columns, source)
         return values[0] if len(values) == 1 else np.asarray(np.stack(values).astype(np.float64).mean(0))
 
 
@@ -291,7 +299,11 @@ def mean_similarities(several: Sequence[Similarities]) -> Similarities:
                 raise EvaluationInputError(
                     f"matrix {number} has other {what} than the first; expected the same images and texts in one order"
                 )
-    return replace(first, matrices=tuple(matrix for each in several for matrix in each.matrices))
+    return replace(
+        first,
+        matrices=tuple(matrix for each in several for matrix in each.matrices),
+        sources=tuple(source for each in several for source in each.sources),
+    )
 
 
 def evaluate_similarities(
@@ -336,17 +348,18 @@ def read_similarities(path: Path | str) -> Similarities:
             text_images=arrays.get("text_images"),
             image_ids=arrays.get("image_ids"),
             caption_ids=arrays.get("caption_ids"),
+            source=f"{path}: similarities",
         )
     except EvaluationInputError as error:
         raise EvaluationInputError(f"{path}: {error}") from error
 
 
-def _check(found: NDArray[Any], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+def _check(found: NDArray[Any], rows: NDArray[np.int64], columns: NDArray[np.int64], source: str) -> None:
     """Raise EvaluationInputError for NaN and infinity. rows, columns: of what was found, as they broadcast to it."""
     wrong = np.isnan(found) | (found == np.inf)
     if wrong.any():
         row, column = (np.broadcast_to(places, found.shape)[wrong][0] for places in (rows, columns))
         raise EvaluationInputError(
-            f"similarities hold {'NaN' if np.isnan(found[wrong][0]) else 'infinity'} in row {row}, column {column}; "
+            f"{source} hold {'NaN' if np.isnan(found[wrong][0]) else 'infinity'} in row {row}, column {column}; "
             "expected numbers, with -inf where nothing was scored"
         )
