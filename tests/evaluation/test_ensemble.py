@@ -117,7 +117,8 @@ def test_the_command_evaluates_files_one_by_one_or_as_one(tmp_path, capsys):
     assert lines[6].startswith("mean ± sd")
     assert lines[6].endswith(f"{np.mean(rsums):.1f} ± {np.std(rsums, ddof=1):.1f}")
     assert lines[7].startswith("95 % of mean")
-    assert lines[8].startswith("protocol plain: every image and every text of the split")
+    assert lines[8].startswith("warning: the queries come from 20 pictures only")
+    assert lines[9].startswith("protocol plain: every image and every text of the split")
     output = tmp_path / "result.json"
     assert main(["evaluate", "--embeddings", *paths, "--ensemble", "--output", str(output)]) == 0
     assert capsys.readouterr().out.startswith(f"ensemble of {', '.join(paths)}: 20 pictures, 60 captions\n")

@@ -8,6 +8,7 @@ from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.protocols import PLAIN, Protocol, arrange, find_protocol
 from crosspair.evaluation.published import FixedSplit
 from crosspair.evaluation.query_table import COLUMNS, query_table
+from crosspair.evaluation.similarities import Similarities
 
 FOLDS = FixedSplit("two-fold", "", "", num_images=20, captions=3, folds=2)
 PROTOCOLS = [PLAIN, FOLDS, find_protocol("cub"), Protocol("extra", text_to_image=("mAP", "R@1"))]
@@ -82,6 +83,16 @@ def test_a_gallery_without_a_wrong_item_has_none():
     assert table.best_wrong.isna().all()
     assert table.best_wrong_row.isna().all()
     assert table.best_wrong_score.isna().all()
+
+
+def test_what_was_not_scored_is_the_worst_and_the_first_of_it_is_named():
+    scores = np.full((3, 3), -np.inf)
+    scores[0], scores[1, 2] = [3.0, 2.0, 1.0], 5.0
+    _, table = frame(PLAIN, Similarities.checked(scores, np.arange(3), np.arange(3)), directions=("image_to_text",))
+    assert table["rank"].tolist() == [1, 3, 3]
+    assert table.item_row.tolist() == [0, 1, 2]
+    assert table.best_wrong_row.tolist() == [1, 2, 0]
+    assert table.best_wrong_score.tolist() == [2.0, 5.0, -np.inf]
 
 
 def test_distractors_are_no_queries_and_one_direction_is_one():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crosspair.evaluation.metrics import DirectionResult
 from crosspair.evaluation.protocols import Evaluation, Task
 from crosspair.evaluation.ranking import Metric
+from crosspair.progress import progress_bar
 from crosspair.storage.files import whole_file
 
 if TYPE_CHECKING:
@@ -41,21 +42,26 @@ COLUMNS = {
 Columns = dict[str, Any]
 
 
-def query_table(evaluation: Evaluation, tasks: Sequence[Task], captions: Sequence[str] | None = None) -> "pa.Table":
+def query_table(
+    evaluation: Evaluation, tasks: Sequence[Task], captions: Sequence[str] | None = None, *, progress: bool = False
+) -> "pa.Table":
     """The queries of all folds and directions, COLUMNS [queries].
 
     tasks: those that were evaluated, as `arrange` gives them. captions: of the split's texts, by row, if known.
+    progress: show a bar.
     """
     import pyarrow as pa
 
     schema = pa.schema(list(COLUMNS.items()))
     results = evaluation.folds or (evaluation.result,)
-    parts = [
-        pa.table({name: pa.array(columns[name], kind, from_pandas=True) for name, kind in COLUMNS.items()}, schema)
-        for fold, (task, result) in enumerate(zip(tasks, results, strict=True), 1)
-        for direction, found in result.directions.items()
-        for columns in [_columns(task, direction, found, result.metric, captions, fold)]
-    ]
+    counts = [len(found.ranks.queries) for result in results for found in result.directions.values()]
+    parts = []
+    with progress_bar(total=sum(counts), unit=" queries", leave=False, disable=not progress) as bar:
+        for fold, (task, result) in enumerate(zip(tasks, results, strict=True), 1):
+            for direction, found in result.directions.items():
+                columns = _columns(task, direction, found, result.metric, captions, fold, bar)
+                arrays = {name: pa.array(columns[name], kind, from_pandas=True) for name, kind in COLUMNS.items()}
+                parts.append(pa.table(arrays, schema))
     return pa.concat_tables(parts)
 
 
@@ -68,7 +74,13 @@ def write_queries(path: Path, table: "pa.Table") -> None:
 
 
 def _columns(
-    task: Task, direction: str, found: DirectionResult, metric: Metric, captions: Sequence[str] | None, fold: int
+    task: Task,
+    direction: str,
+    found: DirectionResult,
+    metric: Metric,
+    captions: Sequence[str] | None,
+    fold: int,
+    bar: Any,
 ) -> Columns:
     data, ranks = task.embeddings, found.ranks
     images = (data.image_names, data.image_labels, task.image_rows)
@@ -77,7 +89,7 @@ def _columns(
     (names, labels, rows), (items, _, item_rows) = (texts, images) if of_texts else (images, texts)
     queries = ranks.queries
     query_rows = queries if rows is None else rows[queries]
-    best, best_score, wrong, wrong_score = (each[queries] for each in _best_items(task, metric, of_texts=of_texts))
+    best, best_score, wrong, wrong_score = (each[queries] for each in _best_items(task, metric, bar, of_texts=of_texts))
     there = wrong != _ABSENT
     return {
         "direction": [direction] * len(queries),
@@ -99,7 +111,7 @@ def _columns(
     }
 
 
-def _best_items(task: Task, metric: Metric, *, of_texts: bool) -> tuple[NDArray[Any], ...]:
+def _best_items(task: Task, metric: Metric, bar: Any, *, of_texts: bool) -> tuple[NDArray[Any], ...]:
     """For every row of the queries' side the best relevant item and its score, then the best of the others and its.
 
     The first of equal items; _ABSENT where there is none.
@@ -108,15 +120,24 @@ def _best_items(task: Task, metric: Metric, *, of_texts: bool) -> tuple[NDArray[
     labels, gallery_labels = data.image_labels, data.text_labels
     if of_texts:
         labels, gallery_labels = gallery_labels, labels
+    order = np.argsort(gallery_labels, kind="stable")
+    starts, ends = (np.searchsorted(gallery_labels[order], labels, side) for side in ("left", "right"))
     items = np.full((2, len(labels)), _ABSENT, dtype=np.int64)
     best = np.full((2, len(labels)), np.nan)
-    for some, scores in data.score_blocks(metric, of_texts=of_texts):
-        relevant = labels[some][:, None] == gallery_labels
-        for side, among in enumerate((relevant, ~relevant)):
-            chosen = np.where(among, scores, -np.inf).argmax(1)
-            each = np.arange(len(chosen))
-            chosen = np.where(among[each, chosen], chosen, among.argmax(1))  # all of them score -inf
-            there = among[each, chosen]
-            items[side, some] = np.where(there, chosen, _ABSENT)
-            best[side, some] = np.where(there, scores[each, chosen], np.nan)
+    for some, block in data.score_blocks(metric, of_texts=of_texts):
+        for row, scores in zip(range(some.start, some.stop), block, strict=True):
+            relevant = order[starts[row] : ends[row]]
+            others = scores.copy()
+            others[relevant] = -np.inf
+            wrong = int(others.argmax())
+            if others[wrong] == -np.inf:  # as all of them are, or there are none
+                others[:] = 1
+                others[relevant] = 0
+                wrong = int(others.argmax())
+            if len(relevant):
+                items[0, row] = relevant[scores[relevant].argmax()]
+                best[0, row] = scores[items[0, row]]
+            if len(relevant) < len(scores):
+                items[1, row], best[1, row] = wrong, scores[wrong]
+        bar.update(int((ends[some] > starts[some]).sum()))
     return items[0], best[0], items[1], best[1]

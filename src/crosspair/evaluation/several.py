@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crosspair.evaluation.clusters import RSUM, Name
+from crosspair.evaluation.clusters import RSUM, Clusters, Name
 from crosspair.evaluation.protocols import Evaluation
-from crosspair.evaluation.uncertainty import LEVEL, group_intervals
+from crosspair.evaluation.uncertainty import LEVEL, few_clusters, group_intervals
 
 
 def several_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
@@ -28,7 +28,8 @@ def several_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> st
     directions = [direction.replace("_", " ") for direction, _ in shown]
     firsts = [name if place == 0 or directions[place - 1] != name else "" for place, name in enumerate(directions)]
     header = [["", *firsts], ["", *(name for _, name in shown)]]
-    return "\n".join(_aligned([*header, *rows]))
+    clusters = Clusters.of(evaluations[0])
+    return "\n".join([*_aligned([*header, *rows]), *few_clusters(clusters.fewest, evaluations[0].cluster_unit)])
 
 
 def _value(evaluation: Evaluation, name: Name) -> float | None:

@@ -94,7 +94,7 @@ class Measured:
         if queries is not None:
             protocol = self.evaluation.protocol
             captions = self.captions if protocol.text_unit == Protocol.text_unit else None
-            table = query_table(self.evaluation, arrange(protocol, self.embeddings), captions)
+            table = query_table(self.evaluation, arrange(protocol, self.embeddings), captions, progress=True)
             write_queries(queries, table)
             lines.append(f"queries: {queries} ({len(table):,} rows)")
         return "".join(f"\n{line}" for line in lines)
