@@ -26,6 +26,8 @@ class StageConfig:
     """Layers of the image encoder that train, counted from its top; those below keep their weights. 0 trains all."""
     freeze_text_encoder: bool = False
     """Keep the text encoder's weights, and its dropout off."""
+    freeze: list[str] = field(default_factory=list)
+    """Patterns of names of further weights to keep, as text_encoder.embedding.*; their dropout and statistics go on."""
     batch_size: int = 32
     """Images in a batch, of all processes together."""
     mini_batch_size: int = 0
@@ -82,6 +84,18 @@ class EMAConfig:
     """The whole model, or (the original) all but the text encoder."""
     before_update: bool = False
     """Average the weights that a step starts from, as the original does, rather than those it ends with."""
+
+
+@dataclass
+class RestoreConfig:
+    """Weights that a run starts with from another model."""
+
+    model: str | None = None
+    """A RUN, a MODEL or a name on the hub; null takes none."""
+    include: list[str] = field(default_factory=lambda: ["*"])
+    """Patterns of the names that are taken, as image_encoder.*."""
+    exclude: list[str] = field(default_factory=list)
+    """Patterns of the names that are not."""
 
 
 @dataclass
@@ -164,6 +178,7 @@ class Recipe:
     """What is minimised: the weight of each loss, or its weight and settings. Weight 0 leaves a loss out."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    restore: RestoreConfig = field(default_factory=RestoreConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     stage1: StageConfig = field(default_factory=lambda: StageConfig(freeze_image_encoder=True))

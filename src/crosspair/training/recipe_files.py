@@ -20,7 +20,13 @@ from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig, map_
 
 _CHOSEN: dict[str, Registry[Any]] = {"sampler": SAMPLERS, "schedule": SCHEDULES}  # fields of a stage
 _WRITTEN_BY_A_RUN = "plugins"
-_LISTS = {"train_splits"}  # fields that the command line takes as names between commas
+_LISTS = {
+    "train_splits",
+    "stage1.freeze",
+    "stage2.freeze",
+    "restore.include",
+    "restore.exclude",
+}  # fields that the command line takes as names between commas
 
 
 def built_in_recipes() -> dict[str, Traversable]:

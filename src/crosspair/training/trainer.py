@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from crosspair.data.batching import BatchSource, Reading, Split, TrainingSplit
 from crosspair.data.decoded import decoded_images
@@ -29,6 +30,7 @@ from crosspair.training.ema import WeightEMA
 from crosspair.training.layers import add_recipe_adapters, freeze_for_stage
 from crosspair.training.log import RunLog
 from crosspair.training.losses import MatchingLosses
+from crosspair.training.named_weights import freeze_matching, restore_weights
 from crosspair.training.optimizer import StageOptimizer
 from crosspair.training.recipe import Recipe, StageConfig, name_and_settings
 from crosspair.training.step import TrainingStep
@@ -63,6 +65,7 @@ class Trainer:
     show: bool = True  # progress bars and lines on the screen
     progress: Progress = field(default_factory=Progress)
     log: RunLog | None = None  # of the first process
+    frozen: list[Tensor] = field(default_factory=list)  # by patterns of the stage under way
     last_saved: float = field(default_factory=time.monotonic)  # when the newest checkpoint was written
 
     def tell(self, event: str, *arguments: Any) -> None:
@@ -118,13 +121,16 @@ def build_trainer(
         bare = replace(wanted.image, weights="none"), replace(wanted.text, word_vectors=None)
         wanted = replace(wanted, image=bare[0], text=bare[1])
     words = train.word_counts(wanted.text.tokenizer)
-    model = create_model(wanted, words, print if show and processes.first else None).to(processes.fabric.device)
+    tell = print if show and processes.first else None
+    model = create_model(wanted, words, tell).to(processes.fabric.device)
     if recipe.model.text.tokenizer != "words" and not isinstance(model.vocabulary, Vocabulary):
         raise UserError(
             f"model.text.tokenizer is {recipe.model.text.tokenizer}, and {recipe.model.text.name} has its own; set it "
             "to words"
         )
     model.config = recipe.model
+    if with_weights:
+        restore_weights(model, recipe.restore, tell or (lambda line: None))
     add_recipe_adapters(model, recipe.lora)
     projection = recipe.model.projection
     losses = MatchingLosses(recipe.loss, len(np.unique(train.labels)), projection.dim, projection.heads)
@@ -144,7 +150,10 @@ def build_trainer(
 def build_stage(trainer: Trainer, number: int, config: StageConfig, checkpoint: Checkpoint | None = None) -> Stage:
     """Freeze what the stage freezes, make its features and its optimizer, which a checkpoint may have left."""
     recipe, processes, model = trainer.recipe, trainer.processes, trainer.model
+    for value in trainer.frozen:
+        value.requires_grad_(True)
     freeze_for_stage(model, config)
+    trainer.frozen = freeze_matching(model, trainer.losses, config.freeze, f"stage{number}.freeze")
     # Anew for each stage, as other weights train. The losses are computed outside, in the weights' own precision.
     wrapped = processes.fabric.setup_module(model)
     features = _features(trainer, config)
