@@ -146,6 +146,13 @@ def test_hand_made_rankings():
     assert found.values("nDCG")[0] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7)) / ideal)
 
 
+def test_average_precision_at_k_of_a_query_whose_positives_are_partly_beyond_k():
+    """Places 1 and 5 with K = 3: half of the positives found; dividing by those found would give 100."""
+    texts = np.array([1.0, 2, 3, 4, 5])[:, None]
+    found = evaluate_retrieval(np.zeros((2, 1)), texts, np.array([1, 0]), np.array([1, 0, 0, 0, 1]), metric="euclidean")
+    assert found.image_to_text.values("mAP@3")[0] == 0.5
+
+
 def test_ties_count_against_the_model():
     """A positive and a negative of equal score: the negative goes first."""
     result = evaluate_retrieval(np.ones((2, 1)), np.ones((2, 1)), np.arange(2), np.arange(2), extra=EXTRA + AT_K)

@@ -6,6 +6,7 @@ import torch
 
 from crosspair import UserError, evaluate_retrieval
 from crosspair.evaluation.csls import csls_vectors
+from crosspair.evaluation.inputs import warn_once
 from crosspair.evaluation.ranking import rank_positives
 
 LABELS = np.arange(3)
@@ -127,6 +128,18 @@ def test_integer_codes_rank_as_the_same_numbers_in_float32(kind, metric, as_tens
         rank_positives(*given, *labels, metric),
         rank_positives(*(rows.astype(np.float32) for rows in codes), *labels, metric),
     )
+
+
+def test_unsigned_codes_are_told_of_as_they_often_have_a_zero_point(caplog):
+    """Codes of 1 and -1 with the zero point 128 lie in one quadrant, where all cosines are alike."""
+    warn_once.cache_clear()
+    rows = np.array([[129, 127], [127, 129]], dtype=np.uint8)
+    evaluate_retrieval(rows, rows.astype(np.float32) - 128, [0, 1], [0, 1])
+    evaluate_retrieval(rows.astype(np.int16) - 128, rows.astype(np.float32) - 128, [0, 1], [0, 1])
+    assert caplog.messages == [
+        "image_embeddings are uint8 codes, which rank as the numbers they are; take off their zero point if they have "
+        "one, and unpack them if they are bits"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspair import evaluate_retrieval
-from crosspair.evaluation import identical
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.identical import find_identical_rows
+from crosspair.evaluation.inputs import warn_once
 from crosspair.evaluation.protocols import find_protocol
 
 
 @pytest.fixture(autouse=True)
 def _every_warning_is_new():
-    identical._warn.cache_clear()
+    warn_once.cache_clear()
 
 
 @st.composite

@@ -1,16 +1,15 @@
 """Identical rows of embeddings: items that no query can tell apart, of which the user is warned."""
 
-import logging
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crosspair.evaluation.inputs import warn_once
+
 _PREFIX = 32  # columns that are compared first: few rows go any further
 _CHUNK = 4096
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def warn_of_identical_rows(matrix: NDArray[Any], labels: NDArray[np.int64], name
         which = f"both with label {labels[one]}"
         meaning = "each copy takes a place of its own in the rankings and is a query of its own"
         advice = "give each item once, or recall is lower than it should be"
-    _warn(
+    warn_once(
         f"{found.rows:,} of {len(matrix):,} rows of {name} are identical to another, such as rows {one} and {other}, "
         f"{which}: {meaning}; {advice}"
     )
@@ -88,8 +87,3 @@ def _hashes(matrix: NDArray[Any], rows: NDArray[np.intp], columns: slice) -> NDA
         bits = some.view(f"u{some.itemsize}").byteswap().astype(np.uint64)
         found[start : start + _CHUNK] = (bits * weights).sum(1, dtype=np.uint64)
     return found
-
-
-@cache
-def _warn(sentence: str) -> None:
-    _logger.warning(sentence)

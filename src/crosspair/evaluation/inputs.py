@@ -1,5 +1,7 @@
 """Validation of embeddings and labels, with a sentence for what can't be evaluated."""
 
+import logging
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,13 @@ from torch import Tensor
 from crosspair.errors import UserError
 
 _CHUNK = 4096
+_logger = logging.getLogger(__name__)
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Say a sentence on stderr, unless this process has said it before."""
+    _logger.warning(sentence)
 
 
 class EvaluationInputError(UserError, ValueError):
@@ -71,6 +80,11 @@ def check_embeddings(embeddings: Tensor | NDArray[Any], name: str) -> NDArray[An
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise EvaluationInputError(
             f"{name} have shape {matrix.shape}; expected [rows, dimension] with at least one of each"
+        )
+    if kind == "u":
+        warn_once(
+            f"{name} are {matrix.dtype} codes, which rank as the numbers they are; take off their zero point if they have "
+            "one, and unpack them if they are bits"
         )
     for start in range(0, len(matrix) if kind == "f" else 0, _CHUNK):
         finite = np.isfinite(matrix[start : start + _CHUNK]).all(axis=1)
