@@ -201,7 +201,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="instead of them: the matrix of all similarities, of several files their mean",
+        help="instead of RUN and DATA: files with the matrix of all similarities; of several their mean is evaluated",
     )
     parser.add_argument(
         "--ensemble", action="store_true", help="evaluate several inputs as one, by the mean of their similarities"

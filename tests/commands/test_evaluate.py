@@ -78,7 +78,15 @@ def test_what_shards_can_not_do_is_one_sentence(directory, tmp_path, refused):
     assert evaluate(directory, "--shard", "1/2", "--part", part) == 0
     assert "found the parts 1/2; expected each of 1/2 to 2/2 once" in refused(directory, "--merge", part)
     assert "nowhere: No such file" in refused(directory, "--merge", tmp_path / "nowhere")
-    assert "counted with other labels or another protocol" in refused(directory, "--merge", part, "--protocol", "cub")
+    assert "counted with other embeddings or options (its protocol, labels); " in refused(
+        directory, "--merge", part, "--protocol", "cub"
+    )
+    assert "counted with other embeddings or options (its metric); " in refused(
+        directory, "--merge", part, "--metric", "euclidean"
+    )
+    assert "counted with other embeddings or options (its distractors); " in refused(
+        directory, "--merge", part, "--distractors"
+    )
     assert main(["evaluate", "run", "--data", "data", "--shard", "1/2"]) == 2
 
 

@@ -26,6 +26,14 @@ def test_several_runs_are_a_line_each_and_keep_their_own_results(runs, data, tmp
     assert read_result(alone).evaluation.result.rsum == rsums[1]
 
 
+def test_a_half_trained_run_is_refused_before_the_others_are_encoded(runs, data, tmp_path, capsys):
+    (tmp_path / runs[1] / "metrics.jsonl").write_text("")
+    for more in ([], ["--ensemble"]):
+        assert main(["evaluate", *runs, "--data", data, *more]) == 2
+        assert capsys.readouterr().err.startswith(f"crosspair: {runs[1]} is half-trained")
+    assert not (tmp_path / runs[0] / "evaluation").exists()
+
+
 def test_an_ensemble_of_one_model_twice_is_that_model(runs, data, tmp_path):
     single, both = tmp_path / "single.json", tmp_path / "both.json"
     assert main(["evaluate", runs[0], "--data", data, "--output", str(single)]) == 0

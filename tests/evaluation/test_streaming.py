@@ -190,7 +190,7 @@ def test_parts_that_are_not_those_of_one_ranking_are_not_merged(parts, tmp_path)
     ):
         with pytest.raises(UserError, match=sentence):
             merge_parts(prepare_counting(*arrays), paths, FACTS)
-    with pytest.raises(UserError, match=r"a\.npz was counted with other labels or another protocol"):
+    with pytest.raises(UserError, match=r"a\.npz was counted with other embeddings or options \(its protocol\); merge"):
         merge_parts(prepare_counting(*arrays), [first, second], {"protocol": "cub"})
 
 

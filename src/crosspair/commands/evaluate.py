@@ -25,6 +25,7 @@ from crosspair.training.measure import (
     own_path,
     ranking_device,
 )
+from crosspair.training.run import model_directory
 
 
 def run(options: Namespace) -> None:
@@ -55,6 +56,8 @@ def _evaluate_models(options: Namespace) -> str:
         if options.csls:
             measured = measured.with_csls(ranking_device(device))
         return _finished(options, split, measured, own_path(name, split, options.protocol, ranking))
+    for name in options.model:
+        model_directory(name)  # a half-trained one is refused before the others are encoded
     results = []
     for name in options.model:
         measured = measure_model(name, options.data, split, ranking, options.protocol, **choices)

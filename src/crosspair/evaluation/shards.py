@@ -95,8 +95,12 @@ def merge_parts(counting: Counting, paths: Sequence[Path], facts: dict[str, Any]
     first, of = parts[0], parts[0].shard[1]
     for path, part in zip(paths, parts, strict=True):
         _check_same(part, first, path, str(paths[0]))
-        if any(part.facts.get(name) != value for name, value in facts.items()):
-            raise UserError(f"{path} was counted with other labels or another protocol; merge it with its own")
+        differing = [name for name, value in facts.items() if part.facts.get(name) != value]
+        if differing:
+            what = ", ".join(name.removesuffix("_checksum") for name in differing)
+            raise UserError(
+                f"{path} was counted with other embeddings or options (its {what}); merge it with those of its --shard"
+            )
         if not part.complete:
             raise UserError(f"{path} is not finished ({part.done} of {part.blocks} blocks); run its shard again")
     numbers = sorted(part.shard[0] for part in parts)
