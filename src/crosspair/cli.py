@@ -285,7 +285,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a finished RUN, a model's directory, a hub name, or a ready-made pair such as open_clip:ViT-B-32/openai",
+        help="a finished RUN, a model's directory, a hub name, or a ready-made pair of another library",
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder, with the folders in it, or DATA")
     parser.add_argument("--output", type=Path, required=True, metavar="GALLERY")
