@@ -176,7 +176,7 @@ class DualEncoder(TwoTowers):
         """Read a directory written by `save_pretrained`, a ready-made pair of another library, or either from the hub.
 
         directory: a path; or owner/model on the Hugging Face hub; either of crosspair, of `transformers` (CLIP, SigLIP,
-        Chinese-CLIP, ALIGN), of `sentence-transformers` (CLIP) or of `open_clip`. Also
+        Chinese-CLIP, ALIGN, MetaCLIP 2), of `sentence-transformers` (CLIP) or of `open_clip`. Also
         open_clip:ARCHITECTURE/TAG, open_clip:local-dir:DIRECTORY, open_clip:hf-hub:OWNER/MODEL, and IMAGES+TEXTS, two
         models of sentence-transformers that share a space. A pair encodes as its own library has it encode.
         backend: a registered one that `encode_image` and `encode_text` compute with. openvino is the fastest on a CPU;

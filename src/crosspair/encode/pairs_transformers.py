@@ -1,4 +1,4 @@
-"""Ready-made pairs of `transformers`: CLIP, SigLIP, SigLIP 2 of a fixed size, Chinese-CLIP and ALIGN.
+"""Ready-made pairs of `transformers`: CLIP, SigLIP, SigLIP 2 of a fixed size, Chinese-CLIP, ALIGN and MetaCLIP 2.
 
 No code of a model's folder is run, and of its configuration only the fields that its class declares are passed on.
 """
@@ -21,6 +21,7 @@ _CLASSES = {
     "align": "AlignModel",
     "chinese_clip": "ChineseCLIPModel",
     "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
     "siglip": "SiglipModel",
 }
 _VOCABULARIES = [

@@ -83,8 +83,8 @@ def check_embeddings(embeddings: Tensor | NDArray[Any], name: str) -> NDArray[An
         )
     if kind == "u":
         warn_once(
-            f"{name} are {matrix.dtype} codes, which rank as the numbers they are; take off their zero point if they have "
-            "one, and unpack them if they are bits"
+            f"{name} are {matrix.dtype} codes, which rank as the numbers they are; take off their zero point if they "
+            "have one, and unpack them if they are bits"
         )
     for start in range(0, len(matrix) if kind == "f" else 0, _CHUNK):
         finite = np.isfinite(matrix[start : start + _CHUNK]).all(axis=1)
