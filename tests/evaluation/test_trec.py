@@ -99,6 +99,19 @@ def test_tied_scores_descend_by_single_bits_through_zero():
     np.testing.assert_array_equal(_strictly_descending(untied), untied)
 
 
+def test_what_matches_nothing_is_ranked_but_asks_for_nothing(tmp_path):
+    random = np.random.default_rng(0)
+    data = Embeddings.checked(
+        random.normal(size=(6, 3)), random.normal(size=(8, 3)), np.arange(6), np.array([0, 1, 2, 3, 7, 7, 3, 2])
+    )
+    write_trec(tmp_path / "x", arrange(PLAIN, data))
+    for direction, queries, items in (("image_to_text", 4, 8), ("text_to_image", 6, 6)):
+        run, right = read(tmp_path / "x", direction)
+        assert len(run) == queries
+        assert set(run) == set(right)
+        assert {len(ranking) for ranking in run.values()} == {items}
+
+
 def test_ir_measures_agrees(tmp_path):
     ir_measures = pytest.importorskip("ir_measures", reason="ir_measures (optional) is not installed")
     from ir_measures import AP, RR, P, Success, nDCG
