@@ -203,6 +203,7 @@ if (form) {
   }
 
   let matching = [];
+  let waiting = 0;
 
   function grow(by) {
     const before = list.children.length;
@@ -219,12 +220,12 @@ if (form) {
   }
 
   function filter() {
+    clearTimeout(waiting);
     matching = chosen();
     list.replaceChildren();
     grow(FIRST);
   }
 
-  let waiting = 0;
   const soon = () => { clearTimeout(waiting); waiting = setTimeout(filter, 150); };
   form.addEventListener("input", soon);
   form.addEventListener("reset", soon);

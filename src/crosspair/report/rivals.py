@@ -13,7 +13,7 @@ from crosspair.evaluation.ranking import Direction
 from crosspair.evaluation.uncertainty import LEVEL
 from crosspair.report.examples import Model, distinct
 from crosspair.report.searches import of_all, ranks_by_row, searches
-from crosspair.report.text import foreign
+from crosspair.report.text import foreign, shortened
 
 FOUND = 10  # a query is found when a relevant item is among as many
 _DIRECTIONS = {"image_to_text": "Image to text", "text_to_image": "Text to image", "": "Both"}
@@ -61,7 +61,7 @@ def comparison_table(comparison: Comparison, names: tuple[str, str]) -> str:
         f"The second minus the first, on the same queries, with {LEVEL} % intervals over {comparison.clusters:,} "
         f"{comparison.unit}. p is how often a difference as large comes about by swapping both results at random."
     )
-    heads = [*map(foreign, names), "Difference", "p"]
+    heads = [*map(_head, names), "Difference", "p"]
     return _table("Side by side", "Metric", heads, rows, f'<p class="quiet small">{note}</p>')
 
 
@@ -78,10 +78,10 @@ def agreement_table(models: tuple[Model, Model], ks: tuple[int, ...] = (1, 5, FO
                 (ours > k) & (theirs > k),
             )
             cells = "".join(f"<td>{np.count_nonzero(kind):,}</td>" for kind in kinds)
-            line = f'<tr><th scope="row">among the first {k}</th>{cells}</tr>'
+            line = f'<tr><th scope="row">first {k}</th>{cells}</tr>'
             rows.setdefault(_DIRECTIONS[direction], []).append(line)
-    heads = ["both", *(f"only {foreign(model.name)}" for model in models), "neither"]
-    return _table("Queries found by", "Place", heads, rows) if rows else ""
+    heads = ["both", *(f"only {_head(model.name)}" for model in models), "neither"]
+    return _table("Queries found among the first, by", "Places", heads, rows) if rows else ""
 
 
 def _table(caption: str, corner: str, heads: list[str], groups: dict[str, list[str]], below: str = "") -> str:
@@ -121,6 +121,10 @@ def _asked(
     one, other = (model.ranks[direction] for model in models)
     rows = np.flatnonzero((one > 0) & (other > 0))
     return rows, one[rows], other[rows]
+
+
+def _head(name: str) -> str:
+    return shortened(name, 14)
 
 
 def _signed(value: float) -> str:

@@ -286,12 +286,13 @@ def origin_section(origin: Mapping[str, str]) -> Section | None:
 
 def _distractors(found: Mapping[Direction, Search]) -> str:
     """A sentence about rows that are in a gallery and no query."""
-    silent = [
-        f"{len(search.queries) - len(search.rows):,} {search.query_word}s"
-        for search in found.values()
-        if len(search.rows) < len(search.queries)
-    ]
-    return f" {' and '.join(silent)} match nothing: they are only in the gallery." if silent else ""
+    silent = []
+    for search in found.values():
+        count = len(search.queries) - len(search.rows)
+        if count:
+            verb = "match nothing" if count > 1 else "matches nothing"
+            silent.append(f"{count:,} {search.query_word}{'s' if count > 1 else ''} {verb}")
+    return f" {' and '.join(silent)}: in the gallery alone." if silent else ""
 
 
 def _ids(data: Embeddings) -> list[str]:

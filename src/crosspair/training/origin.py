@@ -50,7 +50,7 @@ def _of_run(run: Path) -> dict[str, str]:
     plugins = [f"{plugin['name']}, checksum {plugin['checksum']}" for plugin in recipe.plugins]
     found = {
         "Trained by": "\n".join(lines) or NOT_RECORDED,
-        f"Settings that differ from {of} (and theirs)": "\n".join(changed) or "none",
+        f"Settings that differ from {of} (in brackets)": "\n".join(changed) or "none",
     }
     return {**found, "Plugins": "\n".join(plugins)} if plugins else found
 
