@@ -324,8 +324,18 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a finished RUN, a model's directory, or a hub name")
-    parser.add_argument("--format", choices=("onnx", "openvino", "huggingface"), required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--format", choices=("onnx", "openvino", "huggingface"))
+    parser.add_argument(
+        "--embeddings", type=Path, metavar="DATA", help="instead of a format: write the embeddings of a split of DATA"
+    )
+    parser.add_argument("--split", metavar="NAME", help="of DATA, with --embeddings; default: test")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="with --embeddings FILE.npz, FILE.mat, or a directory of .npy files",
+    )
     parser.add_argument(
         "--check",
         type=Path,

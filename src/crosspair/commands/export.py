@@ -1,4 +1,4 @@
-"""crosspair export: write a model as files for other backends and check them against PyTorch."""
+"""crosspair export: write a model as files for other backends, checked against PyTorch, or a split's embeddings."""
 
 from argparse import Namespace
 from itertools import islice
@@ -37,7 +37,17 @@ _WORDS = [
 
 
 def run(options: Namespace) -> None:
-    """Export a model and print how near it is to PyTorch."""
+    """Export a model and print how near it is to PyTorch; or the embeddings of a split and print their number."""
+    if (options.format is None) == (options.embeddings is None):
+        raise UserError("expected either --format (onnx, openvino, huggingface) or --embeddings DATA")
+    if options.embeddings is not None:
+        if options.check is not None:
+            raise UserError("--check goes with --format; leave it out with --embeddings")
+        text = export_embeddings(options.model, options.embeddings, options.split, options.output, options.device)
+        print(text)
+        return
+    if options.split is not None:
+        raise UserError("--split goes with --embeddings; leave it out with --format")
     print(export_command(options.model, options.format, options.output, options.check, options.device))
 
 
@@ -53,6 +63,36 @@ def export_command(name: str, kind: str, output: Path, check: Path | None, devic
     sample = _sample(source, directory) if source else _drawn(directory)
     agreements = export_model(directory, cast(Format, kind), output, sample, device=device)
     return f"{_describe(agreements)}\nchecked on {sample.source}\n{kind}: {output}"
+
+
+def export_embeddings(name: str, data: Path, split_name: str | None, output: Path, device: str = "auto") -> str:
+    """Write the embeddings of a split of DATA (by default test), and say what there is.
+
+    The arrays are those that `crosspair evaluate --embeddings` reads. Raises UserError where one of them is not there.
+    """
+    from crosspair.data.dataset import open_data
+    from crosspair.encode.embedding_files import kind_of_output, write_arrays
+    from crosspair.encode.model import DualEncoder
+    from crosspair.training.measure import embed
+
+    find_device(device)
+    kind_of_output(output)  # before anything is encoded
+    split = open_data(data).split(split_name or "test")
+    found = embed(DualEncoder.from_pretrained(model_directory(name), device=device), split)
+    arrays = {
+        "image_embeddings": found.images,
+        "text_embeddings": found.texts,
+        "image_labels": found.image_labels,
+        "text_labels": found.text_labels,
+        "text_images": found.text_images,
+        "image_ids": found.image_ids,
+        "caption_ids": found.caption_ids,
+    }
+    write_arrays(output, {array: values for array, values in arrays.items() if values is not None})
+    return (
+        f"{split_name or 'test'}: {len(found.images):,} pictures, {len(found.texts):,} captions, "
+        f"{found.images.shape[1]:,} dimensions\nembeddings: {output}"
+    )
 
 
 def _describe(agreements: Agreements) -> str:
