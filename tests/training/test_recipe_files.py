@@ -1,8 +1,15 @@
+from dataclasses import replace
+
 import pytest
+import torch
 import yaml
 
+from crosspair.encode.model import create_model
+from crosspair.encode.pretrained import create_image_encoder
 from crosspair.errors import UserError
-from crosspair.training.recipe_files import built_in_recipes, describe_recipes, load_recipe, save_recipe
+from crosspair.training.losses import MatchingLosses
+from crosspair.training.optimizer import learning_rate_share
+from crosspair.training.recipe_files import built_in_recipes, describe_recipes, differences, load_recipe, save_recipe
 
 
 @pytest.mark.parametrize("name", sorted(built_in_recipes()))
@@ -149,3 +156,62 @@ def test_what_is_not_yaml_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="is not YAML") as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+class TestExtending:
+    def test_a_recipe_has_the_fields_of_the_one_that_it_extends_under_its_own(self, tmp_path):
+        path = tmp_path / "own.yaml"
+        path.write_text(
+            "extends: flickr8k-lite0\nmodel: {text: {max_words: 9}}\nloss: {infonce: 1}\nstage1: {epochs: 3}\n"
+        )
+        base, own = load_recipe("flickr8k-lite0"), load_recipe(str(path))
+        others = {field for field in differences(base, own) if not field.startswith("loss.")}
+        assert others == {"name", "summary", "aims", "model.text.max_words", "stage1.epochs"}
+        assert (own.name, own.model.text.max_words, list(own.loss)) == ("own", 9, ["infonce"])
+        assert "extends" not in save_recipe(own)
+
+    def test_a_file_is_looked_for_beside_the_one_that_extends_it(self, tmp_path):
+        (tmp_path / "base.yaml").write_text("stage1: {epochs: 5, schedule: {name: polynomial, power: 2}}\n")
+        (tmp_path / "own.yaml").write_text("extends: base.yaml\nstage1: {schedule: cosine}\n")
+        own = load_recipe(str(tmp_path / "own.yaml"))
+        assert (own.stage1.epochs, own.stage1.schedule) == (5, "cosine")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("extends: own.yaml", "extends .*own.yaml, which extends it"),
+            ("extends: flickr8k-lit0", "unknown recipe 'flickr8k-lit0'.*near: flickr8k-lite0"),
+            ("extends: [a, b]", r"extends \['a', 'b'\]; expected a built-in name or a YAML file"),
+        ],
+    )
+    def test_what_can_not_be_extended_is_one_sentence(self, tmp_path, text, message):
+        (tmp_path / "own.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize("name", sorted(built_in_recipes()))
+def test_the_model_and_losses_of_every_recipe_can_be_built(name):
+    """Without weights and memory; of text encoders those that need no hub."""
+    recipe = load_recipe(name)
+    image, projection = replace(recipe.model.image, weights="none"), recipe.model.projection
+    with torch.device("meta"):
+        if recipe.model.text.name == "bilstm":
+            width = create_model(replace(recipe.model, image=image), ["a dog"]).num_image_features
+        else:
+            size = tuple(image.size) if image.size else None
+            settings = {"keep_head": image.keep_head, "pooled_stages": image.pooled_stages}
+            width = create_image_encoder(image.name, "none", size, **settings)[0].num_features
+        losses = MatchingLosses(recipe.loss, 10, projection.dim, projection.heads)
+    assert width == projection.dim or projection.layers > 0
+    assert set(losses.weights) == set(recipe.loss)
+    for _, stage in recipe.stages:
+        assert learning_rate_share(stage.warmup_steps, stage.warmup_steps + 100, stage) == pytest.approx(1)
+
+
+def test_a_row_of_the_papers_table_differs_from_its_base_in_the_losses_alone():
+    for data in ("cub", "flowers", "flickr30k", "cuhk-pedes"):
+        both, alone = (load_recipe(f"{data}-mobilenet-{losses}") for losses in ("cmpm-cmpc", "cmpm"))
+        kinds = {field.split(".")[0] for field in differences(both, alone)}
+        assert kinds == {"name", "summary", "aims", "loss"}
+        assert list(alone.loss) == ["cmpm"]

@@ -20,6 +20,7 @@ from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig, map_
 
 _CHOSEN: dict[str, Registry[Any]] = {"sampler": SAMPLERS, "schedule": SCHEDULES}  # fields of a stage
 _WRITTEN_BY_A_RUN = "plugins"
+_OF_ONE_RECIPE = {"name", "summary", "aims"}  # what a recipe that extends another doesn't take from it
 _LISTS = {
     "train_splits",
     "stage1.freeze",
@@ -128,7 +129,33 @@ def field_help() -> str:
     return "\n".join(_describe(Recipe(), ""))
 
 
-def _read_yaml(name: str) -> dict[str, Any]:
+def _read_yaml(name: str, under: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of a recipe's file over those of the recipe that it `extends`. under: those that extend it."""
+    settings = _one_file(name)
+    if "extends" not in settings:
+        return settings
+    base = settings.pop("extends")
+    if not isinstance(base, str):
+        raise UserError(f"{name} extends {base!r}; expected a built-in name or a YAML file")
+    if base.endswith((".yaml", ".yml")):
+        base = str(Path(name).parent / base)
+    if base in (*under, name):
+        raise UserError(f"{name} extends {base}, which extends it; take one of the two out")
+    below = {key: value for key, value in _read_yaml(base, (*under, name)).items() if key not in _OF_ONE_RECIPE}
+    return _over(below, settings)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields over others; those of a part are put together, what a registry decides is taken whole."""
+    found = dict(below)
+    for key, value in above.items():
+        whole = prefix + key == "loss" or key in _CHOSEN
+        both = isinstance(value, dict) and isinstance(below.get(key), dict) and not whole
+        found[key] = _over(below[key], value, f"{prefix}{key}.") if both else value
+    return found
+
+
+def _one_file(name: str) -> dict[str, Any]:
     recipes = built_in_recipes()
     if name in recipes:
         text = recipes[name].read_text(encoding="utf-8")
