@@ -1,5 +1,7 @@
 """Ensembles: ranked side by side as by the mean of the models' matrices of similarities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,15 @@ def test_folds_and_label_means_are_those_of_each_model(protocol):
         labels = members[0].image_labels, np.arange(20)
         np.testing.assert_array_equal(found.result.image_to_text.ranks.first, first_ranks(mean, *labels))
     assert all(found.to_dict() != each.to_dict() for each in arranged)
+
+
+def test_a_part_keeps_the_labels_that_an_ensemble_was_given():
+    joined = join_ensemble([member(4, 0), member(5, 1)], ["a", "b"])
+    renumbered = replace(joined, image_labels=joined.image_labels + 100, text_labels=joined.text_labels + 100)
+    part = renumbered.part(np.arange(5, 10), np.arange(15, 30))
+    assert part.image_labels.tolist() == list(range(105, 110))
+    assert part.text_labels.tolist() == np.arange(105, 110).repeat(3).tolist()
+    np.testing.assert_array_equal(part.texts, joined.texts[15:30])
 
 
 def test_other_pictures_or_labels_are_one_sentence():

@@ -77,6 +77,18 @@ def test_the_items_are_the_best_of_all_scores(protocol):
     assert table[table.direction == "image_to_text"].text.isna().all()
 
 
+def test_rows_are_those_of_the_split_where_a_protocol_leaves_captions_out():
+    embeddings = data(each=4)
+    _, table = frame(FOLDS, embeddings, captions=[f"words {row}" for row in range(80)])
+    texts = table[table.direction == "text_to_image"]
+    assert texts.query_row.tolist() == [row for row in range(80) if row % 4 < 3]
+    assert texts["query"].tolist() == [embeddings.text_names[row] for row in texts.query_row]
+    assert texts.text.tolist() == [f"words {row}" for row in texts.query_row]
+    images = table[table.direction == "image_to_text"]
+    assert images.query_row.tolist() == list(range(20))
+    assert (images.item_row // 4 == images.query_row).all()
+
+
 def test_a_gallery_without_a_wrong_item_has_none():
     one = Embeddings.checked(np.eye(1, 3), np.eye(1, 3), [0], [0])
     _, table = frame(PLAIN, one)

@@ -6,7 +6,7 @@ root of the number of models.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class Ensemble(Embeddings):
     metric: Metric = "cosine"
 
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Ensemble":
-        return _joined([member.part(images, texts) for member in self.members], self.metric)
+        joined = _joined([member.part(images, texts) for member in self.members], self.metric)
+        return replace(joined, image_labels=self.image_labels[images], text_labels=self.text_labels[texts])
 
     def averaged_texts(self) -> "Ensemble":
         """Each model's own means, which are then joined."""
