@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from crosspair.encode.model import DualEncoder
+from crosspair.encode.pairs_transformers import plain_cut
 from crosspair.encode.storage import model_checksum
 from crosspair.errors import UserError
 from crosspair.gallery.gallery import Gallery
@@ -69,6 +70,19 @@ def test_a_pair_sees_real_photographs_as_its_own_library_does(transformers_pair,
     images, _ = own_vectors(kind, directory, [Image.open(path) for path in flickr8k_photographs], CAPTIONS)
     seen = DualEncoder.from_pretrained(directory, device="cpu").encode_image(flickr8k_photographs)
     assert (seen - images).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_a_picture_of_any_size_is_cut_to_the_bytes_of_its_own_library(transformers_pair, kind):
+    processor = transformers.AutoImageProcessor.from_pretrained(transformers_pair(kind))
+    given = {"return_tensors": "pt", "input_data_format": "channels_first"}
+    cut = plain_cut(processor)
+    assert cut is not None
+    torch.manual_seed(0)
+    for height, width in torch.randint(4, 150, (60, 2)).tolist():
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        own = processor(images=image, do_rescale=False, do_normalize=False, **given)["pixel_values"][0]
+        assert torch.equal(cut(image), own), (height, width)
 
 
 def test_siglip_without_filled_texts_would_give_other_vectors(transformers_pair):

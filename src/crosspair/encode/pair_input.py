@@ -42,12 +42,12 @@ def checked_input(
 ) -> PairInput:
     """The input of the pair `name`, which gives what the library's own preprocessing gives.
 
-    own: uint8 [3, h, w] -> float [3, height, width] by the library. Raises UserError where the two differ on a picture
-    that is wide, one that is high or one that is smaller than the input, as for steps that are not known here.
+    own: uint8 [3, h, w] -> float [3, height, width] by the library. Raises UserError where the two differ on pictures
+    that are wide, high or smaller than the input, with even and odd margins, as for steps that are not known here.
     """
     random = np.random.default_rng(0)
     found: PairInput | None = None
-    for height, width in ((90, 131), (137, 80), (9, 12)):
+    for height, width in ((90, 131), (137, 80), (9, 12), (91, 200), (203, 90)):
         image = torch.from_numpy(random.integers(0, 256, (3, height, width), dtype=np.uint8))
         expected, seen = own(image), cut(image)
         size = (int(seen.shape[-2]), int(seen.shape[-1]))

@@ -3,13 +3,15 @@
 No code of a model's folder is run, and of its configuration only the fields that its class declares are passed on.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from crosspair.encode.locate import CONFIG, WEIGHTS, ModelFiles, read_json, refuse_unsafe_weights
 from crosspair.encode.pair_input import PairInput, checked_input
@@ -141,9 +143,8 @@ def read_input(processor: Any, name: str) -> PairInput:
     given: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_first"}
 
     def cut(image: Tensor) -> Tensor:
-        plain = processor(images=image, do_rescale=False, do_normalize=False, **given)["pixel_values"]
-        pixels: Tensor = plain[0]
-        return pixels
+        plain: Tensor = processor(images=image, do_rescale=False, do_normalize=False, **given)["pixel_values"][0]
+        return plain
 
     def own(image: Tensor) -> Tensor:
         pixels: Tensor = processor(images=image, **given)["pixel_values"][0]
@@ -155,8 +156,44 @@ def read_input(processor: Any, name: str) -> PairInput:
     means, stds = ([0.0] * 3, [1.0] * 3)
     if processor.do_normalize:
         means, stds = list(processor.image_mean), list(processor.image_std)
-    mean = [(each + offset) / scale for each in means]
-    return checked_input(cut, mean, [each / scale for each in stds], own, name)
+    mean, std = [(each + offset) / scale for each in means], [each / scale for each in stds]
+    plain = plain_cut(processor)
+    if plain is not None:
+        with suppress(UserError):
+            return checked_input(plain, mean, std, own, name)
+    return checked_input(cut, mean, std, own, name)
+
+
+def plain_cut(processor: Any) -> Callable[[Tensor], Tensor] | None:
+    """A processor's resizing and cropping by torchvision alone, to the same bytes; None for steps that aren't these.
+
+    The processor takes a millisecond a picture beside them, of which threads can't take part at a time.
+    """
+    size = processor.size if processor.do_resize else None
+    crop = processor.crop_size if processor.do_center_crop else None
+    mode = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}.get(int(processor.resample or 0))
+    if size is None or mode is None:
+        return None
+    shorter, fixed = size.get("shortest_edge"), (size.get("height"), size.get("width"))
+    if (shorter is None and None in fixed) or size.get("longest_edge") is not None:
+        return None
+
+    def cut(image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        target = [int(shorter * length / min(height, width)) for length in (height, width)] if shorter else [*fixed]
+        seen = F.resize(image, target, mode, antialias=True)
+        return seen if crop is None else _center_crop(seen, crop["height"], crop["width"])
+
+    return cut
+
+
+def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """The middle of an image [3, h, w], on black where it is smaller; of an odd margin the lesser half comes first."""
+    missing = [max(0, wanted - found) for wanted, found in ((width, image.shape[2]), (height, image.shape[1]))]
+    if any(missing):
+        image = F.pad(image, [missing[0] // 2, missing[1] // 2, (missing[0] + 1) // 2, (missing[1] + 1) // 2], fill=0)
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
 
 
 def _load_model(directory: Path, name: str) -> Any:
