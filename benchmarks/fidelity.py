@@ -31,6 +31,10 @@ VARIANTS: dict[str, list[str]] = {
     "dropout of image features": ["--model.image.feature_dropout", "0.001"],
     "start token": ["--model.text.special_tokens", "start"],
     "epsilon in the logarithm": ["--loss.cmpm.ratio_epsilon", "1e-8"],
+    "TF-slim's initial projection": ["--model.projection.initializer", "slim_mobilenet_v1"],
+    "initial word embedding and states": ["--model.text.initializer", "original"],
+    "stored words": ["--model.text.tokenizer", "stored"],
+    "words without punctuation": ["--model.text.tokenizer", "original"],
     "TensorFlow's resize": ["--model.image.resample", "tensorflow1"],
 }
 

@@ -167,6 +167,18 @@ def test_the_initial_weight_lies_within_xavier_bounds() -> None:
     assert 0.95 * bound < largest <= bound
 
 
+def test_spare_classes_are_classes_that_no_label_has() -> None:
+    images, texts = torch.randn(2, 8, 16)
+    labels = torch.arange(8) % 5
+    spare = CMPCLoss(num_classes=5, embedding_dim=16, spare_classes=3)
+    assert spare.weight.shape == (16, 8)
+    whole = CMPCLoss(num_classes=8, embedding_dim=16)
+    whole.load_state_dict(spare.state_dict())
+    assert torch.equal(spare(images, texts, labels), whole(images, texts, labels))
+    without = sum(cmpc_terms(images, texts, labels, spare.weight[:, :5]))
+    assert spare(images, texts, labels) > without
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
     images, texts = torch.randn(2, 8, 16).to(dtype)

@@ -47,6 +47,23 @@ def test_there_is_no_bias_beside_the_offset():
     assert names == {"linear.weight", "norm.weight", "norm.bias"}
 
 
+@pytest.mark.parametrize(
+    ("initializer", "inputs", "deviation", "largest"),
+    [  # of a normal distribution cut at two deviations 0.8796 of the deviation is left
+        ("xavier", 1024, (2 / 1536) ** 0.5, (6 / 1536) ** 0.5),
+        ("slim_mobilenet_v1", 1024, 0.8796 * 0.09, 0.18),
+        ("slim_resnet_v1", 2048, 0.8796 * (2.6 / 2048) ** 0.5, 2 * (2.6 / 2048) ** 0.5),
+        ("slim_resnet_v1", 1024, 0.8796 * (2.6 / 1024) ** 0.5, 2 * (2.6 / 1024) ** 0.5),
+    ],
+)
+def test_the_start_has_the_spread_of_the_initializer(initializer, inputs, deviation, largest):
+    torch.manual_seed(0)
+    projection = create_projection(inputs, ProjectionConfig(initializer=initializer), "image")
+    weight = projection.linear.weight
+    assert weight.std().item() == pytest.approx(deviation, rel=0.01)
+    assert 0.99 * largest < weight.abs().max().item() <= largest + 1e-6
+
+
 def test_the_cosine_of_heads_is_the_mean_of_their_cosines():
     torch.manual_seed(0)
     projection = create_projection(6, ProjectionConfig(dim=12, layers=2, heads=3, hidden_dim=5), "image").eval()

@@ -102,6 +102,15 @@ def test_the_start_is_xavier_with_an_open_forget_gate():
     assert not net.embedding.weight[PADDING].any()
 
 
+def test_the_originals_start_has_the_bounds_of_its_tables():
+    torch.manual_seed(0)
+    net = BiLSTMEncoder(3000, word_dim=512, hidden_dim=512, initializer="original")
+    assert net.embedding.weight.abs().max().item() == pytest.approx((6 / 12_512) ** 0.5, rel=0.001)
+    for state in (net.initial_hidden, net.initial_cell):
+        assert state.abs().max().item() == pytest.approx((3 / 512) ** 0.5, rel=0.02)
+    assert not net.embedding.weight[PADDING].any()
+
+
 def test_dropout_acts_in_training_only():
     net = encoder(dropout=0.5)
     batch = pad(CAPTIONS)

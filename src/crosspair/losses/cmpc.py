@@ -42,7 +42,8 @@ class CMPCLoss(nn.Module):
     num_classes: number of labels, which are 0 .. num_classes - 1.
     label_smoothing: share of the target spread evenly over all classes, 0..1.
     sampled_classes: see `cmpc_terms`; in evaluation mode all classes are taken.
-    `weight` [embedding_dim, num_classes] is the classifier that both directions share.
+    spare_classes: classes that no label has, behind the others, as the original's classifier has them.
+    `weight` [embedding_dim, num_classes + spare_classes] is the classifier that both directions share.
     """
 
     takes_pairs = True  # called with pairs and their labels; of several processes each with its own pairs
@@ -58,11 +59,14 @@ class CMPCLoss(nn.Module):
             Range(at_least=0),
             "Classes drawn a step beside the batch's own, for fast approximate steps; 0 takes all.",
         ] = 0,
+        spare_classes: Annotated[
+            int, Range(at_least=0), "Classes that no label has; the original's classifier has some."
+        ] = 0,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
         self.sampled_classes = sampled_classes
-        self.weight = nn.Parameter(torch.empty(embedding_dim, num_classes))
+        self.weight = nn.Parameter(torch.empty(embedding_dim, num_classes + spare_classes))
         nn.init.xavier_uniform_(self.weight)
 
     def terms(self, image_embeddings: Tensor, text_embeddings: Tensor, labels: Tensor) -> CMPCTerms:

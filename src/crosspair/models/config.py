@@ -64,6 +64,9 @@ class TextEncoderConfig:
     """What the BiLSTM's words are. words: "man's t-shirt" is man 's t shirt; original: mans tshirt, as the original's
     converter for CUHK-PEDES has it; stored: the words that came with the annotations (DATA's tokens), as its converters
     for Flickr30k and COCO have it, and those of `words` for new sentences."""
+    initializer: Literal["xavier", "original"] = "xavier"
+    """Of the BiLSTM's word embedding and initial states; original: Xavier's bounds for the original's tables, an
+    embedding of 12,000 rows and each direction's state by itself."""
     special_tokens: Literal["none", "start", "both"] = "none"
     """Put <start> before a caption (what the original reads), or <start> before and <end> behind it; BiLSTM only."""
 
@@ -81,6 +84,8 @@ class ProjectionConfig:
     """Width of the hidden layer."""
     dropout: float = field(default=0.0, metadata=_SHARE)
     """On the hidden layer, in training."""
+    initializer: Literal["xavier", "slim_mobilenet_v1", "slim_resnet_v1"] = "xavier"
+    """Of the last linear layer; slim_...: the truncated normal distribution of TF-slim's layers, as the original's."""
     norm_eps: float = field(default=1e-5, metadata={"range": Range(at_least=0)})
     norm_momentum: float = field(default=0.1, metadata={"range": Range(at_least=0, at_most=1)})
     """Weight of the newest batch in the running statistics; TensorFlow's decay is 1 - momentum."""

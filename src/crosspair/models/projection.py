@@ -15,12 +15,23 @@ from crosspair.errors import UserError
 from crosspair.models.config import ProjectionConfig
 
 Layers = Literal["attention", "all-linear"]
+Initializer = Literal["xavier", "slim_mobilenet_v1", "slim_resnet_v1"]
+
+
+def _initialise(weight: Tensor, initializer: Initializer) -> None:
+    """Fill weight [out, in]. TF-slim's distributions are cut at two of the standard deviations given here."""
+    if initializer == "xavier":
+        nn.init.xavier_uniform_(weight)
+        return
+    deviation = 0.09 if initializer == "slim_mobilenet_v1" else (2.6 / weight.shape[1]) ** 0.5
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 class Projection(nn.Module):
     """Features [n, in_features] to embeddings [n, out_features]. The batch norm's offset stands in for a bias.
 
     hidden_features: width of a hidden layer in front (batch norm, GELU, dropout); 0 leaves it out, as published.
+    initializer: of the last linear layer, see `ProjectionConfig`.
     """
 
     def __init__(
@@ -32,6 +43,7 @@ class Projection(nn.Module):
         dropout: float = 0.0,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        initializer: Initializer = "xavier",
     ) -> None:
         super().__init__()
         self.hidden: nn.Sequential | None = None
@@ -44,7 +56,7 @@ class Projection(nn.Module):
             )
         self.linear = nn.Linear(hidden_features or in_features, out_features, bias=False)
         self.norm = nn.BatchNorm1d(out_features, eps=eps, momentum=momentum)
-        nn.init.xavier_uniform_(self.linear.weight)
+        _initialise(self.linear.weight, initializer)
 
     def forward(self, features: Tensor) -> Tensor:
         # Embeddings and losses stay in the weights' precision, also where the encoders run in bf16.
@@ -108,6 +120,7 @@ def create_projection(
             dropout=config.dropout,
             eps=config.norm_eps,
             momentum=config.norm_momentum,
+            initializer=config.initializer,
         )
         for _ in range(config.heads)
     ]

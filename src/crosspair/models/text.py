@@ -6,7 +6,7 @@ the maximum. Here a step is one product with the captions still going on, the we
 end, and nothing is padded.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from crosspair.data.tokens import PADDING
 from crosspair.registry import register_text_encoder
+
+_ORIGINAL_ROWS = 12_000  # of the original's word embedding, whatever the vocabulary
 
 
 @register_text_encoder("bilstm")
@@ -25,6 +27,7 @@ class BiLSTMEncoder(nn.Module):
     dropout: share of word embedding values and of LSTM outputs dropped in training (published: 0.3).
     pool_padding: let the zeros behind a caption's end take part in the maximum, as the original did; features then
         depend on the longest caption of the batch.
+    initializer: of the word embedding and the initial states, see `TextEncoderConfig`.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class BiLSTMEncoder(nn.Module):
         *,
         dropout: float = 0.3,
         pool_padding: bool = False,
+        initializer: Literal["xavier", "original"] = "xavier",
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
@@ -45,7 +49,7 @@ class BiLSTMEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.pool_padding = pool_padding
         self.num_features = 2 * hidden_dim
-        self.reset_parameters()
+        self.reset_parameters(initializer)
 
     def fix_second_biases(self) -> None:
         """Freeze one of the LSTM's two biases: training both would move their sum twice as far as one bias."""
@@ -53,9 +57,13 @@ class BiLSTMEncoder(nn.Module):
         self.lstm.bias_hh_l0_reverse.requires_grad_(False)
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, initializer: Literal["xavier", "original"] = "xavier") -> None:
         """Xavier for all weights, zero for all biases but the forget gate's, which is 1 (as the original starts)."""
-        nn.init.xavier_uniform_(self.embedding.weight)
+        if initializer == "original":
+            bound = (6 / (_ORIGINAL_ROWS + self.embedding.embedding_dim)) ** 0.5
+            nn.init.uniform_(self.embedding.weight, -bound, bound)
+        else:
+            nn.init.xavier_uniform_(self.embedding.weight)
         self.embedding.weight[PADDING] = 0
         hidden = self.lstm.hidden_size
         for name, parameter in self.lstm.named_parameters():
@@ -68,8 +76,11 @@ class BiLSTMEncoder(nn.Module):
         for name, parameter in self.lstm.named_parameters():
             if "weight" in name:
                 nn.init.uniform_(parameter, -bound, bound)
-        nn.init.xavier_uniform_(self.initial_hidden)
-        nn.init.xavier_uniform_(self.initial_cell)
+        for state in (self.initial_hidden, self.initial_cell):
+            if initializer == "original":  # a vector a direction, whose Xavier bound counts its length twice
+                nn.init.uniform_(state, -((3 / hidden) ** 0.5), (3 / hidden) ** 0.5)
+            else:
+                nn.init.xavier_uniform_(state)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens int64 [m, t] padded at the end, lengths int64 [m], at least 1 -> features [m, 2 * hidden_dim]."""
