@@ -299,7 +299,7 @@ def _in(package: str, *names: str) -> dict[str, str]:
 LOSSES: Registry[Any] = Registry(
     "loss",
     "losses",
-    _in("losses", "cmpm", "cmpc", "infonce", "sdm", "triplet", "siglip"),
+    _in("losses", "cmpm", "cmpc", "infonce", "sdm", "triplet", "siglip", "identity"),
     given=("num_classes", "embedding_dim"),
 )
 _SLIM = [f"slim_mobilenet_v1{depth}" for depth in ("", "_075", "_050", "_025")]

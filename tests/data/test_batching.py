@@ -61,7 +61,13 @@ def test_a_batch_holds_a_picture_once_with_its_captions(memory_split):
     features = np.arange(2 * 2 * 3, dtype=np.float32).reshape(2, 2, 3)
     source = BatchSource(split, Reading(lambda caption: [len(caption)] * len(caption.split()), ImageInput(), features))
     batch = source[
-        BatchPlan(np.array([1, 0]), [np.array([0]), np.array([1, 0])], np.array([True, False]), np.zeros((2, 4)))
+        BatchPlan(
+            np.array([1, 0]),
+            [np.array([0]), np.array([1, 0])],
+            np.array([True, False]),
+            np.zeros((2, 4)),
+            np.zeros((2, 7)),
+        )
     ]
     assert batch.features.tolist() == [features[1, 1].tolist(), features[0, 0].tolist()]
     assert batch.lengths.tolist() == [3, 2, 1]
@@ -75,8 +81,8 @@ def test_a_picture_is_not_mirrored_with_a_caption_that_says_left_or_right(memory
     split = memory_split([["a dog", "On the LEFT, a dog"], ["it leaps upright"], ["right"], ["a cat"]], np.arange(4))
     features = np.array([[[0.0], [1.0]]] * 4, dtype=np.float32)
     drawn = [np.array([0]), np.array([0]), np.array([0]), np.array([0])]
-    hflipped = BatchPlan(np.arange(4), drawn, np.array([True, True, True, False]), np.zeros((4, 4)))
-    both = BatchPlan(np.array([0]), [np.array([0, 1])], np.array([True]), np.zeros((1, 4)))
+    hflipped = BatchPlan(np.arange(4), drawn, np.array([True, True, True, False]), np.zeros((4, 4)), np.zeros((4, 7)))
+    both = BatchPlan(np.array([0]), [np.array([0, 1])], np.array([True]), np.zeros((1, 4)), np.zeros((1, 7)))
     source = BatchSource(split, Reading(lambda caption: [2], ImageInput(), features))
     assert source[hflipped].features[:, 0].tolist() == [1, 1, 0, 0]
     assert source[both].features[:, 0].tolist() == [0]
@@ -91,3 +97,22 @@ def test_batches_come_in_the_order_of_their_plans(memory_split):
     plans = plan(source.caption_counts)
     seen = [batch.image_labels.tolist() for batch in load_batches(source, plans, 0, torch.device("cpu"))]
     assert seen == [batch.images.tolist() for batch in plans]
+
+
+def test_a_share_of_the_images_is_erased_and_all_are_shifted_as_the_plan_says(memory_split, encode):
+    pixels = np.full((32, 32, 3), 200, dtype=np.uint8)
+    split = memory_split([["a"]] * 40, np.arange(40), images=[encode(pixels)] * 40)
+    image_input = ImageInput(32, 32, mean=[0.5, 0.5, 0.5])
+    plans = plan([1] * 40, batch_size=40, hflip=False)
+
+    def images(**settings) -> torch.Tensor:
+        return BatchSource(split, Reading(lambda _: [2], image_input, **settings))[plans[0]].images
+
+    plain, erased, shifted = images(), images(erasing=0.5), images(shift=4)
+    changed = (erased != plain).flatten(1).any(1)
+    assert 10 <= int(changed.sum()) <= 30
+    assert set(erased[changed].unique().tolist()) == {128, 200}
+    assert torch.equal(images(erasing=0.5), erased)
+    assert torch.equal(images(erasing=1.0)[changed], erased[changed])
+    assert set(shifted.unique().tolist()) == {0, 200}
+    assert 20 < (shifted != plain).flatten(1).any(1).sum() <= 40

@@ -65,7 +65,7 @@ def test_the_parts_of_all_processes_are_the_plan_of_one(images_each: list[int], 
         parts = [plan.shard(rank, processes) for rank in range(processes)]
         sizes_of_parts = [len(part.images) for part in parts]
         assert max(sizes_of_parts) - min(sizes_of_parts) <= 1
-        for field in ("images", "hflipped", "crops"):
+        for field in ("images", "hflipped", "crops", "changes"):
             assert np.array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(plan, field))
         assert [chosen.tolist() for part in parts for chosen in part.captions] == [
             chosen.tolist() for chosen in plan.captions

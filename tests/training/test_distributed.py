@@ -108,9 +108,15 @@ def test_shards_hold_every_picture_of_a_batch_once():
     for batch in plan_epoch([3] * 50, batch_size=16, captions_per_image=2, covers="captions", hflip=True, seed=(0,)):
         shards = [batch.shard(rank, 3) for rank in range(3)]
         assert [len(shard.images) for shard in shards] == [5, 5, 6]
-        for name in ("images", "captions", "hflipped", "crops"):
-            joined = [list(row) if name in {"captions", "crops"} else row for s in shards for row in getattr(s, name)]
-            assert joined == [list(row) if name in {"captions", "crops"} else row for row in getattr(batch, name)]
+        for name in ("images", "captions", "hflipped", "crops", "changes"):
+            joined = [
+                list(row) if name in {"captions", "crops", "changes"} else row
+                for s in shards
+                for row in getattr(s, name)
+            ]
+            assert joined == [
+                list(row) if name in {"captions", "crops", "changes"} else row for row in getattr(batch, name)
+            ]
 
 
 def test_the_command_starts_its_processes_and_only_the_first_one_speaks(toy_directory, tmp_path, toy_recipe):

@@ -126,6 +126,13 @@ class TestWhatDecays:
             "text_projection.linear.weight",
         }
 
+    def test_are_without_biases_all_others_norms_and_words_too(self, model, losses):
+        decayed = names_of(decayed_parameters(model, losses, "no-biases"), model, losses)
+        everything = {name for module in (model, losses) for name, _ in module.named_parameters()}
+        assert everything - decayed == {name for name in everything if "bias" in name}
+        assert {"text_encoder.embedding.weight", "text_projection.norm.weight", "cmpc_loss.weight"} <= decayed
+        assert "text_encoder.lstm.bias_ih_l0" not in decayed
+
     def test_is_half_the_sum_of_squares_frozen_or_not(self, model, losses):
         model.freeze_image_encoder()
         optimizer = StageOptimizer(model, losses, OptimizerConfig(weight_decay=0.02), StageConfig(), 1)
@@ -145,6 +152,18 @@ class TestLearningRates:
             for value in group["params"]:
                 assert group["lr"] == pytest.approx((0.002 if id(value) in image else 0.01) * 2 / 4)
 
+    def test_biases_of_the_model_have_a_rate_of_their_own_and_those_of_losses_do_not(self, model):
+        losses = MatchingLosses({"identity": 1.0}, num_classes=5, embedding_dim=8).double()
+        stage = StageConfig(learning_rate=0.01, image_learning_rate=0.002)
+        optimizer = StageOptimizer(model, losses, OptimizerConfig(bias_rate=2.0), stage, 10)
+        optimizer.prepare(0)
+        rates = {id(value): group["lr"] for group in optimizer.inner.param_groups for value in group["params"]}
+        for name, value in model.named_parameters():
+            if id(value) in rates:
+                rate = 0.002 if name.startswith("image_encoder.") else 0.01
+                assert rates[id(value)] == pytest.approx(rate * (2 if "bias" in name else 1)), name
+        assert {rates[id(value)] for value in losses.parameters()} == {0.01}
+
     def test_the_image_encoder_has_the_stages_without_its_own(self, model, losses):
         optimizer = StageOptimizer(model, losses, OptimizerConfig(), StageConfig(learning_rate=0.01), 10)
         optimizer.prepare(0)
@@ -161,6 +180,11 @@ class TestLearningRates:
         stage = StageConfig(warmup_steps=4)
         shares = [learning_rate_share(step, 10, stage) for step in range(7)]
         assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])
+
+    def test_warm_up_may_rise_from_a_share_of_the_rate(self):
+        stage = StageConfig(warmup_steps=4, warmup_start=0.1)
+        shares = [learning_rate_share(step, 10, stage) for step in range(6)]
+        assert shares == pytest.approx([0.28, 0.46, 0.64, 0.82, 1, 1])
 
     def test_a_constant_rate_is_constant(self):
         assert {learning_rate_share(step, 10, StageConfig()) for step in range(10)} == {1.0}

@@ -17,7 +17,7 @@ from torch import Tensor
 from crosspair.data.images import load_image
 from crosspair.data.plans import BatchPlan, Drawing, plan_epoch
 from crosspair.data.tokens import Tokenizer, pad, says_side, tokenize
-from crosspair.data.transforms import ImageInput, random_crop
+from crosspair.data.transforms import ImageInput, random_crop, random_erase, random_shift
 from crosspair.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ class Reading:
     [n, 1 or 2, num_features] (of each image, and of it flipped); with them no image is read. text_features:
     float32 [all captions, num_features], in the order of their images. smallest_crop: images are cropped to a random
     share of their area, from this to 1. hflip_sides: flip also images of which a caption in the batch says left or
-    right. decoded: the images, where they are kept decoded.
+    right. shift: images are moved by up to so many pixels. erasing: share of images with a box erased. decoded: the
+    images, where they are kept decoded.
     """
 
     tokenize: Callable[[Any], list[int]]
@@ -142,6 +143,8 @@ class Reading:
     text_features: np.ndarray | None = None
     smallest_crop: float = 1.0
     hflip_sides: bool = False
+    shift: int = 0
+    erasing: float = 0.0
     decoded: ImagesByRow | None = None
     tokenizer: Tokenizer = "words"
 
@@ -282,6 +285,11 @@ class BatchSource:
         if self.reading.smallest_crop < 1:
             image = random_crop(image, self.reading.smallest_crop, plan.crops[row])
         resized = self.reading.image_input.resize(image)
+        changes = plan.changes[row]
+        if self.reading.shift:
+            resized = random_shift(resized, self.reading.shift, changes[:2])
+        if changes[2] < self.reading.erasing:
+            resized = random_erase(resized, changes[3:], self.reading.image_input.mean)
         return resized.flip(-1) if plan.hflipped[row] else resized
 
     def _pixels(self, index: int) -> Tensor:

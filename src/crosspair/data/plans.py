@@ -14,6 +14,7 @@ from crosspair.data.samplers import shuffled
 from crosspair.errors import UserError
 from crosspair.settings import apply_settings
 
+CHANGES = 7  # random numbers that decide the shift of an image and the box erased in it
 Sampler = Callable[..., Sequence[Sequence[int] | np.ndarray]]  # as `crosspair.data.samplers` says
 
 
@@ -38,12 +39,14 @@ class BatchPlan:
     captions: list[np.ndarray]  # for each of the b images, which of its captions
     hflipped: np.ndarray  # bool [b]
     crops: np.ndarray  # float64 [b, 4], in 0..1, decide the crop of an image
+    changes: np.ndarray  # float64 [b, CHANGES], in 0..1, decide its shift (the first two) and the box erased in it
 
     def shard(self, rank: int, processes: int) -> "BatchPlan":
         """The part of one of several processes: consecutive images, as many as the others' or one more or less."""
         first, end = (len(self.images) * part // processes for part in (rank, rank + 1))
+        rows = slice(first, end)
         return BatchPlan(
-            self.images[first:end], self.captions[first:end], self.hflipped[first:end], self.crops[first:end]
+            self.images[rows], self.captions[rows], self.hflipped[rows], self.crops[rows], self.changes[rows]
         )
 
 
@@ -84,13 +87,14 @@ def plan_epoch(
         raise UserError(f"the sampler's batches are not lists of numbers 0 .. {len(items) - 1}; mend the sampler")
     drawn = max(len(items), ends[-1])
     hflipped = random.random(drawn) < 0.5 if hflip else np.zeros(drawn, dtype=bool)
-    crops = random.random((drawn, 4))
+    crops, changes = random.random((drawn, 4)), random.random((drawn, CHANGES))
     return [
         BatchPlan(
             np.array([items[item][0] for item in batch]),
             [items[item][1] for item in batch],
             hflipped[end - len(batch) : end],
             crops[end - len(batch) : end],
+            changes[end - len(batch) : end],
         )
         for batch, end in zip(batches, ends, strict=True)
     ]

@@ -3,6 +3,7 @@
 Images stay uint8 until they are on the device; `normalize` is the last step and runs there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -56,6 +57,33 @@ def random_crop(image: Tensor, smallest: float, uniform: Sequence[float]) -> Ten
     top = int(uniform[2] * (height - crop_height + 1))
     left = int(uniform[3] * (width - crop_width + 1))
     return image[:, top : top + crop_height, left : left + crop_width]
+
+
+def random_shift(image: Tensor, most: int, uniform: Sequence[float]) -> Tensor:
+    """The image moved by up to `most` pixels in each direction, black filling in: padded by it and cropped at random.
+
+    image [3, h, w]; uniform: two numbers in 0..1 that decide.
+    """
+    height, width = image.shape[-2:]
+    top, left = (int(number * (2 * most + 1)) for number in uniform)
+    return F.pad(image, [most])[:, top : top + height, left : left + width]
+
+
+def random_erase(image: Tensor, uniform: Sequence[float], colour: Sequence[float]) -> Tensor:
+    """The image with a box of one colour in it (Zhong et al., Random Erasing Data Augmentation, AAAI 2020).
+
+    The box has 0.02 to 0.4 of the area and is 0.3 to 3.3 times as high as wide, as far as such a box fits.
+    image [3, h, w], values 0..255; uniform: four numbers in 0..1 that decide; colour: of the box, 0..1 each channel.
+    """
+    height, width = image.shape[-2:]
+    area = (0.02 + 0.38 * uniform[0]) * height * width
+    lowest, highest = max(math.log(0.3), math.log(area / width**2)), min(math.log(3.3), math.log(height**2 / area))
+    shape = math.exp(lowest + (highest - lowest) * uniform[1]) if highest >= lowest else height / width
+    box_height = max(1, min(height, round((area * shape) ** 0.5)))
+    box_width = max(1, min(width, round((area / shape) ** 0.5)))
+    top, left = int(uniform[2] * (height - box_height + 1)), int(uniform[3] * (width - box_width + 1))
+    value = (torch.tensor(colour) * 255).round().to(image.dtype)[:, None, None]
+    return F.erase(image, top, left, box_height, box_width, value.expand(-1, box_height, box_width))
 
 
 def resize_bilinear_tensorflow1(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,6 +4,7 @@ from crosspair.losses.base import LearnedScale, MatchingLoss
 from crosspair.losses.cmpc import CMPCLoss, CMPCPrecisions, CMPCTerms, cmpc_precisions, cmpc_terms
 from crosspair.losses.cmpm import CMPMLoss, CMPMTerms, cmpm_terms
 from crosspair.losses.distances import PairDistances, pair_distances
+from crosspair.losses.identity import IdentityLoss, IdentityTerms
 from crosspair.losses.infonce import InfoNCELoss, InfoNCETerms, infonce_terms
 from crosspair.losses.sdm import SDMLoss, SDMTerms, sdm_terms
 from crosspair.losses.siglip import SigLIPLoss, SigLIPTerms, siglip_terms
@@ -15,6 +16,8 @@ __all__ = [
     "CMPCTerms",
     "CMPMLoss",
     "CMPMTerms",
+    "IdentityLoss",
+    "IdentityTerms",
     "InfoNCELoss",
     "InfoNCETerms",
     "LearnedScale",

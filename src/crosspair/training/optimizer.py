@@ -29,7 +29,7 @@ class StageOptimizer:
         named = [*model.named_parameters(), *losses.named_parameters(prefix="losses")]
         self._name = {id(value): name for name, value in named}
         self.decayed = decayed_parameters(model, losses, config.decay)
-        groups = _groups(model, losses, {id(value) for value in self.decayed}, config.weight_decay, stage)
+        groups = _groups(model, losses, {id(value) for value in self.decayed}, config, stage)
         self.inner: torch.optim.Optimizer = apply_settings(OPTIMIZERS.get(config.name), config.settings)(groups)
         self.trained = [value for group in self.inner.param_groups for value in group["params"]]
 
@@ -90,7 +90,7 @@ _NUMBER = " (number)"  # what a checkpoint calls a state that is no tensor
 def learning_rate_share(step: int, steps: int, stage: StageConfig) -> float:
     """Share of the full learning rate at a step of the stage: of the warm-up, times that of the schedule."""
     name, settings = name_and_settings(stage.schedule)
-    warmup = min(1.0, (step + 1) / (stage.warmup_steps + 1))
+    warmup = stage.warmup_start + (1 - stage.warmup_start) * min(1.0, (step + 1) / (stage.warmup_steps + 1))
     after = max(0, step - stage.warmup_steps), max(1, steps - stage.warmup_steps)
     return warmup * float(apply_settings(SCHEDULES.get(name), settings)(*after))
 
@@ -99,10 +99,13 @@ def decayed_parameters(model: DualEncoder, losses: nn.Module, which: str) -> lis
     """Parameters that weight decay acts on, frozen ones included.
 
     `weights`: all matrices and kernels; not the word embedding, initial states, tokens or positions. `convolutions`:
-    the image encoder's convolutions (depthwise ones aside) and both projections, the original's choice.
+    the image encoder's convolutions (depthwise ones aside) and both projections, the original's choice. `no-biases`:
+    all that are not called bias.
     """
+    named = [*model.named_parameters(), *losses.named_parameters()]
+    if which == "no-biases":
+        return [value for name, value in named if not _is_bias(name)]
     if which == "weights":
-        named = [*model.named_parameters(), *losses.named_parameters()]
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         return [value for name, value in named if value.ndim > 1 and _is_kernel(name) and id(value) not in tables]
     convolutions = [module for module in model.image_encoder.modules() if isinstance(module, nn.Conv2d)]
@@ -116,8 +119,13 @@ def _is_kernel(name: str) -> bool:
     return "weight" in name.rsplit(".", 1)[-1]
 
 
+def _is_bias(name: str) -> bool:
+    """Also of an LSTM ("bias_ih_l0") and of attention ("in_proj_bias")."""
+    return "bias" in name.rsplit(".", 1)[-1]
+
+
 def _groups(
-    model: DualEncoder, losses: nn.Module, decayed: set[int], weight_decay: float, stage: StageConfig
+    model: DualEncoder, losses: nn.Module, decayed: set[int], config: OptimizerConfig, stage: StageConfig
 ) -> list[dict[str, object]]:
     rates: dict[int, float] = {}
     for encoder, rate in (
@@ -129,11 +137,12 @@ def _groups(
         if stage.layer_decay != 1 and any(value.requires_grad for value in encoder.parameters()):
             above = layers_from_top(encoder)
             rates |= {weight: full_rate * stage.layer_decay**layers for weight, layers in above.items()}
+    biases = {id(value) for name, value in model.named_parameters() if _is_bias(name)}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for value in (*model.parameters(), *losses.parameters()):
         if value.requires_grad:
-            full_rate = rates.get(id(value), stage.learning_rate)
-            decay = weight_decay if id(value) in decayed else 0.0
+            full_rate = rates.get(id(value), stage.learning_rate) * (config.bias_rate if id(value) in biases else 1)
+            decay = config.weight_decay if id(value) in decayed else 0.0
             groups.setdefault((full_rate, decay), []).append(value)
     return [
         {"params": values, "lr": full_rate, "full_rate": full_rate, "weight_decay": decay}

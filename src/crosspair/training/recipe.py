@@ -48,9 +48,15 @@ class StageConfig:
     schedule: str | dict[str, Any] = "constant"
     """Of the learning rate over the stage, after the warm-up: constant, cosine (to 0), polynomial, exponential."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises from 0."""
+    """Steps in which the learning rate rises."""
+    warmup_start: float = 0.0
+    """Share of the full learning rate that the warm-up rises from."""
     smallest_crop: float = 1.0
     """Training images are cropped to a random share of their area, from this to 1; 1 leaves them whole."""
+    shift: int = 0
+    """Training images are moved by up to so many pixels at random, black filling in (padded and cropped)."""
+    erasing: float = 0.0
+    """Share of training images in which a box of 0.02 to 0.4 of the area gets the mean colour (random erasing)."""
 
     @property
     def bn_stats_frozen(self) -> bool:
@@ -66,8 +72,11 @@ class OptimizerConfig:
     """adam, adamw (decoupled weight decay), sgd, momentum, rmsprop, adagrad, adadelta; tensorflow-adam and
     tensorflow-rmsprop as TensorFlow 1 has them."""
     weight_decay: float = 4e-5
-    decay: Literal["weights", "convolutions"] = "weights"
-    """What decays: all weight matrices and kernels, or only the original's choice (convolutions and projections)."""
+    decay: Literal["weights", "convolutions", "no-biases"] = "weights"
+    """What decays: all weight matrices and kernels; only the original's choice (convolutions and projections); or all
+    but biases, with norms, positions and the embedding of words (IRRA's)."""
+    bias_rate: float = 1.0
+    """The learning rate of the model's biases is multiplied by this."""
     grad_clip_norm: float | None = None
     """Largest norm of all gradients together; null does not clip."""
     settings: dict[str, Any] = field(default_factory=dict)

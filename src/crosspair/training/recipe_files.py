@@ -334,6 +334,8 @@ def _check_ranges(recipe: Recipe) -> None:
             f"decoded_cache_gb is {recipe.decoded_cache_gb}, stream.shuffle_buffer {recipe.stream.shuffle_buffer}; "
             "expected at least 0, at least 1"
         )
+    if recipe.optimizer.bias_rate < 0:
+        raise UserError(f"optimizer.bias_rate is {recipe.optimizer.bias_rate}; expected 0 or more")
     lora = recipe.lora
     if lora.rank < 0 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
         raise UserError(
@@ -349,6 +351,11 @@ def _check_ranges(recipe: Recipe) -> None:
             raise UserError(
                 f"stage{number} has batch_size {stage.batch_size}, captions_per_image {stage.captions_per_image}, "
                 f"smallest_crop {stage.smallest_crop}; expected at least 2, at least 0, above 0 and at most 1"
+            )
+        if stage.shift < 0 or not 0 <= stage.erasing <= 1 or not 0 <= stage.warmup_start <= 1:
+            raise UserError(
+                f"stage{number} has shift {stage.shift}, erasing {stage.erasing}, warmup_start {stage.warmup_start}; "
+                "expected at least 0, and twice from 0 to 1"
             )
         part = stage.mini_batch_size
         if part != 0 and part < 4:  # no part of a batch may be too small for batch norm

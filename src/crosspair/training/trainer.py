@@ -195,6 +195,8 @@ def batch_source(
         text_features=captions,
         smallest_crop=stage.smallest_crop,
         hflip_sides=recipe.hflip_sides,
+        shift=stage.shift,
+        erasing=stage.erasing,
         decoded=decoded,
         tokenizer=recipe.model.text.tokenizer,
     )
@@ -248,7 +250,8 @@ def _features(trainer: Trainer, stage: StageConfig) -> StageFeatures:
 
 
 def _images_stay(stage: StageConfig) -> bool:
-    return stage.freeze_image_encoder and stage.bn_stats_frozen and stage.smallest_crop >= 1
+    changed = stage.smallest_crop < 1 or stage.shift > 0 or stage.erasing > 0
+    return stage.freeze_image_encoder and stage.bn_stats_frozen and not changed
 
 
 def _captions_stay(model: DualEncoder, stage: StageConfig) -> bool:

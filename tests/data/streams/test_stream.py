@@ -390,7 +390,8 @@ def test_draws_are_even():
     split = StreamSplit("", [None], [ShardFacts(captions=[3] * 4000)], Path())
     planned = plans(split, covers="images", batch_size=4000, shuffle_buffer=1)[0]
     assert abs(planned.hflipped.mean() - 0.5) < 0.03
-    assert np.abs(planned.crops.mean(axis=0) - 0.5).max() < 0.03
-    assert np.abs(np.corrcoef(planned.crops.T) - np.eye(4)).max() < 0.06
+    numbers = np.hstack([planned.crops, planned.changes])
+    assert np.abs(numbers.mean(axis=0) - 0.5).max() < 0.03
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(11)).max() < 0.06
     chosen = np.bincount(np.concatenate(planned.captions), minlength=3) / 4000
     assert np.abs(chosen - 1 / 3).max() < 0.03

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from crosspair.data.batching import Batch, BatchSource, Reading, TrainingSplit
-from crosspair.data.plans import BatchPlan, Drawing
+from crosspair.data.plans import CHANGES, BatchPlan, Drawing
 
 if TYPE_CHECKING:
     from crosspair.data.readers.webdataset import Sample
@@ -74,8 +74,9 @@ class StreamPlans(Sequence[BatchPlan]):
             order[item, :count].argsort()[group * size : (group + 1) * size]
             for item, (count, group, size) in enumerate(zip(counts, groups, sizes, strict=True))
         ]
-        drawn = _uniform(self.key + np.uint64(1) + groups.astype(np.uint64), rows, np.arange(5))
-        return BatchPlan(rows, captions, drawn[:, 4] < (0.5 if self.hflip else 0.0), drawn[:, :4])
+        drawn = _uniform(self.key + np.uint64(1) + groups.astype(np.uint64), rows, np.arange(5 + CHANGES))
+        hflipped = drawn[:, 4] < (0.5 if self.hflip else 0.0)
+        return BatchPlan(rows, captions, hflipped, drawn[:, :4], drawn[:, 5:])
 
     def shard(self, rank: int, processes: int) -> "StreamPlans":
         """The part of one of several processes, cut as `BatchPlan.shard` cuts a batch."""
