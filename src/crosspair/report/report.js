@@ -228,6 +228,7 @@ if (form) {
 
   const soon = () => { clearTimeout(waiting); waiting = setTimeout(filter, 150); };
   form.addEventListener("input", soon);
+  form.addEventListener("change", filter);  // Enter, or another choice: at once
   form.addEventListener("reset", soon);
   form.addEventListener("submit", (event) => { event.preventDefault(); filter(); });
   more.addEventListener("click", () => {

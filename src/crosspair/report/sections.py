@@ -113,7 +113,7 @@ class Sections:
                 rivals.comparison_table(self.rival.comparison, (ours.name, theirs.name)),
                 rivals.agreement_table((ours, theirs)),
             ]
-            content += f'<div class="overview">{"".join(tables)}</div>'
+            content += f'<div class="overview tables">{"".join(tables)}</div>'
         return Section("results", "Results", explanation, content)
 
     def only_found(self, finder: int) -> Section | None:
