@@ -79,6 +79,18 @@ def test_a_stage_keeps_what_matches_and_the_next_one_trains_it_again(toy_recipe,
         assert not torch.equal(twice[name], before[name]), name
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("text.*", "stage2.freeze has"), ("*", "stage2.freeze leaves no weight to train")]
+)
+def test_a_pattern_of_a_later_stage_is_refused_before_anything_is_written(
+    toy_recipe, toy_data, tmp_path, pattern, message
+):
+    stage = StageConfig(1, batch_size=4, freeze=[pattern])
+    with pytest.raises(UserError, match=message):
+        train(toy_recipe(stage2=stage), toy_data, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 class TestRestoring:
     @pytest.fixture
     def saved(self, tmp_path):

@@ -135,6 +135,9 @@ def build_trainer(
     projection = recipe.model.projection
     losses = MatchingLosses(recipe.loss, len(np.unique(train.labels)), projection.dim, projection.heads)
     losses = losses.to(processes.fabric.device)
+    for number, stage in recipe.stages:  # tried before anything is written
+        for value in _freeze(model, losses, number, stage):
+            value.requires_grad_(True)
     if recipe.precision == "64-true":
         model.double()
         losses.double()
@@ -152,8 +155,7 @@ def build_stage(trainer: Trainer, number: int, config: StageConfig, checkpoint: 
     recipe, processes, model = trainer.recipe, trainer.processes, trainer.model
     for value in trainer.frozen:
         value.requires_grad_(True)
-    freeze_for_stage(model, config)
-    trainer.frozen = freeze_matching(model, trainer.losses, config.freeze, f"stage{number}.freeze")
+    trainer.frozen = _freeze(model, trainer.losses, number, config)
     # Anew for each stage, as other weights train. The losses are computed outside, in the weights' own precision.
     wrapped = processes.fabric.setup_module(model)
     features = _features(trainer, config)
@@ -171,6 +173,12 @@ def build_stage(trainer: Trainer, number: int, config: StageConfig, checkpoint: 
         if ema is not None:
             ema.load(checkpoint.tensors["ema"])
     return Stage(number, config, features, source, step, batches, _workers(recipe, processes.fabric.device))
+
+
+def _freeze(model: DualEncoder, losses: MatchingLosses, number: int, stage: StageConfig) -> list[Tensor]:
+    """Freeze what stage `number` freezes; the weights that would train but for its patterns."""
+    freeze_for_stage(model, stage)
+    return freeze_matching(model, losses, stage.freeze, f"stage{number}.freeze")
 
 
 def batch_source(
