@@ -15,6 +15,7 @@ from crosspair.data.splits import GivenData, from_dataset, run_splits
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.training.loop import train
+from crosspair.training.measure import measure_model
 from crosspair.training.recipe import EMAConfig, StageConfig
 from crosspair.training.recipe_files import load_recipe, save_recipe
 from tests.fixtures.toy import COLOURS, toy_record
@@ -137,8 +138,18 @@ def test_the_command_line_takes_names_between_commas(three_splits, toy_recipe, t
     out = capsys.readouterr().out
     assert "trained on train, val, not validated (stage 1, epoch 2, ema weights)\n" in out
     assert "report" not in out
-    assert main(["evaluate", str(tmp_path / "run"), "--data", str(three_splits)]) == 0
     assert main(["inspect", str(tmp_path / "run")]) == 0
+    assert "trained on train, val, not validated" in capsys.readouterr().out
+
+
+def test_a_split_that_was_trained_on_is_warned_of_where_it_is_measured(three_splits, toy_recipe, tmp_path, caplog):
+    train(toy_recipe(**BOTH, stage2=StageConfig()), three_splits, tmp_path / "run", progress=False)
+    said = {}
+    for split in ("test", "val", "train"):
+        caplog.clear()
+        measure_model(str(tmp_path / "run"), three_splits, split, device="cpu")
+        said[split] = f"run was trained on {split} too" in caplog.text
+    assert said == {"test": False, "val": True, "train": False}
 
 
 @pytest.mark.parametrize(

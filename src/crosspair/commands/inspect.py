@@ -109,6 +109,8 @@ def inspect_run(run: Path) -> str:
     if recipe.plugins:
         lines.append(f"plugins {', '.join(plugin['name'] for plugin in recipe.plugins)}")
     lines += [f"data {source_name(rows[0])}"] if rows else []
+    if recipe.validation == "none":
+        lines.append(f"trained on {', '.join(recipe.train_splits)}, not validated")
     if validations:
         best = max(validations, key=lambda row: row["rsum"])
         shown = [row for row in validations[-VALIDATIONS_SHOWN:] if row is not best]

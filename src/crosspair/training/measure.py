@@ -46,7 +46,7 @@ from crosspair.storage.directories import kind_of
 from crosspair.training.callbacks import RunResult
 from crosspair.training.recipe_files import read_run_recipe, save_recipe
 from crosspair.training.record import command_line, now
-from crosspair.training.run import data_directory, model_directory
+from crosspair.training.run import data_directory, model_directory, warn_of_training_split
 from crosspair.version import __version__
 
 
@@ -210,6 +210,8 @@ def measure_ensemble(
     for option in needs:
         protocol.check_tasks(option)
     check_split(protocol, split)
+    for name in names:
+        warn_of_training_split(name, data, split_name)
     members, encoders = [], []
     for directory in directories:
         model = DualEncoder.from_pretrained(directory, device=device)

@@ -12,11 +12,13 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from crosspair.data.tokens import Vocabulary
+from crosspair.data.tokens import PADDING, UNKNOWN, Vocabulary
 from crosspair.encode.model import DualEncoder
 from crosspair.errors import UserError
 from crosspair.training.recipe import RestoreConfig
 from crosspair.training.run import model_directory
+
+_WORDS = "text_encoder.embedding.weight"
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], field: str) -> list[str]:
@@ -51,7 +53,8 @@ def restore_weights(
 ) -> None:
     """Take the weights and statistics that match from another model, as `config` says; the others stay.
 
-    Raises UserError for a model that can't be read or lacks one of them, and for one of another shape or other words.
+    Of the word embedding the rows of the words that both know. Raises UserError for a model that can't be read or lacks
+    one of them, and for one of another shape.
     """
     if config.model is None:
         return
@@ -59,26 +62,34 @@ def restore_weights(
     left_out = set(matching(own, config.exclude, "restore.exclude"))
     chosen = [name for name in matching(own, config.include, "restore.include") if name not in left_out]
     source = DualEncoder.from_pretrained(model_directory(config.model), device="cpu")
-    found = source.state_dict()
+    found, words = source.state_dict(), _shared_words(model, source)
     for name in chosen:
         if name not in found:
             raise UserError(f"{config.model} has no {name}; name it in restore.exclude")
+        if name == _WORDS and words is not None:
+            continue
         if found[name].shape != own[name].shape:
             shapes = f"{list(found[name].shape)}, here {list(own[name].shape)}"
             raise UserError(f"{name} of {config.model} has the shape {shapes}; name it in restore.exclude")
-    if any(name.startswith("text_encoder.embedding.") for name in chosen) and not _same_words(model, source):
-        raise UserError(
-            f"{config.model} has other words than the training captions; name text_encoder.embedding.* in "
-            "restore.exclude"
-        )
     for name in chosen:
-        own[name].copy_(found[name])
+        if name == _WORDS and words is not None:
+            own[name][words[0]] = found[name][words[1]].to(own[name])
+        else:
+            own[name].copy_(found[name])
     tell(f"restored {len(chosen):,} of {len(own):,} tensors from {config.model}")
+    if _WORDS in chosen and words is not None:
+        tell(f"word embedding: {len(words[0]) - 2:,} of {len(own[_WORDS]) - 2:,} words are {config.model}'s")
 
 
-def _same_words(model: DualEncoder, source: DualEncoder) -> bool:
+def _shared_words(model: DualEncoder, source: DualEncoder) -> tuple[list[int], list[int]] | None:
+    """Rows of the two tables for padding, the unknown word and the words of both; None where these are no words."""
     one, other = model.vocabulary, source.vocabulary
-    return isinstance(one, Vocabulary) and isinstance(other, Vocabulary) and one.words == other.words
+    widths = [table.shape[1:] for each in (model, source) if (table := each.state_dict().get(_WORDS)) is not None]
+    if not isinstance(one, Vocabulary) or not isinstance(other, Vocabulary) or len({*widths}) != 1 or len(widths) != 2:
+        return None
+    theirs = set(other.words)
+    rows = [(one.encode([word])[0], other.encode([word])[0]) for word in one.words if word in theirs]
+    return [PADDING, UNKNOWN, *(row for row, _ in rows)], [PADDING, UNKNOWN, *(row for _, row in rows)]
 
 
 def _roots(names: Iterable[str]) -> list[str]:

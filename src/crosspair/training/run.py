@@ -1,5 +1,6 @@
 """The directory of a run: its data, whether it is finished or can be resumed, and its model's card."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from crosspair.storage.directories import FILES, kind_of
 from crosspair.training.log import read_metrics
 from crosspair.training.plugins import check_plugins
 from crosspair.training.recipe import Recipe
-from crosspair.training.recipe_files import differences, load_recipe
+from crosspair.training.recipe_files import differences, load_recipe, read_run_recipe
+
+logger = logging.getLogger(__name__)
 
 
 def finished(run: Path) -> bool:
@@ -47,6 +50,14 @@ def data_directory(run: Path) -> Path:
     if rows[0].get("data") is None:
         raise UserError(f"{run} was trained on {source_name(rows[0])}, no DATA directory; name one with --data DATA")
     return Path(rows[0]["data"])
+
+
+def warn_of_training_split(name: str, data: Path, split: str) -> None:
+    """Say so where a RUN was trained on a split of DATA, other than train, that it is to be measured on."""
+    if kind_of(Path(name)) != "RUN" or split == "train" or split not in read_run_recipe(Path(name)).train_splits:
+        return
+    if read_metrics(Path(name))[0].get("data") == str(data.resolve()):
+        logger.warning("%s was trained on %s too; what is measured on it says nothing of new pictures", name, split)
 
 
 def describe_source(splits: RunSplits) -> dict[str, Any]:
