@@ -82,6 +82,16 @@ def test_images_repeated_for_each_caption_are_told_of(caplog):
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize(("copies", "told"), [(1, False), (4, True)])
+def test_a_pair_of_equal_captions_of_an_image_is_nothing_to_tell_of(caplog, copies, told):
+    """From a hundredth of the rows on it is: 8 of 500, not 2."""
+    random = np.random.default_rng(0)
+    texts, labels = random.normal(size=(500, 8)), np.arange(100).repeat(5)
+    texts[5 * np.arange(copies)] = texts[5 * np.arange(copies) + 1]
+    evaluate_retrieval(random.normal(size=(100, 8)), texts, np.arange(100), labels)
+    assert bool(caplog.messages) == told
+
+
 def test_identical_rows_of_different_labels_are_told_of_once(caplog):
     labels = np.arange(4)
     for _ in range(3):

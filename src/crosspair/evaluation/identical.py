@@ -10,6 +10,7 @@ from crosspair.evaluation.inputs import warn_once
 
 _PREFIX = 32  # columns that are compared first: few rows go any further
 _CHUNK = 4096
+_FEW = 0.01  # of all rows: copies under one label are usual, as two of a picture's captions may be the same words
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,12 @@ class Identical:
 
 
 def warn_of_identical_rows(matrix: NDArray[Any], labels: NDArray[np.int64], name: str) -> None:
-    """One sentence on stderr when rows of [n, d] are identical, once for the same rows."""
+    """One sentence on stderr when rows of [n, d] are identical, once for the same rows.
+
+    Copies under one label are told of from a hundredth of all rows on, those under several always.
+    """
     found = find_identical_rows(matrix, labels)
-    if found is None:
+    if found is None or (not found.differ and found.rows < _FEW * len(matrix)):
         return
     one, other = found.example
     if found.differ:
