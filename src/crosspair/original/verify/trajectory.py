@@ -224,6 +224,7 @@ def _recipe(mobilenet: bool) -> Recipe:
     recipe = load_recipe(
         "original/cuhk-pedes-mobilenet-cmpm-cmpc" if mobilenet else "original/flickr30k-resnet152-cmpm-cmpc"
     )
+    recipe.loss["cmpc"]["spare_classes"] = 0  # the recorded classifier has its labels' classes alone
     recipe.stage1.freeze_bn_stats = False  # MobileNet's recipe leaves the first stage out
     recipe.stage2.learning_rate = 2e-4
     model = recipe.model
