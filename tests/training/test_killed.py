@@ -38,7 +38,7 @@ MOMENTS = {
     "between the stages": (loop, "build_stage", 2, False),
     "while features are computed": (DualEncoder, "image_features", 2, False),
     "in the middle of an epoch": (TrainingStep, "__call__", 5, True),
-    "between a validation and its checkpoint": (loop, "_validate", 3, True),
+    "between a validation and its checkpoint": (loop, "_end_epoch", 3, True),
     "while a checkpoint is written": (safetensors.torch, "save_file", 33, True),
     "while a checkpoint gets its name": (Path, "rename", 5, False),
     "after the last step": (TrainingStep, "__call__", 12, True),
