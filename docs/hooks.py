@@ -10,7 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 # "image_embeddings [n, d], text_embeddings [m, d]: any float type" and "Raises ValueError when ..." begin a line.
-_BEGINS = re.compile(r"(\w+( \[[^\]]*\])?(, )?)+: |(Returns|Raises|Source)\b")
+_NAME = r"\w+( \[[^\]]*\])?"
+_BEGINS = re.compile(rf"{_NAME}(, {_NAME})*: |(Returns|Raises|Source)\b")
 
 
 class KeepLines(griffe.Extension):
