@@ -11,7 +11,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 help:
 	@echo "make demo       install and run crosspair on the built-in data (about 5 minutes)"
 	@echo "make install    $(VENV) with everything development needs"
-	@echo "make test       install and run all tests (about 10 minutes on two cores)"
+	@echo "make test       install and run all tests (about 8 minutes on two cores)"
 	@echo "make test-fast  the same without the slow ones"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format the code"
@@ -41,10 +41,10 @@ demo: $(VENV)/.demo
 # The browser's tests run in a process of their own: Playwright keeps an event loop.
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest tests/browser $(PYTEST_FLAGS)
-	$(VENV)/bin/python -m pytest --ignore=tests/browser $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/browser $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest --ignore=tests/browser -m "not slow" $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/browser -m "not slow" $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
