@@ -5,25 +5,13 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from crosspair import UserError, evaluate_retrieval
+from tests.fixtures.rankings import tied_retrieval
 
 EXTRA = ("MRR", "mINP", "nDCG", "mAP@R", "R-Precision")
 KS = (1, 3, 50)
 AT_K = tuple(f"{name}@{k}" for name in ("AP", "mAP", "nDCG") for k in KS)
-
-
-@st.composite
-def tied_retrieval(draw):
-    """Whole numbers on a line, full of ties and duplicates, with few labels."""
-    labels = np.array(draw(st.lists(st.integers(0, 4), min_size=1, max_size=25)))
-    kinds = np.unique(labels).tolist()
-    text_labels = np.array(kinds + draw(st.lists(st.sampled_from(kinds), max_size=40)))
-    random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    spread = draw(st.integers(1, 30))
-    images, texts = random.integers(0, spread, (len(labels), 1)), random.integers(0, spread, (len(text_labels), 1))
-    return images.astype(float), texts.astype(float), labels, text_labels
 
 
 @given(tied_retrieval())

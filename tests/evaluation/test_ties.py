@@ -5,29 +5,18 @@ import logging
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from crosspair import evaluate_retrieval
 from crosspair.evaluation.embeddings import Embeddings
 from crosspair.evaluation.identical import find_identical_rows
 from crosspair.evaluation.inputs import warn_once
 from crosspair.evaluation.protocols import find_protocol
+from tests.fixtures.rankings import tied_retrieval
 
 
 @pytest.fixture(autouse=True)
 def _every_warning_is_new():
     warn_once.cache_clear()
-
-
-@st.composite
-def tied_retrieval(draw):
-    labels = np.array(draw(st.lists(st.integers(0, 4), min_size=1, max_size=25)))
-    kinds = np.unique(labels).tolist()
-    text_labels = np.array(kinds + draw(st.lists(st.sampled_from(kinds), max_size=40)))
-    random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    spread = draw(st.integers(1, 30))
-    images, texts = random.integers(0, spread, (len(labels), 1)), random.integers(0, spread, (len(text_labels), 1))
-    return images.astype(float), texts.astype(float), labels, text_labels
 
 
 @given(tied_retrieval())

@@ -9,7 +9,8 @@ from crosspair.devices import find_device
 from crosspair.errors import UserError
 from crosspair.storage.directories import kind_of
 from crosspair.training.plugins import check_plugins
-from crosspair.training.recipe_files import field_help, load_recipe
+from crosspair.training.recipe_files import load_recipe
+from crosspair.training.recipe_help import field_help
 
 if TYPE_CHECKING:
     from crosspair.data.splits import TrainingData

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from crosspair.errors import UserError
 from crosspair.evaluation.counting import DIRECTIONS, Direction, Metric
-from crosspair.evaluation.inputs import EvaluationInputError, check_embeddings, check_labels
+from crosspair.evaluation.inputs import EvaluationInputError, check_embeddings
+from crosspair.evaluation.labelled import Labelled, checked_labels
 from crosspair.evaluation.products import ProductCounting
 from crosspair.evaluation.ranking import prepare_counting, score_blocks
 
@@ -27,13 +28,10 @@ _CHUNK = 65_536
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class Embeddings(Labelled):
     """n images and m texts, checked: finite numbers, one integer label each, equal means match.
 
     images [n, d], texts [m, d]: float16, float32 or float64, need not be of unit length; may be mapped files.
-    text_images [m]: row of the image that each text was written for, or None where nobody knows.
-    image_ids [n], caption_ids [m]: COCO's own, which lists of relevant items go by; None where nobody knows.
-    given_image_names, given_text_names: for exported rankings; without them rows are names.
     """
 
     images: NDArray[Any]
@@ -62,19 +60,9 @@ class Embeddings:
         """Raises EvaluationInputError, naming array and row, for what can't be evaluated."""
         images = check_embeddings(image_embeddings, "image_embeddings")
         texts = check_embeddings(text_embeddings, "text_embeddings")
-        numbers = check_labels(image_labels, len(images), "image_labels")
-        text_numbers = check_labels(text_labels, len(texts), "text_labels")
-        return cls(
-            images,
-            texts,
-            numbers,
-            text_numbers,
-            None if text_images is None else check_text_images(text_images, numbers, text_numbers),
-            image_names,
-            text_names,
-            None if image_ids is None else check_labels(image_ids, len(images), "image_ids"),
-            None if caption_ids is None else check_labels(caption_ids, len(texts), "caption_ids"),
-        )
+        sizes = len(images), len(texts)
+        labels = checked_labels(sizes, image_labels, text_labels, text_images, image_ids, caption_ids)
+        return cls(images, texts, **labels, given_image_names=image_names, given_text_names=text_names)
 
     def ranked_by(self, metric: Metric) -> Metric:
         """The name of what ranks."""
@@ -104,27 +92,9 @@ class Embeddings:
         """Scores of some images with all texts [images, m], or of_texts of some texts with all images [texts, n]."""
         return score_blocks(self.images, self.texts, metric, of_texts=of_texts)
 
-    @property
-    def image_names(self) -> tuple[str, ...]:
-        return self.given_image_names or tuple(f"image-{row}" for row in range(len(self.images)))
-
-    @property
-    def text_names(self) -> tuple[str, ...]:
-        return self.given_text_names or tuple(f"text-{row}" for row in range(len(self.texts)))
-
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Embeddings":
         """The images and texts of these rows; which image a text was written for is no longer known."""
-        image_names, text_names = self.image_names, self.text_names
-        return Embeddings(
-            self.images[images],
-            self.texts[texts],
-            self.image_labels[images],
-            self.text_labels[texts],
-            given_image_names=tuple(image_names[row] for row in images),
-            given_text_names=tuple(text_names[row] for row in texts),
-            image_ids=None if self.image_ids is None else self.image_ids[images],
-            caption_ids=None if self.caption_ids is None else self.caption_ids[texts],
-        )
+        return Embeddings(self.images[images], self.texts[texts], **self.labels_of_part(images, texts))
 
     def averaged_texts(self) -> "Embeddings":
         """One text for each label: the mean of its texts' embeddings as they are, in the order of their first ones."""
@@ -214,23 +184,3 @@ def _map_directory(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 def _reason(error: Exception) -> str:
     objects = any(words in str(error) for words in ("Object arrays", "Python objects"))
     return "holds Python objects" if objects else "can't be read"
-
-
-def check_text_images(
-    text_images: Tensor | NDArray[Any], image_labels: NDArray[np.int64], text_labels: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The row of the image of each text [texts]. Raises EvaluationInputError for rows that don't fit the labels."""
-    rows = check_labels(text_images, len(text_labels), "text_images")
-    outside = np.flatnonzero((rows < 0) | (rows >= len(image_labels)))
-    if len(outside):
-        raise EvaluationInputError(
-            f"text_images hold {rows[outside[0]]} for text {outside[0]}; "
-            f"expected the row of a picture, 0 to {len(image_labels) - 1}"
-        )
-    other = np.flatnonzero(image_labels[rows] != text_labels)
-    if len(other):
-        raise EvaluationInputError(
-            f"text {other[0]} has label {text_labels[other[0]]}, its picture in text_images "
-            f"{image_labels[rows[other[0]]]}; expected equal labels, one of the arrays is in another order"
-        )
-    return rows

@@ -25,14 +25,14 @@ from crosspair.evaluation.counting import (
     check_directions,
     in_threads,
 )
-from crosspair.evaluation.embeddings import check_text_images, read_arrays
+from crosspair.evaluation.embeddings import read_arrays
 from crosspair.evaluation.inputs import (
     EvaluationInputError,
     as_array,
-    check_labels,
     check_matches,
     count_distractors,
 )
+from crosspair.evaluation.labelled import Labelled, checked_labels
 from crosspair.evaluation.metrics import MetricDefinition, RetrievalResult, check_options, result_of_ranks
 from crosspair.evaluation.ranking import count_ranks
 
@@ -44,14 +44,14 @@ _PAIRS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Similarities:
+class Similarities(Labelled):
     """n images and m texts, checked, and the similarity of each image with each text: the higher, the better.
 
     matrices: one or several [n, m] of float16, float32 or float64, which are averaged; may be mapped files. They hold
     no NaN (which is only seen when they are read) and no infinity, but may hold minus infinity: the worst, where a
     re-ranker didn't score. sources: a name of each, for errors.
     image_rows [n], text_columns [m]: the rows and columns that are meant, None for all.
-    image_labels [n], text_labels [m], text_images, image_ids, caption_ids and names are those of `Embeddings`.
+    The other fields are those of `Labelled`.
     """
 
     matrices: tuple[NDArray[Any], ...]
@@ -97,27 +97,10 @@ class Similarities:
                 f"similarities have shape {matrix.shape}, for {texts:,} images and {images:,} texts; expected "
                 "[images, texts], give the transposed matrix"
             )
-        numbers = check_labels(image_labels, images, "image_labels", "rows")
-        text_numbers = check_labels(text_labels, texts, "text_labels", "columns")
-        return cls(
-            (matrix,),
-            numbers,
-            text_numbers,
-            None if text_images is None else check_text_images(text_images, numbers, text_numbers),
-            image_names,
-            text_names,
-            None if image_ids is None else check_labels(image_ids, images, "image_ids"),
-            None if caption_ids is None else check_labels(caption_ids, texts, "caption_ids"),
-            sources=(source,),
+        labels = checked_labels(
+            (images, texts), image_labels, text_labels, text_images, image_ids, caption_ids, ("rows", "columns")
         )
-
-    @property
-    def image_names(self) -> tuple[str, ...]:
-        return self.given_image_names or tuple(f"image-{row}" for row in range(len(self.image_labels)))
-
-    @property
-    def text_names(self) -> tuple[str, ...]:
-        return self.given_text_names or tuple(f"text-{row}" for row in range(len(self.text_labels)))
+        return cls((matrix,), **labels, given_image_names=image_names, given_text_names=text_names, sources=(source,))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,15 +110,9 @@ class Similarities:
 
     def part(self, images: NDArray[Any], texts: NDArray[Any]) -> "Similarities":
         """The images and texts of these rows and columns; which image a text was written for is no longer known."""
-        image_names, text_names = self.image_names, self.text_names
         return Similarities(
             self.matrices,
-            self.image_labels[images],
-            self.text_labels[texts],
-            given_image_names=tuple(image_names[row] for row in images),
-            given_text_names=tuple(text_names[row] for row in texts),
-            image_ids=None if self.image_ids is None else self.image_ids[images],
-            caption_ids=None if self.caption_ids is None else self.caption_ids[texts],
+            **self.labels_of_part(images, texts),
             image_rows=self._rows[images],
             text_columns=self._columns[texts],
             sources=self.sources,

@@ -30,7 +30,8 @@ from crosspair.training.log import RunLog, check_tensorboard, plain, quiet_libra
 from crosspair.training.machine import keep_memory, settled
 from crosspair.training.plugins import with_plugins
 from crosspair.training.recipe import Recipe
-from crosspair.training.recipe_files import check_recipe, load_recipe, save_recipe
+from crosspair.training.recipe_checks import check_recipe
+from crosspair.training.recipe_files import load_recipe, save_recipe
 from crosspair.training.record import record_start
 from crosspair.training.run import check_same_run, describe_source, model_card
 from crosspair.training.step import check_finite

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from crosspair.training.recipe import Recipe, StageConfig
-from crosspair.training.recipe_files import built_in_recipes, changes, check_recipe, load_recipe, read_run_recipe
+from crosspair.training.recipe_checks import check_recipe
+from crosspair.training.recipe_files import built_in_recipes, changes, load_recipe, read_run_recipe
 from crosspair.training.record import command_line, now, read_record
 from crosspair.version import __version__
 

@@ -1,4 +1,4 @@
-"""A training run as nested dataclasses. `recipe_files` reads them from YAML, checks them and writes them back.
+"""A training run as nested dataclasses. `recipe_files` reads and writes them as YAML, `recipe_checks` checks them.
 
 What comes from a registry has the form it has in YAML: a loss is its weight, or {weight: 10, margin: 0.2}; a sampler or
 a schedule is its name, or {name: labels, images_per_label: 4}.

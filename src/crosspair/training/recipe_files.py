@@ -1,9 +1,9 @@
-"""Recipes as files: built-in ones and YAML, overridden by dotted fields, checked, described and written back."""
+"""Recipes as files: built-in ones and YAML, over one another, overridden by dotted fields, and written back."""
 
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,13 +12,10 @@ from typing import Any
 import yaml
 
 from crosspair.errors import UserError
-from crosspair.models.config import ModelConfig
-from crosspair.registry import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Registry
-from crosspair.settings import Range, Setting, check_settings
-from crosspair.storage.manifest import ManifestError, parse
-from crosspair.training.recipe import OptimizerConfig, Recipe, StageConfig, map_losses, name_and_settings
+from crosspair.registry import OPTIMIZERS
+from crosspair.training.recipe import Recipe, StageConfig, map_losses, name_and_settings
+from crosspair.training.recipe_checks import CHOSEN, OPTIMIZER_FIELDS, check_recipe
 
-_CHOSEN: dict[str, Registry[Any]] = {"sampler": SAMPLERS, "schedule": SCHEDULES}  # fields of a stage
 _WRITTEN_BY_A_RUN = "plugins"
 _OF_ONE_RECIPE = {"name", "summary", "aims"}  # what a recipe that extends another doesn't take from it
 _LISTS = {
@@ -93,42 +90,6 @@ def changes(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     return {name: (flat[0].get(name), flat[1].get(name)) for name in differ}
 
 
-def check_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with every setting of what it takes from the registries written out.
-
-    Raises UserError for a name or a setting that is not there, a value of a wrong type or out of range.
-    """
-    losses: dict[str, Any] = {}
-    for name, (weight, settings) in map_losses(recipe.loss).items():
-        where = f"loss.{name}"
-        own = check_settings(LOSSES.entry(name).settings, settings, f"{where}.", also=["weight"])
-        if weight is None:
-            raise UserError(f"{where} has no weight; set it with --{where} 1 (0 leaves the loss out)")
-        setting = Setting(where, float, 1.0, range=Range(at_least=0))
-        weight = check_settings({where: setting}, {where: weight}, "")[where]
-        if weight > 0:
-            losses[name] = {"weight": weight, **own}
-    if not losses:
-        raise UserError(f"there is no loss; set loss.cmpm or another of {', '.join(LOSSES.names())} above 0")
-    optimizer = recipe.optimizer
-    known = OPTIMIZERS.entry(optimizer.name).settings
-    own = check_settings(known, optimizer.settings, "optimizer.", also=_OPTIMIZER_FIELDS)
-    checked_recipe = replace(
-        recipe,
-        loss=losses,
-        optimizer=replace(optimizer, settings=own),
-        stage1=_check_stage("stage1", recipe.stage1),
-        stage2=_check_stage("stage2", recipe.stage2),
-    )
-    _check_ranges(checked_recipe)
-    return checked_recipe
-
-
-def field_help() -> str:
-    """Every field with its default and what it means, a line each; losses and the like by their registries."""
-    return "\n".join(_describe(Recipe(), ""))
-
-
 def _read_yaml(name: str, under: tuple[str, ...] = ()) -> dict[str, Any]:
     """The fields of a recipe's file over those of the recipe that it `extends`. under: those that extend it."""
     settings = _one_file(name)
@@ -149,7 +110,7 @@ def _over(below: dict[str, Any], above: dict[str, Any], prefix: str = "") -> dic
     """Fields over others; those of a part are put together, what a registry decides is taken whole."""
     found = dict(below)
     for key, value in above.items():
-        whole = prefix + key == "loss" or key in _CHOSEN
+        whole = prefix + key == "loss" or key in CHOSEN
         both = isinstance(value, dict) and isinstance(below.get(key), dict) and not whole
         found[key] = _over(below[key], value, f"{prefix}{key}.") if both else value
     return found
@@ -196,9 +157,6 @@ def _read(name: str, overrides: Iterable[str]) -> Recipe:
     return recipe
 
 
-_OPTIMIZER_FIELDS = tuple(item.name for item in fields(OptimizerConfig) if item.name != "settings")
-
-
 def _take_open_fields(settings: dict[str, Any]) -> dict[str, Any]:
     """Remove from a YAML file's fields, and return, those that a registry decides."""
     found: dict[str, Any] = {
@@ -212,11 +170,11 @@ def _take_open_fields(settings: dict[str, Any]) -> dict[str, Any]:
     found["loss"] = {str(name): {"weight": weight, **own} for name, (weight, own) in map_losses(found["loss"]).items()}
     if isinstance(settings.get("optimizer"), dict):
         optimizer = settings["optimizer"] = dict(settings["optimizer"])
-        found["optimizer"] = {name: optimizer.pop(name) for name in [*optimizer] if name not in _OPTIMIZER_FIELDS}
+        found["optimizer"] = {name: optimizer.pop(name) for name in [*optimizer] if name not in OPTIMIZER_FIELDS}
     for stage in ("stage1", "stage2"):
         if isinstance(settings.get(stage), dict):
             settings[stage] = dict(settings[stage])
-            for kind in _CHOSEN:
+            for kind in CHOSEN:
                 if kind in settings[stage]:
                     chosen = settings[stage].pop(kind)
                     if not isinstance(chosen, str) and not (isinstance(chosen, dict) and "name" in chosen):
@@ -253,9 +211,9 @@ def _override_open(open_fields: dict[str, Any], dotted: str, value: str) -> bool
         known = OPTIMIZERS.entry(value).settings
         open_fields["optimizer"] = {name: own for name, own in open_fields["optimizer"].items() if name in known}
         return False
-    elif first == "optimizer" and name and name not in _OPTIMIZER_FIELDS:
+    elif first == "optimizer" and name and name not in OPTIMIZER_FIELDS:
         open_fields["optimizer"][name] = value
-    elif first in ("stage1", "stage2") and name in _CHOSEN:
+    elif first in ("stage1", "stage2") and name in CHOSEN:
         before = open_fields["stages"].get((first, name), getattr(StageConfig(), name))
         chosen, settings = name_and_settings(before)
         after = {"name": chosen, **settings, setting: value} if setting else {"name": value}
@@ -293,81 +251,6 @@ def _listed(dotted: str, value: str) -> str:
     if dotted not in _LISTS or value.startswith("["):
         return value
     return json.dumps([part.strip() for part in value.split(",")])
-
-
-def _check_stage(name: str, stage: StageConfig) -> StageConfig:
-    changes: dict[str, Any] = {}
-    for kind, registry in _CHOSEN.items():
-        chosen, settings = name_and_settings(getattr(stage, kind))
-        checked = check_settings(registry.entry(chosen).settings, settings, f"{name}.{kind}.")
-        changes[kind] = {"name": chosen, **checked} if checked else chosen
-    return replace(stage, **changes)
-
-
-def _check_ranges(recipe: Recipe) -> None:
-    """Raise UserError for a value of the right type that is out of range."""
-    try:
-        parse(ModelConfig, asdict(recipe.model), "model")
-    except ManifestError as error:
-        raise UserError(str(error)) from error
-    if not recipe.stages:
-        raise UserError("there is no stage with epochs; set stage1.epochs or stage2.epochs to 1 or more")
-    splits = recipe.train_splits
-    if not splits or len({*splits}) < len(splits):
-        raise UserError(f"train_splits is {splits}; expected at least one split of the data, each once")
-    if recipe.validation in splits:
-        raise UserError(
-            "train_splits has val, on which validation chooses the model; leave val out, or set validation to none, "
-            "which keeps the weights of the last epoch"
-        )
-    if recipe.feature_backend != "auto":
-        from crosspair.encode.backends import find_backend
-
-        find_backend(recipe.feature_backend)
-    if recipe.histograms < 0 or (recipe.histograms and recipe.tensorboard == "off"):
-        raise UserError(
-            f"histograms is {recipe.histograms}, tensorboard {recipe.tensorboard}; expected 0 (none) or more, and "
-            "tensorboard on, as histograms are written for it alone"
-        )
-    if recipe.decoded_cache_gb < 0 or recipe.stream.shuffle_buffer < 1:
-        raise UserError(
-            f"decoded_cache_gb is {recipe.decoded_cache_gb}, stream.shuffle_buffer {recipe.stream.shuffle_buffer}; "
-            "expected at least 0, at least 1"
-        )
-    if recipe.optimizer.bias_rate < 0:
-        raise UserError(f"optimizer.bias_rate is {recipe.optimizer.bias_rate}; expected 0 or more")
-    lora = recipe.lora
-    if lora.rank < 0 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
-        raise UserError(
-            f"lora.rank is {lora.rank}, lora.alpha {lora.alpha}, lora.dropout {lora.dropout}; expected at least 0, "
-            "above 0, at least 0 and below 1"
-        )
-    for number, stage in recipe.stages:
-        if not 0 < stage.layer_decay <= 1:
-            raise UserError(f"stage{number} has layer_decay {stage.layer_decay}; expected above 0, at most 1")
-        if stage.image_layers < 0:
-            raise UserError(f"stage{number} has image_layers {stage.image_layers}; expected 0 (all) or more")
-        if stage.batch_size < 2 or stage.captions_per_image < 0 or not 0 < stage.smallest_crop <= 1:
-            raise UserError(
-                f"stage{number} has batch_size {stage.batch_size}, captions_per_image {stage.captions_per_image}, "
-                f"smallest_crop {stage.smallest_crop}; expected at least 2, at least 0, above 0 and at most 1"
-            )
-        if stage.shift < 0 or not 0 <= stage.erasing <= 1 or not 0 <= stage.warmup_start <= 1:
-            raise UserError(
-                f"stage{number} has shift {stage.shift}, erasing {stage.erasing}, warmup_start {stage.warmup_start}; "
-                "expected at least 0, and twice from 0 to 1"
-            )
-        part = stage.mini_batch_size
-        if part != 0 and part < 4:  # no part of a batch may be too small for batch norm
-            raise UserError(f"stage{number} has mini_batch_size {part}; expected 0 (no parts) or at least 4")
-        of_each = name_and_settings(stage.sampler)[1].get("images_per_label", 1)
-        if name_and_settings(stage.sampler)[0] == "labels" and (
-            stage.batch_size % of_each or stage.batch_size == of_each
-        ):
-            raise UserError(
-                f"stage{number} has batch_size {stage.batch_size} and sampler.images_per_label {of_each}; expected a "
-                "batch that holds at least two labels with as many pictures each"
-            )
 
 
 def _unknown_field(settings: dict[str, Any], known: Any, prefix: str = "") -> str | None:
@@ -408,41 +291,3 @@ def _leaves(value: Any, prefix: str = "") -> list[str]:
         child = getattr(value, item.name)
         found += _leaves(child, f"{prefix}{item.name}.") if is_dataclass(child) else [prefix + item.name]
     return found
-
-
-def _describe(value: Any, prefix: str) -> list[str]:
-    from docstring_parser import parse_from_object
-
-    meaning = {param.arg_name: param.description or "" for param in parse_from_object(type(value)).params}
-    lines = []
-    for item in fields(value):
-        child, dotted = getattr(value, item.name), prefix + item.name
-        text = " ".join(meaning.get(item.name, "").split())
-        if is_dataclass(child):
-            lines += _describe(child, f"{dotted}.")
-        elif dotted == "loss":
-            for name in LOSSES.names():
-                lines += _line(f"loss.{name}", child.get(name, 0.0), f"Weight. {LOSSES.entry(name).summary}")
-                lines += _settings_lines(LOSSES, name, f"loss.{name}.")
-        elif dotted == "optimizer.settings":
-            for name in OPTIMIZERS.names():
-                lines += _settings_lines(OPTIMIZERS, name, "optimizer.", f"Of {name}. ")
-        elif item.name in _CHOSEN:
-            lines += _line(dotted, child, text)
-            for name in _CHOSEN[item.name].names():
-                lines += _settings_lines(_CHOSEN[item.name], name, f"{dotted}.", f"Of {name}. ")
-        elif dotted != _WRITTEN_BY_A_RUN:
-            lines += _line(dotted, child, text)
-    return lines
-
-
-def _settings_lines(registry: Registry[Any], name: str, prefix: str, text: str = "") -> list[str]:
-    lines = []
-    for setting in registry.entry(name).settings.values():
-        limits = f" ({setting.range})" if setting.range else ""
-        lines += _line(prefix + setting.name, setting.default, f"{text}{setting.meaning}{limits}".strip())
-    return lines
-
-
-def _line(dotted: str, default: Any, text: str) -> list[str]:
-    return [f"  --{dotted} {default!r}", *([f"      {text}"] if text else [])]
